@@ -1,0 +1,30 @@
+# make setup   a virtual environment with everything in it (.venv, or what VENV= names)
+# make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/index.html
+# make test    the tests          make lint   ruff's checks and format
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt tools/install_detectron2.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sebench needs Python 3.10 or later, $(PYTHON) is %d.%d: name another with PYTHON=" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m tools.install_detectron2
+	$(BIN)/python -m pip check
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/sebench demo --output demo
+
+# Each of the two test processes keeps to one thread, or they would fight over the cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
