@@ -52,7 +52,10 @@ def unpack(wheel: Path, site_packages: Path) -> None:
             f"{wheel.name} has SHA-256 {digest}, expected {SHA256}; nothing was installed. "
             "Download it again, or build Detectron2 from source."
         )
-    with tempfile.TemporaryDirectory(dir=site_packages) as scratch, zipfile.ZipFile(wheel) as archive:
+    with (
+        tempfile.TemporaryDirectory(dir=site_packages) as scratch,
+        zipfile.ZipFile(wheel) as archive,
+    ):
         members = [
             name
             for name in archive.namelist()
@@ -66,7 +69,15 @@ def unpack(wheel: Path, site_packages: Path) -> None:
 
 def download(directory: Path) -> Path:
     """Have pip download the wheel, whatever Python and platform its tag names; return its path."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     command += ["--python-version", "3.10", "--implementation", "cp", "--abi", "none"]
     command += ["--platform", "any", "--dest", str(directory), REQUIREMENT]
     subprocess.run(command, check=True)
