@@ -1,0 +1,143 @@
+"""Residual blocks with a place for attention."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from backbones.slot import Slot
+
+
+class ResidualBlock(nn.Module):
+    """y = relu(residual(x) + shortcut(x)), with the attention `se` at one of five places.
+
+    | placement | where `se` acts | Source |
+    |---|---|---|
+    | standard | on the residual branch, before the sum | Fig. 3, Fig. 5b |
+    | pre | on the input of the residual branch; the shortcut takes x as it is | Fig. 5c |
+    | post | on the output, after the ReLU | Fig. 5d |
+    | identity | on the shortcut, after its projection if there is one | Fig. 5e |
+    | 3x3 | inside a bottleneck, after the 3x3 convolution with its norm and ReLU | Table 15 |
+
+    That `identity` follows the projection and that `3x3` follows norm and ReLU are choices: the
+    paper does not say.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        slot: Slot,
+        stage: int,
+        map_stride: int,
+        inner_channels: int,
+        projection_kernel: int = 1,
+    ) -> None:
+        """`map_stride` is the stride of the block's output from the image, `stride` its own."""
+        super().__init__()
+        self.placement = slot.placement
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            kernel = projection_kernel if stride != 1 else 1
+            self.shortcut = projection(in_channels, out_channels, stride, kernel)
+        if slot.placement == "pre":
+            self.se = slot.build(in_channels, stage, map_stride // stride)
+        elif slot.placement == "3x3":
+            self.se = slot.build(inner_channels, stage, map_stride)
+        else:
+            self.se = slot.build(out_channels, stage, map_stride)
+        self.relu = nn.ReLU()
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.residual(self.se(x) if self.placement == "pre" else x)
+        if self.placement == "standard":
+            residual = self.se(residual)
+        shortcut = self.shortcut(x)
+        if self.placement == "identity":
+            shortcut = self.se(shortcut)
+        y = self.relu(residual + shortcut)
+        return self.se(y) if self.placement == "post" else y
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, the first with the stride."""
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, slot: Slot, stage: int, map_stride: int
+    ) -> None:
+        if slot.placement == "3x3":
+            raise ValueError(
+                "placement '3x3' is for bottleneck blocks, after their one 3x3 convolution;"
+                " this network has basic blocks with two"
+            )
+        super().__init__(in_channels, width, stride, slot, stage, map_stride, width)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions to 4 * width channels.
+
+    Args:
+        width: a quarter of the output's channels: 64, 128, 256, 512 in all published networks.
+        groups, group_width: cardinality and channels of a group at width 64, e.g. 32 and 4.
+        stride_in_1x1: whether the stride is in the first 1x1 or in the 3x3 convolution.
+        halve_first: halve the output of the first 1x1 convolution (SENet-154, appendix (a)).
+        projection_kernel: 3 for a strided 3x3 projection (SENet-154, appendix (c)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        slot: Slot,
+        stage: int,
+        map_stride: int,
+        groups: int = 1,
+        group_width: int = 64,
+        stride_in_1x1: bool = True,
+        halve_first: bool = False,
+        projection_kernel: int = 1,
+    ) -> None:
+        inner = groups * group_width * width // 64
+        first = inner // 2 if halve_first else inner
+        out_channels = 4 * width
+        super().__init__(
+            in_channels, out_channels, stride, slot, stage, map_stride, inner, projection_kernel
+        )
+        stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False)
+        self.norm1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, inner, 3, stride2, padding=1, groups=groups, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(self.norm2(self.conv2(x)))
+        if self.placement == "3x3":
+            x = self.se(x)
+        return self.norm3(self.conv3(x))
+
+
+def projection(in_channels: int, out_channels: int, stride: int, kernel: int = 1) -> nn.Sequential:
+    """Build a shortcut that changes shape: a convolution and its norm."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(
+                in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False
+            ),
+            norm=nn.BatchNorm2d(out_channels),
+        )
+    )

@@ -1,0 +1,94 @@
+"""What every backbone promises: named feature maps with known channels and strides."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    channels: int
+    stride: int  # input pixels per pixel of the map
+
+
+class Backbone(nn.Module):
+    """A network without its classifier.
+
+    A subclass has one child module per entry of `feature_specs`, under the same name, applied one
+    after the other. ImageNet networks have `stem`, `res2` .. `res5` (the latter at strides 4, 8,
+    16, 32), networks for 32x32 pictures `stem`, `res2` .. `res4`.
+    """
+
+    feature_specs: dict[str, FeatureSpec]
+    # Where this network can hold its attention (paper, Fig. 5 and Table 15).
+    placements: tuple[str, ...] = ("standard",)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images (N, 3, H, W) to feature maps {name: (N, channels, ~H/stride, ~W/stride)}."""
+        features = {}
+        for name in self.feature_specs:
+            x = getattr(self, name)(x)
+            features[name] = x
+        return features
+
+    def stage_modules(self, name: str) -> list[nn.Module]:
+        """Return the modules that make the stage `name`, e.g. to freeze it."""
+        if name not in self.feature_specs:
+            raise ValueError(f"no stage {name!r}; this network has {', '.join(self.feature_specs)}")
+        return [getattr(self, name)]
+
+    def build_head(self, num_classes: int, dropout: float = 0.0) -> nn.Module:
+        """Build the classifier this network is published with: features -> logits."""
+        stage = list(self.feature_specs)[-1]
+        return PooledLinearHead(stage, self.feature_specs[stage].channels, num_classes, dropout)
+
+
+class PooledLinearHead(nn.Module):
+    """Global average pool of one stage, dropout, and a fully connected layer."""
+
+    def __init__(self, stage: str, channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stage = stage
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        initialize_he(self)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Map features to logits (N, num_classes)."""
+        pooled = features[self.stage].mean(dim=(2, 3))  # (N, C)
+        return self.fc(self.dropout(pooled))
+
+
+class Network(nn.Module):
+    """A backbone and its classifier: images (N, 3, H, W) -> logits (N, num_classes)."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = backbone.build_head(num_classes, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+@torch.no_grad()
+def initialize_he(module: nn.Module) -> None:
+    """Draw every weight of `module` from He's normal distribution; norms start as the identity.
+
+    Source: paper, section 6.1, which cites He et al. 2015 (arXiv 1502.01852), Eq. 14: the standard
+    deviation is sqrt(2 / fan_out) before a ReLU. Fully connected layers end in logits or in a
+    gate, where He's factor of two does not apply: sqrt(1 / fan_in).
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(child, nn.Linear):
+            nn.init.kaiming_normal_(child.weight, nonlinearity="linear")
+        elif isinstance(child, nn.BatchNorm2d):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+        else:
+            continue
+        if child.bias is not None:
+            nn.init.zeros_(child.bias)

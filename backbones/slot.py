@@ -1,0 +1,105 @@
+"""The attention slot: the one place where any network takes SE, or another attention, on board.
+
+A network asks its slot for a module wherever the paper puts an SE block; the slot answers with
+the attention chosen by the options, or with the identity for plain networks and for stages
+left out.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from backbones.squeeze_excite import SEBlock
+
+# Option `attention` -> what builds it for a number of channels. Its further parameters are options
+# of every network that holds it. `feature_size` is special: the slot passes (H, W) of the map.
+ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
+    "se": SEBlock,
+}
+# Paper, Fig. 5 and Table 15; see `blocks.ResidualBlock` for what each means.
+PLACEMENTS = ("standard", "pre", "post", "identity", "3x3")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Which attention a network holds, and where."""
+
+    attention: str | None = None  # a name of ATTENTIONS; None: plain
+    placement: str = "standard"
+    stages: tuple[int, ...] | None = None  # Table 13: those of 2..5 that hold it; None: all
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the attention itself
+    input_size: int = 224  # pixels, for attentions whose weights depend on the map's size
+
+    def build(self, channels: int, stage: int, stride: int) -> nn.Module:
+        """Build the module for a map of `channels` and `stride` in `stage` (2 to 5)."""
+        if self.attention is None or (self.stages is not None and stage not in self.stages):
+            return nn.Identity()
+        builder = ATTENTIONS[self.attention]
+        arguments = dict(self.options)
+        if "feature_size" in inspect.signature(builder).parameters:
+            side = -(-self.input_size // stride)
+            arguments["feature_size"] = (side, side)
+        return builder(channels, **arguments)
+
+
+PLAIN = Slot()
+
+
+def build_slot(options: dict[str, Any], input_size: int) -> Slot:
+    """Make a slot of a network's attention options.
+
+    Raises:
+        ValueError: an unknown attention, placement or option, or one the attention does not have.
+    """
+    options = dict(options)
+    attention = options.pop("attention", "se")
+    if attention not in ATTENTIONS:
+        raise ValueError(unknown("attention", attention, ATTENTIONS))
+    placement = options.pop("placement", "standard")
+    if placement not in PLACEMENTS:
+        raise ValueError(unknown("placement", placement, PLACEMENTS))
+    stages = options.pop("se_stages", None)
+    if stages is not None:
+        stages = tuple(stages)
+        if not stages or not set(stages) <= {2, 3, 4, 5}:
+            raise ValueError(f"se_stages is a non-empty subset of 2, 3, 4, 5, not {list(stages)}")
+    for option in options:
+        if option not in attention_options(attention):
+            raise ValueError(
+                f"attention {attention!r} has no option {option!r}; it has"
+                f" {', '.join(attention_options(attention)) or 'none'}"
+            )
+    return Slot(attention, placement, stages, options, input_size)
+
+
+def attention_options(attention: str) -> list[str]:
+    """Return the names of an attention's own options."""
+    names = list(inspect.signature(ATTENTIONS[attention]).parameters)[1:]
+    return [name for name in names if name != "feature_size"]
+
+
+def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:
+    """Add an attention of one's own, e.g. from a file named by `--import`.
+
+    Args:
+        name: the value of the option `attention` that selects it.
+        builder: `builder(channels, **options)` returns a module that keeps the shape (N, C, H, W).
+            Its keyword parameters become options of the network.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in ATTENTIONS:
+        raise ValueError(f"attention {name!r} is there already; choose another name")
+    ATTENTIONS[name] = builder
+
+
+def unknown(kind: str, value: object, allowed: Any) -> str:
+    """Word the error for a name that is not in `allowed`, with near matches."""
+    near = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=3)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    return f"unknown {kind} {value!r}; {hint}allowed: {', '.join(map(str, allowed))}"

@@ -1,0 +1,266 @@
+"""The networks there are: one literal table, readable without torch.
+
+A row of `PAIRS` declares a plain network and its SE twin. Their parameters and multiply-adds are
+golden integers (a test counts them anew, by the rule stated in `cost`), so that listing them needs
+no torch.
+"""
+
+import difflib
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Which network a task uses: the field `backbone` of every task's settings."""
+
+    name: str = "resnet50"
+    options: dict[str, Any] = field(default_factory=dict)  # e.g. {"reduction": 8}
+    weights: str | None = None  # file to start from, or to evaluate; None: random
+    imports: list[str] = field(default_factory=list)  # files that register networks of one's own
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How pictures were fed to the network in training; it travels with the weights.
+
+    `mean` and `std` are in pixel units (0 to 255), in the order of `channel_order`.
+    """
+
+    channel_order: str = "RGB"  # or "BGR"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    name: str
+    family: str
+    twin: str | None  # the same network without SE; None for plain networks
+    is_se: bool
+    parameters: int  # with the classifier
+    multiply_adds: int  # of one picture, with the classifier; counted as `cost` says
+    input_size: int  # pixels, height and width
+    classes: int  # of the classifier in the two counts
+    detection: str | None  # why it cannot be the trunk of a detector; None: it can
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A plain network and its SE twin: the same builder, with and without attention."""
+
+    plain: str
+    se: str
+    family: str
+    builder: str  # "module:Class" of this package
+    arguments: dict[str, Any]
+    parameters: tuple[int, int]  # plain, SE
+    multiply_adds: tuple[int, int]
+    options: tuple[str, ...] = ()  # arguments a user may change
+    se_defaults: dict[str, Any] = field(default_factory=dict)
+    input_size: int = 224
+    classes: int = 1000
+    detection: str | None = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A network of the user's own."""
+
+    name: str
+    builder: Callable[..., Any]
+    family: str
+    twin: str | None
+    is_se: bool
+    input_size: int
+
+
+_SMALL = "made for 32x32 pictures: its last stage has stride 4, a detector needs 4, 8, 16, 32"
+_BASIC = ("stem_pool",)
+_BOTTLENECK = ("stride_in_1x1", "stem_pool")
+
+# fmt: off
+PAIRS = (
+    Pair("resnet18", "se_resnet18", "ResNet", "resnet:ResNet",
+         {"layers": (2, 2, 2, 2), "bottleneck": False},
+         (11_689_512, 11_778_592), (1_814_825_984, 1_814_913_024), _BASIC),
+    Pair("resnet34", "se_resnet34", "ResNet", "resnet:ResNet",
+         {"layers": (3, 4, 6, 3), "bottleneck": False},
+         (21_797_672, 21_958_868), (3_665_141_248, 3_665_298_432), _BASIC),
+    Pair("resnet50", "se_resnet50", "ResNet", "resnet:ResNet",
+         {"layers": (3, 4, 6, 3)},
+         (25_557_032, 28_088_024), (3_863_492_608, 3_866_007_552), _BOTTLENECK),
+    Pair("resnet101", "se_resnet101", "ResNet", "resnet:ResNet",
+         {"layers": (3, 4, 23, 3)},
+         (44_549_160, 49_326_872), (7_579_125_760, 7_583_868_928), _BOTTLENECK),
+    Pair("resnet152", "se_resnet152", "ResNet", "resnet:ResNet",
+         {"layers": (3, 8, 36, 3)},
+         (60_192_808, 66_821_848), (11_295_561_728, 11_302_139_904), _BOTTLENECK),
+    # ResNeXt strides in its 3x3 convolutions: see the docstring of `resnet.ResNet`.
+    Pair("resnext50_32x4d", "se_resnext50_32x4d", "ResNeXt", "resnet:ResNet",
+         {"layers": (3, 4, 6, 3), "groups": 32, "group_width": 4, "stride_in_1x1": False},
+         (25_028_904, 27_559_896), (4_235_999_232, 4_238_514_176), _BOTTLENECK),
+    Pair("resnext101_32x4d", "se_resnext101_32x4d", "ResNeXt", "resnet:ResNet",
+         {"layers": (3, 4, 23, 3), "groups": 32, "group_width": 4, "stride_in_1x1": False},
+         (44_177_704, 48_955_416), (7_978_928_128, 7_983_671_296), _BOTTLENECK),
+    # For tests and the demo; not published anywhere.
+    Pair("resnet_tiny", "se_resnet_tiny", "ResNet", "resnet:ResNet",
+         {"layers": (1, 1, 1, 1), "bottleneck": False, "widths": (24, 48, 96, 128),
+          "stem_width": 24},
+         (576_288, 583_741), (25_976_576, 25_983_696), _BASIC, {"reduction": 8}, input_size=96),
+    Pair("resnet20", "se_resnet20", "pre-activation ResNet", "cifar_resnet:CifarResNet",
+         {"depth": 20, "bottleneck": False},
+         (269_722, 272_095), (40_637_056, 40_639_072),
+         input_size=32, classes=10, detection=_SMALL),
+    Pair("resnet56", "se_resnet56", "pre-activation ResNet", "cifar_resnet:CifarResNet",
+         {"depth": 56, "bottleneck": False},
+         (853_018, 860_137), (125_743_744, 125_749_792),
+         input_size=32, classes=10, detection=_SMALL),
+    Pair("resnet110", "se_resnet110", "pre-activation ResNet", "cifar_resnet:CifarResNet",
+         {"depth": 110, "bottleneck": False},
+         (1_727_962, 1_742_200), (253_403_776, 253_415_872),
+         input_size=32, classes=10, detection=_SMALL),
+    Pair("resnet164", "se_resnet164", "pre-activation ResNet", "cifar_resnet:CifarResNet",
+         {"depth": 164, "bottleneck": True},
+         (1_703_258, 1_905_362), (246_565_376, 246_758_912),
+         input_size=32, classes=10, detection=_SMALL),
+)
+# fmt: on
+
+_registered: dict[str, Registered] = {}
+
+
+def list_backbones() -> list[BackboneInfo]:
+    """Describe every network of the table, plain before SE, and then those registered."""
+    names = [name for pair in PAIRS for name in (pair.plain, pair.se)]
+    return [describe_backbone(name) for name in [*names, *_registered]]
+
+
+def describe_backbone(name: str) -> BackboneInfo:
+    """Describe a network with its default options. Raises ValueError for an unknown name."""
+    entry = find_backbone(name)
+    if isinstance(entry, Registered):
+        return _describe_registered(name)
+    is_se = name == entry.se
+    return BackboneInfo(
+        name=name,
+        family=entry.family,
+        twin=entry.plain if is_se else None,
+        is_se=is_se,
+        parameters=entry.parameters[is_se],
+        multiply_adds=entry.multiply_adds[is_se],
+        input_size=entry.input_size,
+        classes=entry.classes,
+        detection=entry.detection,
+    )
+
+
+def find_backbone(name: str) -> Pair | Registered:
+    """Return the row of a network. Raises ValueError, with near matches, for an unknown name."""
+    rows = {name: pair for pair in PAIRS for name in (pair.plain, pair.se)} | _registered
+    if name in rows:
+        return rows[name]
+    near = difflib.get_close_matches(name, rows, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "there are " + ", ".join(rows)
+    raise ValueError(
+        f"unknown backbone {name!r}; {hint} (`sebench list backbones` lists all;"
+        " a network of your own is registered by a file given with --import)"
+    )
+
+
+def twin_of(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return name and options of the plain twin, or None for a plain network.
+
+    What concerns the attention is dropped, what concerns the network (e.g. stride_in_1x1) kept.
+    """
+    entry = find_backbone(name)
+    if isinstance(entry, Registered):
+        return (entry.twin, dict(options)) if entry.twin else None
+    if name == entry.plain:
+        return None
+    return entry.plain, {key: value for key, value in options.items() if key in entry.options}
+
+
+def register_backbone(
+    name: str,
+    builder: Callable[..., Any],
+    *,
+    family: str,
+    twin: str | None = None,
+    is_se: bool = False,
+    input_size: int = 224,
+) -> None:
+    """Add a network of one's own, e.g. from a file named by `--import`.
+
+    Args:
+        name: how settings and the command line will call it.
+        builder: `builder(**options)` returns a `backbones.Backbone`.
+        family: what it is listed under.
+        twin: the name of the same network without SE, if it has one; it gets the same options.
+        is_se: whether it holds SE or another attention.
+        input_size: height and width in pixels its cost is counted at.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _registered or any(name in (pair.plain, pair.se) for pair in PAIRS):
+        raise ValueError(f"backbone {name!r} is there already; choose another name")
+    _registered[name] = Registered(name, builder, family, twin, is_se, input_size)
+
+
+def load_user_module(path: str | Path) -> None:
+    """Run a Python file that registers networks or attentions; a file that ran is not run again.
+
+    Raises:
+        ValueError: the file is missing or fails, with its own error named.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"--import {path}: no such file")
+    name = f"_sebench_import_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--import {path}: not a Python file (its name ends in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"--import {path}: {type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _describe_registered(name: str) -> BackboneInfo:
+    import torch  # only for networks outside the table, which must be built to be counted
+
+    from backbones.cost import count_multiply_adds, count_parameters
+    from backbones.features import Network
+
+    entry = _registered[name]
+    with torch.device("meta"):
+        network = Network(entry.builder(), num_classes=1000)
+    strides = [spec.stride for spec in network.backbone.feature_specs.values()][-4:]
+    detection = None
+    if strides != [4, 8, 16, 32]:
+        detection = f"its last stages have strides {strides}, a detector needs 4, 8, 16, 32"
+    size = entry.input_size
+    return BackboneInfo(
+        name=name,
+        family=entry.family,
+        twin=entry.twin,
+        is_se=entry.is_se,
+        parameters=count_parameters(network),
+        multiply_adds=count_multiply_adds(network, (3, size, size)),
+        input_size=size,
+        classes=1000,
+        detection=detection,
+    )
