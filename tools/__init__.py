@@ -1,0 +1,1 @@
+"""Experiments, records, statistics, reports and the command line."""
