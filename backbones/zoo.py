@@ -22,6 +22,8 @@ class BackboneSettings:
     name: str = "resnet50"
     options: dict[str, Any] = field(default_factory=dict)  # e.g. {"reduction": 8}
     weights: str | None = None  # file to start from, or to evaluate; None: random
+    # Patterns of tensors (`backbone.res5.*`) that the file may lack.
+    allow_missing: list[str] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)  # files that register networks of one's own
 
 
@@ -36,6 +38,8 @@ class InputFormat:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     interpolation: str = "bilinear"
+    size: int | None = None  # pixels a side; None: not told, the task's protocol decides
+    crop: float | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
 
 
 @dataclass(frozen=True)
