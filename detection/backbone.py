@@ -1,0 +1,292 @@
+"""The suite's backbones as Detectron2 sees them, from a config of its own kind or a LazyConfig.
+
+    from detection import register_backbones
+    register_backbones()
+    cfg.MODEL.BACKBONE.NAME = "build_se_resnet50_fpn_backbone"
+
+A backbone obeys the keys Detectron2 has for its own ResNets: MODEL.BACKBONE.FREEZE_AT,
+MODEL.RESNETS.NORM, .OUT_FEATURES and .STRIDE_IN_1X1 (where it is False), MODEL.FPN.*. What
+Detectron2 has no key for is in MODEL.SEBENCH, which `add_sebench_config` adds: OPTIONS of the
+network, and WEIGHTS, a file of this suite that is loaded strictly. By LazyConfig:
+
+    model.backbone.bottom_up = L(build_stages)(
+        name="se_resnet50", norm="FrozenBN", freeze_at=2, out_features=["res2", ..., "res5"])
+
+Source: Detectron2's modeling/backbone/{backbone,build,fpn,resnet}.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import Backbone as DetectorBackbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from backbones import (
+    Backbone,
+    InputFormat,
+    build_backbone,
+    list_backbones,
+    load_weights,
+    read_weights,
+)
+
+from .config import NORMS
+
+STAGES = ("res2", "res3", "res4", "res5")
+GROUPS = 32  # of GroupNorm, as in Detectron2
+
+
+class Stages(DetectorBackbone):
+    """A backbone of this suite behind Detectron2's interface.
+
+    The network itself is `stages`, the same module a classifier has: same input, same weights,
+    same features to the bit. Stages after the last one asked for are dropped, so that every
+    parameter gets a gradient.
+    """
+
+    def __init__(
+        self,
+        stages: Backbone,
+        out_features: Sequence[str] = STAGES,
+        freeze_at: int = 2,
+        norm: str = "FrozenBN",
+    ) -> None:
+        """See `build_stages`."""
+        super().__init__()
+        names = list(stages.feature_specs)
+        unknown = [name for name in out_features if name not in names]
+        if unknown or not out_features:
+            raise ValueError(f"out_features {list(out_features)}: choose from {', '.join(names)}")
+        if not 0 <= freeze_at <= len(names):
+            raise ValueError(f"freeze_at {freeze_at}: choose 0 (none) to {len(names)} (all)")
+        if norm not in NORMS:
+            raise ValueError(f"norm {norm!r}: choose from {', '.join(NORMS)}")
+        last = max(names.index(name) for name in out_features)
+        for name in names[last + 1 :]:
+            delattr(stages, name)
+        stages.feature_specs = {name: stages.feature_specs[name] for name in names[: last + 1]}
+        self.stages = stages
+        self._out_features = list(out_features)
+        specs = stages.feature_specs
+        self._out_feature_channels = {name: specs[name].channels for name in out_features}
+        self._out_feature_strides = {name: specs[name].stride for name in out_features}
+        for index, name in enumerate(specs):
+            modules = stages.stage_modules(name)
+            frozen = index < freeze_at
+            _convert_norms(stages, modules, "FrozenBN" if frozen else norm)
+            if frozen:
+                for module in modules:
+                    module.requires_grad_(False)
+        self._started = False
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map pictures (N, 3, H, W) to {name: (N, channels, H / stride, W / stride)}."""
+        if self.training and not self._started:
+            _refuse_untrained_frozen_norms(self.stages)
+            self._started = True
+        features = self.stages(x)
+        return {name: features[name] for name in self._out_features}
+
+
+def build_stages(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    out_features: Sequence[str] = STAGES,
+    freeze_at: int = 2,
+    norm: str = "FrozenBN",
+    weights: str | None = None,
+) -> Stages:
+    """Build a backbone of this suite for a detector; the form for a LazyConfig.
+
+    Args:
+        name: as `sebench list backbones` has it.
+        options: of the network, e.g. {"reduction": 8, "stride_in_1x1": False}.
+        out_features: stages that are returned.
+        freeze_at: stages, from the stem on, whose parameters (those of SE too) and statistics stay
+            as they are: 0 none, 1 the stem, 2 the stem and res2. Their norms become FrozenBN.
+        norm: of the other stages: FrozenBN, BN, SyncBN, or GN (32 groups, drawn anew).
+        weights: a file of this suite, loaded strictly; its classifier is dropped.
+
+    Raises:
+        ValueError: an unknown name, option or stage; weights that do not fit.
+    """
+    stages = build_backbone(name, **dict(options or {}))
+    strides = [spec.stride for spec in stages.feature_specs.values()]
+    if strides[-4:] != [4, 8, 16, 32]:
+        raise ValueError(f"backbone {name}: a detector needs strides 4, 8, 16, 32, not {strides}")
+    if weights and norm == "GN":
+        raise ValueError(
+            f"weights {weights} hold batch norms, norm GN would drop them; choose FrozenBN, BN or "
+            "SyncBN, or train from scratch"
+        )
+    if weights:
+        load_weights(stages, weights)
+    return Stages(stages, out_features, freeze_at, norm)
+
+
+def register_backbones() -> None:
+    """Put every backbone with strides 4 to 32 into Detectron2's BACKBONE_REGISTRY.
+
+    For `se_resnet50`, say: `build_se_resnet50_backbone` gives its stages,
+    `build_se_resnet50_fpn_backbone` p2 .. p6 and `build_retinanet_se_resnet50_fpn_backbone`
+    p3 .. p7, as Detectron2 names its own. Again is no harm, and adds what was registered with
+    `backbones.register_backbone` since.
+    """
+    builders = {
+        "build_{}_backbone": _build_bare,
+        "build_{}_fpn_backbone": _build_fpn,
+        "build_retinanet_{}_fpn_backbone": _build_retinanet_fpn,
+    }
+    for info in list_backbones():
+        for pattern, build in builders.items():
+            registered = pattern.format(info.name)
+            if info.detection is None and registered not in BACKBONE_REGISTRY:
+                BACKBONE_REGISTRY.register(_named(registered, build, info.name))
+
+
+def add_sebench_config(cfg: CfgNode) -> None:
+    """Add MODEL.SEBENCH: OPTIONS of the network, WEIGHTS it starts from."""
+    cfg.MODEL.SEBENCH = CfgNode()
+    cfg.MODEL.SEBENCH.OPTIONS = CfgNode(new_allowed=True)
+    cfg.MODEL.SEBENCH.WEIGHTS = ""
+
+
+def use_weights(cfg: CfgNode, path: str) -> None:
+    """Let the backbone start from `path`, and the pixels be as those weights know them."""
+    weights = read_weights(path)
+    if "SEBENCH" not in cfg.MODEL:
+        add_sebench_config(cfg)
+    cfg.MODEL.SEBENCH.WEIGHTS = str(path)
+    # Not only the file given: a MODEL.WEIGHTS left from a base config would be loaded over it.
+    cfg.MODEL.WEIGHTS = ""
+    if weights.input_format is not None:
+        cfg.INPUT.FORMAT = weights.input_format.channel_order
+        cfg.MODEL.PIXEL_MEAN = list(weights.input_format.mean)
+        cfg.MODEL.PIXEL_STD = list(weights.input_format.std)
+
+
+def check_input_format(given: InputFormat, weights: InputFormat, path: str) -> None:
+    """Refuse pixels in another order or scale than the weights know."""
+    for what in ("channel_order", "mean", "std"):
+        one, other = getattr(given, what), getattr(weights, what)
+        if one != other and (isinstance(one, str) or not _close(one, other)):
+            raise ValueError(
+                f"the detector feeds {_words(given)}, but {path} was trained on {_words(weights)}: "
+                "it would load and score too low; let the input follow the weights"
+            )
+
+
+def _close(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(a - b) < 0.01 for a, b in zip(one, other, strict=True))
+
+
+def _words(format: InputFormat) -> str:
+    return f"{format.channel_order} with mean {list(format.mean)} and std {list(format.std)}"
+
+
+# What the registry calls ---------------------------------------------------------------------------
+
+
+def _named(name: str, build: Callable[..., DetectorBackbone], backbone: str) -> Callable[..., Any]:
+    def registered(cfg: CfgNode, input_shape: ShapeSpec) -> DetectorBackbone:
+        return build(backbone, cfg, input_shape)
+
+    registered.__name__ = registered.__qualname__ = name
+    registered.__doc__ = f"{backbone} from a Detectron2 config and ShapeSpec(channels=3)."
+    return registered
+
+
+def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
+    if input_shape.channels != 3:
+        raise ValueError(f"backbone {name}: made for 3 channels, not {input_shape.channels}")
+    resnets = cfg.MODEL.RESNETS
+    if resnets.RES5_DILATION != 1 or any(resnets.DEFORM_ON_PER_STAGE):
+        raise ValueError(
+            f"backbone {name}: has no dilated or deformable convolutions; leave "
+            "MODEL.RESNETS.RES5_DILATION at 1 and DEFORM_ON_PER_STAGE all False"
+        )
+    node = cfg.MODEL.get("SEBENCH") or {}
+    options = dict(node.get("OPTIONS") or {})
+    if not resnets.STRIDE_IN_1X1:  # True is the default and says nothing
+        options.setdefault("stride_in_1x1", False)
+    weights = node.get("WEIGHTS") or None
+    known = read_weights(weights).input_format if weights else None
+    if known is not None:
+        mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
+        check_input_format(InputFormat(cfg.INPUT.FORMAT, mean, std), known, weights)
+    return build_stages(
+        name, options, resnets.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT, resnets.NORM, weights
+    )
+
+
+def _build_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    return _with_fpn(_build_bare(name, cfg, input_shape), cfg, LastLevelMaxPool())
+
+
+def _build_retinanet_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    stages = _build_bare(name, cfg, input_shape)
+    channels = stages.output_shape()["res5"].channels
+    return _with_fpn(stages, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _with_fpn(stages: Stages, cfg: CfgNode, top_block: nn.Module) -> FPN:
+    fpn = cfg.MODEL.FPN
+    return FPN(stages, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+
+
+# Norms ---------------------------------------------------------------------------------------------
+
+
+def _convert_norms(root: nn.Module, within: Sequence[nn.Module], norm: str) -> None:
+    """Exchange the batch norms inside the modules `within` of `root`."""
+    inside = {id(module) for top in within for module in top.modules()}
+    for prefix, parent in list(root.named_modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and id(child) in inside:
+                setattr(parent, name, _converted(child, norm, f"{prefix}.{name}"))
+
+
+def _converted(batch_norm: nn.BatchNorm2d, norm: str, name: str) -> nn.Module:
+    if norm == "FrozenBN":
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(batch_norm)
+    if norm == "SyncBN":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(batch_norm)
+    if norm == "GN":
+        channels = batch_norm.num_features
+        if channels % GROUPS:
+            raise ValueError(
+                f"norm GN needs channels in multiples of {GROUPS}; {name} has {channels}"
+            )
+        return nn.GroupNorm(GROUPS, channels)
+    return batch_norm
+
+
+def _refuse_untrained_frozen_norms(stages: Backbone) -> None:
+    """A frozen norm that never saw statistics is the identity, and the network diverges."""
+    frozen = [
+        (name, module)
+        for name, module in stages.named_modules()
+        if isinstance(module, FrozenBatchNorm2d)
+    ]
+    if frozen and all(_is_untrained(module) for _, module in frozen):
+        raise ValueError(
+            f"the backbone has no trained weights, but frozen norms ({frozen[0][0]} and "
+            f"{len(frozen) - 1} more): without statistics they do nothing and training diverges; "
+            "load weights, or train from scratch with norm BN, SyncBN or GN and freeze_at 0 "
+            "(MODEL.RESNETS.NORM, MODEL.BACKBONE.FREEZE_AT)"
+        )
+
+
+def _is_untrained(norm: FrozenBatchNorm2d) -> bool:
+    return bool(
+        (norm.running_mean == 0).all()
+        and torch.allclose(norm.running_var, torch.ones_like(norm.running_var), atol=1e-4)
+        and (norm.bias == 0).all()
+    )

@@ -1,0 +1,191 @@
+"""The numbers of COCO from boxes: by hotcoco, or by pycocotools itself; equal to the bit.
+
+Imports neither torch nor Detectron2, so that scoring a results file starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .coco import read_annotations
+
+# In the order of COCOeval's stats; each with why it can be missing.
+METRICS = {
+    "AP": "box",
+    "AP50": "box",
+    "AP75": "box",
+    "APs": "box under 32 x 32 pixels of area",
+    "APm": "box from 32 x 32 to 96 x 96 pixels of area",
+    "APl": "box over 96 x 96 pixels of area",
+    "AR1": "box",
+    "AR10": "box",
+    "AR100": "box",
+    "ARs": "box under 32 x 32 pixels of area",
+    "ARm": "box from 32 x 32 to 96 x 96 pixels of area",
+    "ARl": "box over 96 x 96 pixels of area",
+}
+EVALUATORS = ("hotcoco", "pycocotools")
+
+
+def score_results(
+    results: Path | str, annotations: Path | str, evaluator: str = "hotcoco"
+) -> dict[str, Any]:
+    """Score a file of COCO results: `[{"image_id", "category_id", "bbox", "score"}, ...]`.
+
+    Returns:
+        What `score` returns, and `dataset` and `protocol` as in the result of an evaluation.
+    Raises:
+        ValueError: a file cannot be read, or a detection names an image or category that the
+            annotations do not have.
+    """
+    annotations = Path(annotations)
+    content = read_annotations(annotations)
+    categories = {row["id"]: row["name"] for row in content["categories"]}
+    detections = _read_results(Path(results))
+    for column, key, known in (
+        (0, "image_id", {row["id"] for row in content["images"]}),
+        (6, "category_id", set(categories)),
+    ):
+        strange = set(detections[:, column].tolist()) - known
+        if strange:
+            raise ValueError(
+                f"{results}: {key} {min(strange):g} is not in {annotations} "
+                f"({len(strange)} such ids); the results are of another set"
+            )
+    return {
+        **score(annotations, detections, evaluator),
+        "dataset": {
+            "name": "custom",
+            "split": annotations.stem.removeprefix("instances_"),
+            "images": len(content["images"]),
+            "classes": len(categories),
+            "class_names": [str(categories[key]) for key in sorted(categories)],
+            "synthetic": any(
+                (folder / "SYNTHETIC").is_file()
+                for folder in (annotations.parent, annotations.parent.parent)
+            ),
+            "root": str(annotations.parent),
+            "annotations": str(annotations),
+            "train_images": None,
+            "sha256": hashlib.sha256(annotations.read_bytes()).hexdigest(),
+        },
+        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": len(detections)},
+    }
+
+
+def score(
+    annotations: Path | str, detections: np.ndarray, evaluator: str = "hotcoco"
+) -> dict[str, Any]:
+    """The twelve numbers of COCO and the AP of each category, in percent.
+
+    Args:
+        annotations: the COCO file of the ground truth.
+        detections: (N, 7) float64: image id, x, y, width, height (pixels), score, category id.
+    Returns:
+        `metrics` name -> value or None, `missing` name -> reason, `per_class` a list of
+        {class, images, AP, reason}. Nothing is -1 or NaN.
+    Source: cocodataset.org/#detection-eval; pycocotools 2.0 cocoeval.py.
+    """
+    if evaluator not in EVALUATORS:
+        raise ValueError(f"evaluator {evaluator!r}: choose from {', '.join(EVALUATORS)}")
+    detections = np.ascontiguousarray(detections, dtype=np.float64).reshape(-1, 7)
+    with contextlib.redirect_stdout(io.StringIO()):
+        if evaluator == "hotcoco":
+            from hotcoco import COCO, COCOeval
+
+            truth = COCO(str(annotations))
+            found = truth.load_res(detections)
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+
+            truth = COCO(str(annotations))
+            found = truth.loadRes(detections) if len(detections) else _nothing_found(truth)
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics: dict[str, float | None] = {}
+    missing = {}
+    for (name, what), value in zip(METRICS.items(), evaluation.stats, strict=True):
+        metrics[name] = None if value < 0 else 100 * float(value)
+        if value < 0:
+            missing[name] = f"the set has no {what}"
+    # (threshold, recall, category, area, most detections): all areas, 100 detections
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    categories = truth.loadCats(sorted(truth.getCatIds()))
+    per_class = []
+    for index, category in enumerate(categories):
+        known = precision[:, :, index][precision[:, :, index] > -1]
+        row: dict[str, Any] = {
+            "class": str(category["name"]),
+            "images": len(truth.getImgIds(catIds=[category["id"]])),
+            "AP": 100 * float(known.mean()) if known.size else None,
+        }
+        if not known.size:
+            row["reason"] = "the set has no box of this category"
+        per_class.append(row)
+    return {"metrics": metrics, "missing": missing, "per_class": per_class}
+
+
+def _nothing_found(truth: Any) -> Any:
+    """pycocotools' loadRes cannot read an empty list."""
+    from pycocotools.coco import COCO
+
+    found = COCO()
+    found.dataset = {
+        "images": truth.dataset["images"],
+        "categories": truth.dataset["categories"],
+        "annotations": [],
+    }
+    found.createIndex()
+    return found
+
+
+def _read_results(path: Path) -> np.ndarray:
+    """A results file as the (N, 7) array that `score` takes."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"no results file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: COCO results are a list of detections, not a {type(rows)}")
+    detections = np.empty((len(rows), 7))
+    for index, row in enumerate(rows):
+        try:
+            x, y, width, height = row["bbox"]
+            numbers = (row["image_id"], x, y, width, height, row["score"], row["category_id"])
+            detections[index] = numbers
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: detection {index} is not "
+                "{image_id, category_id, bbox: [x, y, width, height], score}"
+            ) from error
+    if not np.isfinite(detections).all():
+        index = int(np.argmin(np.isfinite(detections).all(axis=1)))
+        raise ValueError(f"{path}: detection {index} holds a number that is not finite")
+    return detections
+
+
+def results_json(detections: np.ndarray) -> str:
+    """`detections` as the text of a COCO results file, in their order; numbers exactly."""
+    return json.dumps(
+        [
+            {
+                "image_id": int(row[0]),
+                "category_id": int(row[6]),
+                "bbox": row[1:5],
+                "score": row[5],
+            }
+            for row in detections.tolist()
+        ]
+    )
