@@ -1,0 +1,464 @@
+"""Experiments: a task, a recipe and overrides become one typed, frozen, hashed description.
+
+    experiment = load_experiment("classification", "cifar-resnet", ["train.epochs=10"], seed=1)
+    record = run_experiment(experiment, Path("runs/resnet20-1"))
+
+Two experiments are the same when everything that can change the result is the same: that is what
+`Experiment.hash` covers. `Experiment.condition` leaves out backbone and seed as well, so that a
+network and its twin share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from backbones.zoo import describe_backbone, load_user_module, twin_of
+from tools.record import (
+    RECORD_FILE,
+    Record,
+    build_record,
+    read_record,
+    write_record,
+    write_whole,
+)
+
+SETTINGS_FILE = "settings.yaml"
+CHECKPOINT_FILE = "checkpoint.pt"
+ACTIONS = ("train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Task:
+    config: str  # "module:class" of its settings; importing the module does not import torch
+    door: str  # module with check, train and evaluate
+    recipes: str  # package whose folder `recipes` holds them
+    training_only: tuple[str, ...]  # settings that an evaluation does not read
+
+
+TASKS = {
+    "classification": Task(
+        "classification.config:ClassificationConfig",
+        "classification.run",
+        "classification",
+        ("augment", "train"),
+    ),
+    "scene": Task(
+        "classification.config:ClassificationConfig",
+        "scene.run",
+        "scene",
+        ("augment", "train"),
+    ),
+    "detection": Task(
+        "detection.config:DetectionConfig",
+        "detection.run",
+        "detection",
+        ("train",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    task: str  # a key of TASKS
+    recipe: str  # name of a shipped recipe, or path of a file; says where settings came from
+    config: Any  # the task's frozen settings
+    action: str = "train"  # or "evaluate": weights that are there already
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values; an evaluation has none of training's."""
+        settings = dataclasses.asdict(self.config)
+        if self.action == "evaluate":
+            for key in TASKS[self.task].training_only:
+                del settings[key]
+        return settings
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What can change the result, as plain values.
+
+        Weights count by their content and sample data by how they were made, wherever they lie.
+        """
+        identity = {"task": self.task, "action": self.action, **_identity_fields(self.config)}
+        for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
+            del identity[key]
+        weights = self.config.backbone.weights
+        if weights and Path(weights).is_file():
+            identity["backbone"]["weights"] = _file_hash(Path(weights))
+        identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
+        return identity
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits; equal for experiments that must give the same result."""
+        return _hash(self.identity)
+
+    @cached_property
+    def condition(self) -> str:
+        """As `hash`, without backbone and seed: what twins and repetitions have in common."""
+        shared = {k: v for k, v in self.identity.items() if k not in ("backbone", "seed")}
+        return _hash(shared)
+
+    def door(self) -> Any:
+        """The module that runs this task; imports torch."""
+        return importlib.import_module(TASKS[self.task].door)
+
+
+def load_experiment(
+    task: str,
+    recipe: str,
+    overrides: Iterable[str] = (),
+    *,
+    action: str = "train",
+    backbone: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+    data_root: str | Path | None = None,
+    seed: int | None = None,
+    imports: Iterable[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """Read a recipe and change it: first by ``settings`` (nested, as in a recipe), then by the
+    named arguments, last by ``overrides`` ("train.epochs=3").
+
+    ``recipe`` is the name of a shipped recipe or the path of a YAML file, which may be the
+    ``settings.yaml`` of a run. A plain twin drops the recipe's options of its SE partner.
+
+    Raises:
+        ValueError: anything unknown, with near matches, or of the wrong type, with its full name.
+    """
+    entry = TASKS.get(task)
+    if entry is None:
+        raise ValueError(unknown("task", task, TASKS))
+    assert action in ACTIONS
+    schema = _writable(OmegaConf.structured(_config_class(entry)))
+    parts = [(f"recipe {recipe}", _read_recipe(task, recipe)), ("settings", dict(settings or {}))]
+    named: dict[str, Any] = {"backbone": {}, "data": {}}
+    if backbone is not None:
+        named["backbone"]["name"] = backbone
+    if weights is not None:
+        named["backbone"]["weights"] = str(weights)
+    if imports:
+        named["backbone"]["imports"] = [str(path) for path in imports]
+    if data is not None:
+        named["data"]["name"] = data
+    if data_root is not None:
+        named["data"]["root"] = str(data_root)
+    if seed is not None:
+        named["seed"] = seed
+    parts.append(("arguments", named))
+    parts += [(text, _parse_override(text)) for text in overrides]
+    merged = schema
+    for source, part in parts:
+        for key in _leaves(part):
+            _check_key(key, schema, source)
+        try:
+            if source == "arguments" and backbone is not None:
+                _set_options(merged, backbone, options)
+            merged = OmegaConf.merge(merged, part)
+        except OmegaConfBaseException as error:
+            raise ValueError(_explain(error, source)) from error
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error, f"recipe {recipe}")) from error
+    for path in config.backbone.imports:
+        load_user_module(path)
+    describe_backbone(config.backbone.name)
+    return Experiment(task, recipe, config, action)
+
+
+def list_recipes(task: str) -> dict[str, Path]:
+    """Names of the shipped recipes of a task and where they lie."""
+    folder = Path(str(resources.files(TASKS[task].recipes))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def describe_recipe(path: Path) -> str:
+    """The first line of the comment a recipe opens with: what it reproduces."""
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").lstrip("# ").strip()
+
+
+def run_experiment(
+    experiment: Experiment, directory: Path, *, resume: bool = False, command: str | None = None
+) -> Record | None:
+    """Run, evaluate and record an experiment; the record is written last and whole.
+
+    Returns the record, or None in every process but the first one. Where the directory holds the
+    record of this experiment already, that record is returned and nothing is run.
+
+    Raises:
+        ValueError: bad input, found before any compute; or the directory belongs to another
+            experiment.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    recorded = read_recorded(experiment, directory)
+    if recorded is not None:
+        return recorded if first else None
+    for path in experiment.config.backbone.imports:
+        load_user_module(path)
+    door = experiment.door()
+    door.check(experiment.config)
+    if first:
+        prepare_directory(experiment, directory, resume)
+    if experiment.action == "train":
+        result = door.train(experiment.config, directory, resume=resume)
+    else:
+        result = door.evaluate(experiment.config, directory)
+    if not first or result is None:
+        return None
+    record = build_record(experiment, result, directory, command=command)
+    write_record(record, directory)
+    return record
+
+
+def read_recorded(experiment: Experiment, directory: Path) -> Record | None:
+    """The record of this very experiment in ``directory``, if it is there and sound."""
+    path = directory / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        record = read_record(path)
+    except ValueError:
+        return None
+    return record if record.experiment["hash"] == experiment.hash else None
+
+
+def prepare_directory(experiment: Experiment, directory: Path, resume: bool = False) -> None:
+    """Make ``directory`` and write the resolved settings into it.
+
+    Raises:
+        ValueError: the directory holds something else, another experiment, or this one
+            interrupted while ``resume`` is not asked for; or there is nothing to resume.
+    """
+    directory = Path(directory)
+    path = directory / SETTINGS_FILE
+    started = (directory / CHECKPOINT_FILE).exists()
+    if path.is_file():
+        found = _read_yaml(path)
+        if found.get("experiment") != experiment.hash:
+            raise ValueError(
+                f"{directory} holds another experiment ({_difference(found, experiment)}); "
+                "choose another --output, or delete it"
+            )
+        if started and not resume:
+            raise ValueError(
+                f"{directory} holds this experiment, interrupted; go on with --resume, "
+                "or delete it to start anew"
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} is not empty and holds no experiment; choose another")
+    if resume and not started:
+        raise ValueError(f"nothing to resume: {directory / CHECKPOINT_FILE} does not exist")
+    content = {
+        "task": experiment.task,
+        "action": experiment.action,
+        "recipe": experiment.recipe,
+        "experiment": experiment.hash,
+        "condition": experiment.condition,
+        "config": experiment.settings,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def synthetic_marker(root: str | None) -> str | None:
+    """How the sample data in ``root`` were made; None for real data."""
+    path = Path(root) / "SYNTHETIC" if root else None
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """A message for a name that is not there: near matches, or all there are."""
+    allowed = [str(item) for item in allowed]
+    near = difflib.get_close_matches(str(name), allowed, n=3)
+    if near:
+        return f"unknown {kind} {str(name)!r}; did you mean {' or '.join(near)}?"
+    return f"unknown {kind} {str(name)!r}; there are {', '.join(allowed) or 'none'}"
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def _config_class(task: Task) -> type:
+    module, _, name = task.config.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _read_recipe(task: str, recipe: str) -> dict[str, Any]:
+    shipped = list_recipes(task)
+    path = shipped.get(recipe)
+    if path is None:
+        path = Path(recipe)
+        if path.suffix not in (".yaml", ".yml"):
+            elsewhere = [
+                other for other in TASKS if other != task and recipe in list_recipes(other)
+            ]
+            hint = f" (it is one of {elsewhere[0]})" if elsewhere else ""
+            raise ValueError(unknown(f"{task} recipe", recipe, shipped) + hint)
+        if not path.is_file():
+            raise ValueError(f"recipe {recipe}: no such file")
+    content = _read_yaml(path)
+    if "experiment" in content and "config" in content:
+        if content.get("task") != task:
+            raise ValueError(f"recipe {recipe}: settings of {content.get('task')}, not of {task}")
+        content = content["config"]
+    return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys with values")
+    return content
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"{text!r}: write an override as key=value, e.g. train.epochs=10")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{text!r}: the value is not readable as YAML") from error
+
+
+def _writable(node: DictConfig) -> DictConfig:
+    """Frozen dataclasses give read-only nodes; recipes and overrides are merged into them."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _writable(child)
+        elif child is not None:
+            child._set_flag("readonly", None)
+    return node
+
+
+def _set_options(config: DictConfig, backbone: str, options: Mapping[str, Any] | None) -> None:
+    """Options belong to a network: given ones replace the recipe's, and a plain twin keeps of its
+    partner's only those it has itself."""
+    if options is not None:
+        config.backbone.options = dict(options)
+    elif config.backbone.name != backbone and config.backbone.options:
+        for path in config.backbone.imports:
+            load_user_module(path)
+        twin = twin_of(config.backbone.name, OmegaConf.to_container(config.backbone.options))
+        if twin is not None and twin[0] == backbone:
+            config.backbone.options = twin[1]
+
+
+def _leaves(part: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _check_key(key: str, schema: DictConfig, source: str) -> None:
+    where = "" if source.startswith(key) else f" in {source}"
+    node: Any = schema
+    group = ""
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            return  # merging will say that a plain value has no parts
+        if OmegaConf.get_type(node) is dict:
+            return  # free keys, as in backbone.options
+        if part not in node:
+            known = list(_schema_keys(schema))
+            same = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+            near = same[:3] or difflib.get_close_matches(key, known, n=3)
+            there = ", ".join(f"{group}{name}" for name in node)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {there}"
+            raise ValueError(f"unknown key {key!r}{where}; {hint}")
+        node = node._get_node(part)
+        group += f"{part}."
+    if isinstance(node, DictConfig) and OmegaConf.get_type(node) is not dict:
+        inside = ", ".join(f"{group}{name}" for name in node)
+        raise ValueError(f"{key!r}{where} is a group of settings; set {inside}")
+
+
+def _schema_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and OmegaConf.get_type(child) is not dict:
+            yield from _schema_keys(child, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _explain(error: OmegaConfBaseException, source: str) -> str:
+    """OmegaConf's message in one line, with the full name of the key."""
+    message = str(error.msg or error).splitlines()[0]
+    if "is not a ListConfig" in message:
+        message = "expected a list, e.g. [1, 2]"
+    key = error.full_key or ""
+    where = source if key and source.startswith(key) else f"{source}: {key}".rstrip(": ")
+    return f"{where}: {message[0].lower()}{message[1:]}"
+
+
+# Identity ----------------------------------------------------------------------------------------
+
+
+def _identity_fields(settings: Any) -> dict[str, Any]:
+    fields = {}
+    for field in dataclasses.fields(settings):
+        if field.metadata.get("identity", True):
+            value = getattr(settings, field.name)
+            nested = dataclasses.is_dataclass(value)
+            fields[field.name] = _identity_fields(value) if nested else value
+    return fields
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, allow_nan=False, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _difference(found: Mapping[str, Any], experiment: Experiment) -> str:
+    """The first settings in which a directory's experiment differs, for a message."""
+
+    def flatten(part: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in part.items():
+            nested = isinstance(value, Mapping) and value
+            flat.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+        return flat
+
+    theirs = flatten(
+        {k: found.get(k) for k in ("task", "action")} | dict(found.get("config") or {})
+    )
+    ours = flatten({"task": experiment.task, "action": experiment.action, **experiment.settings})
+    ours = json.loads(json.dumps(ours, default=list))
+    differing = [key for key in ours if theirs.get(key) != ours[key]]
+    shown = [f"{key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing[:3]]
+    return "; ".join(shown) or "its data or weights differ"
