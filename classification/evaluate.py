@@ -1,0 +1,137 @@
+"""Scoring a data set by a protocol: each image once, under any number of processes."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from backbones import InputFormat
+from classification.config import DataSettings
+from classification.datasets import ImageArray, ImageFiles
+from classification.distributed import Processes
+from classification.loader import BadImages, evaluation_batches
+from classification.metrics import best_classes, mean_softmax
+from classification.protocols import Protocol
+from classification.transforms import normalize
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was seen, in the order of the set.
+
+    Attributes:
+        indices: places in the data set, int64 (N,), each at most once.
+        labels: int64 (N,).
+        top: best classes, best first, int32 (N, min(5, C)).
+        scores: their mean softmax, float32, of the same shape.
+        loss: mean cross-entropy in nats, from the mean softmax.
+        skipped: ids of images that could not be read.
+        seconds: from the first batch to the last.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    top: np.ndarray
+    scores: np.ndarray
+    loss: float
+    skipped: list[str]
+    seconds: float
+
+
+@torch.inference_mode()
+def predict(
+    networks: Sequence[tuple[nn.Module, InputFormat]],
+    dataset: ImageArray | ImageFiles,
+    protocol: Protocol,
+    data: DataSettings,
+    batch_size: int,
+    processes: Processes,
+) -> Predictions:
+    """Score `dataset` with the mean over `networks` and over the protocol's views.
+
+    Every process gets the whole result. Images seen and skipped add up to the set.
+
+    Raises:
+        ValueError: more unreadable images than `data.skip_bad_images`, or networks that want
+            images resized in different ways.
+    """
+    interpolations = {input_format.interpolation for _, input_format in networks}
+    if len(interpolations) > 1:
+        raise ValueError(
+            f"an ensemble of networks for {sorted(interpolations)} resizing: choose one"
+        )
+    for network, _ in networks:
+        network.eval()
+    device, started = processes.device, time.perf_counter()
+    bad: list[str] = []
+    columns: list[list[np.ndarray]] = []
+    for batch in evaluation_batches(
+        dataset, protocol, batch_size, processes, data.workers, interpolations.pop()
+    ):
+        bad += batch.bad
+        if not len(batch.labels):
+            continue
+        count, views = batch.images.shape[:2]
+        images = batch.images.to(device, non_blocking=True)
+        score = 0
+        for network, input_format in networks:
+            # A view at a time: the memory of a forward pass is that of `batch_size` images.
+            logits = [network(normalize(images[:, v], input_format)) for v in range(views)]
+            score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
+        top, scores = best_classes(score)
+        right = score[torch.arange(count), batch.labels.to(device)]
+        columns.append(
+            [
+                batch.indices.numpy(),
+                batch.labels.numpy(),
+                top.to(torch.int32).cpu().numpy(),
+                scores.float().cpu().numpy(),
+                right.cpu().numpy(),
+            ]
+        )
+    mine = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    everyone = processes.gather((mine, bad))
+    skipped = BadImages(data.skip_bad_images, dataset.root)
+    skipped.add([name for _, names in everyone for name in names])
+    parts = [part for part, _ in everyone if part]
+    if not parts:
+        raise ValueError(f"{dataset.name} {dataset.split}: no image could be read")
+    indices, labels, top, scores, right = map(np.concatenate, zip(*parts, strict=True))
+    order = np.argsort(indices)
+    assert len(np.unique(indices)) == len(indices), "an image was counted twice"
+    assert len(indices) + len(skipped.names) == len(dataset), "an image was lost"
+    # In the order of the set, so that the sum does not depend on the number of processes.
+    loss = float(-np.log(np.maximum(right[order], np.finfo(np.float64).tiny)).mean())
+    return Predictions(
+        indices[order],
+        labels[order],
+        top[order],
+        scores[order],
+        loss,
+        sorted(skipped.names),
+        time.perf_counter() - started,
+    )
+
+
+def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> None:
+    """Write one row per image seen to a Parquet file, whole or not at all.
+
+    Columns: image (string), label (int32), top5 (list<int32>, best first), scores (list<float32>).
+    """
+    table = pa.table(
+        {
+            "image": pa.array([ids[i] for i in predictions.indices.tolist()], pa.string()),
+            "label": pa.array(predictions.labels.astype(np.int32)),
+            "top5": pa.array(predictions.top.tolist(), pa.list_(pa.int32())),
+            "scores": pa.array(predictions.scores.tolist(), pa.list_(pa.float32())),
+        }
+    )
+    partial = path.with_name(f"{path.name}.partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)

@@ -1,0 +1,249 @@
+"""Batches of uint8 images in an order that depends on seed and position alone.
+
+So a run that is resumed in the middle of an epoch, or reads with another number of workers, sees
+the same images with the same augmentation.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from classification.config import AugmentSettings, DataSettings
+from classification.datasets import ImageArray, ImageFiles, some
+from classification.distributed import Processes
+from classification.protocols import Protocol
+from classification.transforms import augment_batch, build_train_transform, build_views
+
+
+@dataclass
+class Batch:
+    """uint8 images (N, 3, H, W), or (N, V, 3, H, W) with views; int64 labels and indices (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    seed: int = 0  # for what is drawn once per batch
+    bad: list[str] = field(default_factory=list)  # files that could not be read
+
+    def pin_memory(self) -> "Batch":
+        self.images = self.images.pin_memory()
+        self.labels = self.labels.pin_memory()
+        return self
+
+
+class BadImages:
+    """Counts files that cannot be read, and raises when there are more than allowed."""
+
+    def __init__(self, allowed: int, root: object) -> None:
+        self.names: set[str] = set()
+        self._allowed, self._root = allowed, root
+
+    def add(self, names: list[str]) -> None:
+        """Raises ValueError naming the files when more than `allowed` have been met."""
+        self.names.update(names)
+        if len(self.names) > self._allowed:
+            raise ValueError(
+                f"{len(self.names)} unreadable images under {self._root}: {some(sorted(self.names))}; "
+                f"mend them, or allow more than data.skip_bad_images={self._allowed}"
+            )
+
+
+# Order -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which image stands where in which epoch.
+
+    'uniform' shuffles the set anew each epoch, and drops what is left over from whole batches.
+    'class_aware' goes through a list of the classes, and for each through a list of its images;
+    each list is reshuffled when it is used up.
+
+    Source: class-aware sampling, Relay BP (arXiv 1512.05830), section 4.
+    """
+
+    labels: np.ndarray
+    batch_size: int
+    seed: int
+    sampling: str = "uniform"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image indices of epoch `number` and a seed for each place."""
+        length = self.steps_per_epoch * self.batch_size
+        seeds = np.random.default_rng([self.seed, number, 1]).integers(0, 2**62, length)
+        if self.sampling == "uniform":
+            order = np.random.default_rng([self.seed, number]).permutation(len(self.labels))
+            return order[:length], seeds
+        return self._class_aware(np.arange(number * length, (number + 1) * length)), seeds
+
+    def _class_aware(self, places: np.ndarray) -> np.ndarray:
+        """The image at each place of an endless stream: a function of the place alone."""
+        classes = np.unique(self.labels)
+        rounds = places // len(classes)  # every round goes through all the classes once
+        chosen = np.empty(len(places), np.int64)
+        for number in np.unique(rounds):
+            here = rounds == number
+            shuffled = np.random.default_rng([self.seed, number, 2]).permutation(classes)
+            chosen[here] = shuffled[places[here] % len(classes)]
+        indices = np.empty(len(places), np.int64)
+        for label in classes:
+            members = np.flatnonzero(self.labels == label)
+            here = chosen == label
+            visits = rounds[here]  # a class is visited once a round
+            passes = visits // len(members)
+            picked = np.empty(len(visits), np.int64)
+            for number in np.unique(passes):
+                rng = np.random.default_rng([self.seed, number, 3, label])
+                during = passes == number
+                picked[during] = rng.permutation(members)[visits[during] % len(members)]
+            indices[here] = picked
+        return indices
+
+    def parts(
+        self, start_step: int, end_step: int, processes: Processes, accumulate: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """(index, seed) pairs of each part of this process's share of each batch."""
+        share = self.batch_size // processes.count
+        size = share // accumulate
+        epoch, order, seeds = -1, None, None
+        for step in range(start_step, end_step):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order, seeds = self.epoch(epoch)
+            first = step % self.steps_per_epoch * self.batch_size + processes.rank * share
+            for begin in range(first, first + share, size):
+                part = slice(begin, begin + size)
+                yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+class _Images(torch.utils.data.Dataset):
+    """Opens and transforms single images; an unreadable one is returned by its name."""
+
+    def __init__(
+        self, dataset: ImageArray | ImageFiles, transform: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self._dataset, self._transform = dataset, transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int] | str:
+        index, seed = key
+        try:
+            image = self._open(index)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return self._dataset.ids[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._transform(image), int(self._dataset.labels[index]), index, seed
+
+    def _open(self, index: int) -> Image.Image:
+        if isinstance(self._dataset, ImageArray):
+            return Image.fromarray(self._dataset.images[index].permute(1, 2, 0).numpy())
+        with Image.open(self._dataset.root / self._dataset.paths[index]) as image:
+            return image.convert("RGB")
+
+
+def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
+    good = [item for item in items if not isinstance(item, str)]
+    bad = [item for item in items if isinstance(item, str)]
+    if not good:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing, 0, bad)
+    images, labels, indices, seeds = zip(*good, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), seeds[0], bad)
+
+
+def _prepare_worker(_: int) -> None:
+    # The signal that asks a run to stop reaches its workers too; the run still needs their batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _read(
+    dataset: ImageArray | ImageFiles,
+    transform: Callable[[Image.Image], Tensor],
+    keys: Iterable[list[tuple[int, int]]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    if workers < 0:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = min(8, max(1, (os.cpu_count() or 1) // local))
+        if isinstance(dataset, ImageArray):
+            workers = 0
+    yield from DataLoader(
+        _Images(dataset, transform),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_prepare_worker,
+        generator=torch.Generator(),  # or it would draw from the generator that training draws from
+        pin_memory=device.type == "cuda",
+    )
+
+
+def train_batches(
+    dataset: ImageArray | ImageFiles,
+    parts: Iterator[list[tuple[int, int]]],
+    data: DataSettings,
+    augment: AugmentSettings,
+    interpolation: str,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Augmented batches, one for each of `parts`. Small images in memory go a batch at a time."""
+    if not _fits_whole(dataset, augment):
+        transform = build_train_transform(augment, interpolation)
+        yield from _read(dataset, transform, parts, data.workers, device)
+        return
+    images = dataset.images.to(device)
+    for part in parts:
+        indices = torch.tensor([index for index, _ in part])
+        generator = torch.Generator().manual_seed(part[0][1])
+        batch = augment_batch(images[indices.to(device)], augment, generator)
+        labels = torch.from_numpy(dataset.labels[indices.numpy()])
+        yield Batch(batch, labels, indices, part[0][1])
+
+
+def _fits_whole(dataset: ImageArray | ImageFiles, augment: AugmentSettings) -> bool:
+    if not isinstance(dataset, ImageArray) or augment.crop == "resized" or augment.policy != "none":
+        return False
+    return augment.size in (0, dataset.images.shape[-1])
+
+
+def evaluation_batches(
+    dataset: ImageArray | ImageFiles,
+    protocol: Protocol,
+    batch_size: int,
+    processes: Processes,
+    workers: int,
+    interpolation: str,
+) -> Iterator[Batch]:
+    """Every `processes.count`-th batch, with views (N, V, 3, H, W); nothing is padded or repeated.
+
+    A batch holds the same images whatever the number of processes, so the numbers do too.
+    """
+    starts = range(0, len(dataset), batch_size)[processes.rank :: processes.count]
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
+    if isinstance(dataset, ImageArray) and protocol.crops == "full":
+        for indices in (torch.tensor(batch) for batch in batches):
+            views = dataset.images[indices][:, None]
+            if protocol.flip:
+                views = torch.cat([views, views.flip(-1)], dim=1)
+            yield Batch(views, torch.from_numpy(dataset.labels[indices.numpy()]), indices)
+        return
+    keys = [[(index, 0) for index in batch] for batch in batches]
+    transform = build_views(protocol, interpolation)
+    yield from _read(dataset, transform, keys, workers, processes.device)

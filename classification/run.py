@@ -1,0 +1,283 @@
+"""The door: check, train and evaluate an experiment, and return its plain result."""
+
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backbones import (
+    InputFormat,
+    Network,
+    build_network,
+    count_multiply_adds,
+    count_parameters,
+    load_user_module,
+    load_weights,
+    read_weights,
+    save_weights,
+)
+from classification.config import ClassificationConfig
+from classification.datasets import ImageArray
+from classification.distributed import Processes, choose_device, join_processes
+from classification.engine import Trainer
+from classification.evaluate import Predictions, predict, write_samples
+from classification.metrics import per_class_accuracy, top_k_metrics
+from classification.monitor import CURVE
+from classification.protocols import Protocol, choose_protocol
+from classification.splits import READERS, Readers, Split, Splits, check_batches, load_splits
+
+WEIGHTS = "weights.safetensors"
+SAMPLES = "samples.parquet"
+
+
+def check(
+    config: ClassificationConfig, training: bool = True, readers: Readers = READERS
+) -> dict[str, Any]:
+    """Find what is wrong with an experiment before anything is computed.
+
+    Args:
+        training: whether it is to be trained; otherwise only what evaluation needs is looked for.
+    Returns:
+        The data set as in the result, the protocol, parameters, and the steps of training.
+    Raises:
+        ValueError: naming the setting or file, what was allowed and the mend.
+    """
+    choose_device(config.device)
+    splits = load_splits(config, training, readers)
+    name, protocol = _protocol(config, splits.reported)
+    # Weights need a real network to be tried on; without them its shape is enough.
+    weights = config.backbone.weights
+    with torch.device("cpu" if weights else "meta"):
+        network = _build(config, splits.reported, training)
+    if weights:
+        _load(network, weights, splits.reported, replace_head=training)
+    elif not training:
+        raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
+    summary = {
+        "dataset": splits.describe([]),
+        "protocol": protocol.describe(name),
+        "parameters": count_parameters(network),
+    }
+    if training:
+        steps = check_batches(config, splits.train, processes=1)
+        summary["steps_per_epoch"] = steps
+        summary["steps"] = config.train.iterations or steps * config.train.epochs
+    return summary
+
+
+def train(
+    config: ClassificationConfig,
+    directory: Path,
+    resume: bool = False,
+    readers: Readers = READERS,
+) -> dict[str, Any] | None:
+    """Train, keep the weights in `directory`, and evaluate them.
+
+    Args:
+        resume: go on from the checkpoint in `directory`, where there is one.
+    Returns:
+        The result on rank 0, None on other ranks.
+    Raises:
+        ValueError: as `check`; also a loss that is not finite, and a checkpoint that does not fit.
+        KeyboardInterrupt: stopped by a signal, with the checkpoint saved.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with join_processes(config.device) as processes:
+        splits = load_splits(config, True, readers)
+        _, protocol = _protocol(config, splits.reported)
+        check_batches(config, splits.train, processes.count)
+        torch.manual_seed(config.seed)
+        network = _build(config, splits.reported, training=True)
+        input_format, initial = _recipe_format(config), None
+        if config.backbone.weights:
+            loaded = _load(network, config.backbone.weights, splits.reported, replace_head=True)
+            input_format = loaded.input_format or input_format
+            initial = {"path": loaded.path, "sha256": loaded.sha256, "format": loaded.format}
+
+        def score(dataset: Split, product: nn.Module) -> Predictions:
+            networks, size = [(product, input_format)], config.evaluate.batch_size
+            return predict(networks, dataset, protocol, config.data, size, processes)
+
+        def keep(product: nn.Module) -> None:
+            if processes.is_first:
+                save_weights(
+                    product,
+                    directory / WEIGHTS,
+                    backbone=config.backbone,
+                    num_classes=len(splits.reported.class_names),
+                    input_format=input_format,
+                    classes=splits.reported.class_names,
+                )
+
+        watched = splits.held_out or splits.reported
+        trainer = Trainer(
+            network,
+            splits.train,
+            config,
+            input_format,
+            processes,
+            directory,
+            validate=lambda product: score(watched, product),
+            keep=keep,
+        )
+        if resume:
+            trainer.resume()
+        trainer.fit()
+        product, selection = trainer.product, "last epoch"
+        if config.train.select == "best":
+            processes.wait()
+            load_weights(product, directory / WEIGHTS)
+            count = len(splits.held_out)
+            selection = f"best epoch, {trainer.best['epoch']}, on {count} images held out of train"
+        else:
+            processes.copy_from_first(product)
+            keep(product)
+        seen = score(splits.reported, product)
+        if not processes.is_first:
+            return None
+        result = _result(config, directory, splits, seen, product, input_format, processes)
+        images = config.train.batch_size * trainer.total_steps
+        saved = read_weights(directory / WEIGHTS)
+        result |= {
+            "selection": selection,
+            "curve": CURVE,
+            "weights": {
+                "path": WEIGHTS,
+                "sha256": saved.sha256,
+                "format": saved.format,
+                "initial": initial,
+            },
+        }
+        result["timing"]["train_seconds"] = trainer.seconds
+        result["timing"]["train_images_per_second"] = images / trainer.seconds
+        return result
+
+
+def evaluate(
+    config: ClassificationConfig, directory: Path, readers: Readers = READERS
+) -> dict[str, Any] | None:
+    """Evaluate `config.backbone.weights`, averaged with `config.evaluate.ensemble`, if any.
+
+    Returns:
+        The result on rank 0, None on other ranks.
+    Raises:
+        ValueError: as `check`.
+    """
+    if not config.backbone.weights:
+        raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
+    directory.mkdir(parents=True, exist_ok=True)
+    with join_processes(config.device) as processes:
+        splits = load_splits(config, False, readers)
+        _, protocol = _protocol(config, splits.reported)
+        networks, files = [], []
+        for path in (config.backbone.weights, *config.evaluate.ensemble):
+            network = _build(config, splits.reported, training=False)
+            loaded = _load(network, path, splits.reported, replace_head=False)
+            network.to(processes.device, memory_format=torch.channels_last)
+            networks.append((network, loaded.input_format or _recipe_format(config)))
+            files.append(loaded)
+        size = config.evaluate.batch_size
+        seen = predict(networks, splits.reported, protocol, config.data, size, processes)
+        if not processes.is_first:
+            return None
+        network, input_format = networks[0]
+        result = _result(config, directory, splits, seen, network, input_format, processes)
+        first = files[0]
+        result |= {
+            "selection": "weights as given",
+            "curve": None,
+            "weights": {
+                "path": first.path,
+                "sha256": first.sha256,
+                "format": first.format,
+                "initial": None,
+                "ensemble": [{"path": f.path, "sha256": f.sha256} for f in files[1:]],
+            },
+        }
+        return result
+
+
+# Parts of the three -------------------------------------------------------------------------------
+
+
+def _protocol(config: ClassificationConfig, reported: Split) -> tuple[str, Protocol]:
+    name, protocol = choose_protocol(config.evaluate)
+    if protocol.crop is None and not isinstance(reported, ImageArray):
+        raise ValueError(
+            f"evaluate.protocol={name}: {reported.name} has images of many sizes; choose one that "
+            "crops, e.g. imagenet-256-224"
+        )
+    return name, protocol
+
+
+def _build(config: ClassificationConfig, reported: Split, training: bool) -> Network:
+    for path in config.backbone.imports:
+        load_user_module(path)
+    dropout = config.train.dropout if training else 0.0
+    backbone = config.backbone
+    return build_network(backbone.name, len(reported.class_names), dropout, **backbone.options)
+
+
+def _load(network: Network, path: str, reported: Split, replace_head: bool) -> Any:
+    """Load weights, and refuse a classifier whose classes are known to be others."""
+    classes = read_weights(path).classes
+    if not replace_head and classes is not None and classes != list(reported.class_names):
+        wrong = [f"{a!r} for {b!r}" for a, b in zip(classes, reported.class_names, strict=False)]
+        wrong = [
+            pair for pair, a, b in zip(wrong, classes, reported.class_names, strict=False) if a != b
+        ]
+        raise ValueError(
+            f"{path} was trained for {len(classes)} other classes than {reported.name}'s "
+            f"{len(reported.class_names)}" + (f": {wrong[0]}" if wrong else "")
+        )
+    return load_weights(network, path, replace_head=replace_head)
+
+
+def _recipe_format(config: ClassificationConfig) -> InputFormat:
+    return InputFormat(mean=tuple(config.data.mean), std=tuple(config.data.std))
+
+
+def _result(
+    config: ClassificationConfig,
+    directory: Path,
+    splits: Splits,
+    seen: Predictions,
+    network: nn.Module,
+    input_format: InputFormat,
+    processes: Processes,
+) -> dict[str, Any]:
+    """What training and evaluation have in common; writes the per-image file."""
+    name, protocol = choose_protocol(config.evaluate)
+    reported = splits.reported
+    write_samples(seen, reported.ids, directory / SAMPLES)
+    metrics, missing = top_k_metrics(seen.labels, seen.top, len(reported.class_names))
+    side = protocol.crop or reported.images.shape[-1]
+    size = (3, side, side)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if processes.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(processes.device)
+    return {
+        "metrics": metrics,
+        "missing": missing,
+        "dataset": splits.describe(seen.skipped),
+        "protocol": protocol.describe(name),
+        "per_class": per_class_accuracy(seen.labels, seen.top, reported.class_names),
+        "samples": SAMPLES,
+        "detections": None,
+        "input_format": asdict(input_format),
+        "timing": {
+            "train_seconds": None,
+            "evaluate_seconds": seen.seconds,
+            "train_images_per_second": None,
+            "evaluate_images_per_second": len(seen.labels) / seen.seconds,
+            "peak_memory_bytes": peak,
+        },
+        "cost": {
+            "parameters": count_parameters(network),
+            "multiply_adds": count_multiply_adds(network, size),
+            "input_size": list(size),
+        },
+    }
