@@ -1,0 +1,318 @@
+"""Statistics against outside oracles: statsmodels, SciPy, pycocotools, hotcoco, simulation."""
+
+import contextlib
+import copy
+import io
+
+import hotcoco
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from tools import statistics
+from tools.statistics.average_precision import (
+    METRICS,
+    RECALL_THRESHOLDS,
+    _thresholds_reached,
+    resample_weights,
+)
+from tools.statistics.differences import difference_over_seeds
+
+
+def random_coco(seed, images=12, categories=3, detections=25):
+    """Annotations and two results with crowds, ties in score and overlap, empty images and id 0."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": int(i)} for i in rng.permutation(images) + 7],
+        "categories": [{"id": 3 * k + 1, "name": f"category {k}"} for k in range(categories)],
+        "annotations": [],
+    }
+    results = [[], []]
+    for image in range(7, 7 + images - 1):  # the last image stays empty
+        for _ in range(rng.integers(0, 6)):
+            category = 3 * int(rng.integers(0, categories)) + 1
+            box = [*rng.integers(0, 60, 2).tolist(), *np.exp(rng.uniform(2, 5.5, 2)).tolist()]
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]),
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3] * 0.8,
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+            for result in results:
+                for _ in range(rng.integers(0, 4)):
+                    shift = rng.normal(0, 0.08, 4) * [box[2], box[3], box[2], box[3]]
+                    result.append((image, category, np.add(box, shift), rng.random()))
+        for result in results:
+            for _ in range(rng.integers(0, detections)):
+                box = [*rng.uniform(0, 60, 2), *np.exp(rng.uniform(2, 5.5, 2))]
+                result.append((image, 3 * int(rng.integers(0, categories)) + 1, box, rng.random()))
+    results = [
+        [
+            {
+                "image_id": image,
+                "category_id": category,
+                "bbox": [float(v) for v in box],
+                "score": round(float(score), 2),
+            }
+            for image, category, box, score in result
+        ]
+        for result in results
+    ]
+    return truth, results
+
+
+def pycocotools_evaluation(truth, result):
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(result)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_average_precision_equals_pycocotools_to_the_bit(seed):
+    truth, results = random_coco(seed, detections=450 if seed == 0 else 25)
+    oracle = pycocotools_evaluation(truth, results[0])
+    matched = statistics.MatchedDetections(statistics.load_ground_truth(truth), results[0])
+    assert np.array_equal(matched.precision(), oracle.eval["precision"][..., 2])
+    metrics, _ = matched.point()
+    expected = [None if value == -1 else value * 100 for value in oracle.stats[:6]]
+    assert list(metrics.values()) == expected
+
+
+def test_a_resample_is_scored_as_if_its_images_were_copied():
+    truth, results = random_coco(3, images=10)
+    for result in results:  # equal scores leave the order of the copies open
+        for row, detection in enumerate(result):
+            detection["score"] += row * 1e-7
+    matched = statistics.MatchedDetections(statistics.load_ground_truth(truth), results[0])
+    weights = resample_weights(10, 6, seed=1)
+    scored = matched.resampled(weights)
+    image_ids = sorted(image["id"] for image in truth["images"])
+    for column, counts in enumerate(weights.astype(int)):
+        copied, detections = {**truth, "images": [], "annotations": []}, []
+        for image, count in zip(image_ids, counts, strict=True):
+            for _ in range(count):
+                new = 1 + len(copied["images"])
+                copied["images"].append({"id": new})
+                for box in truth["annotations"]:
+                    if box["image_id"] == image and box["id"] != 0:
+                        identifier = 1 + len(copied["annotations"])
+                        copied["annotations"].append({**box, "image_id": new, "id": identifier})
+                    elif box["image_id"] == image:
+                        copied["annotations"].append({**box, "image_id": new, "id": 0})
+                detections += [
+                    {**found, "image_id": new} for found in results[0] if found["image_id"] == image
+                ]
+        if copied["annotations"] and sum(box["id"] == 0 for box in copied["annotations"]) > 1:
+            continue  # pycocotools cannot hold two boxes of one id
+        oracle = pycocotools_evaluation(copied, detections)
+        expected = np.where(oracle.stats[:6] == -1, np.nan, oracle.stats[:6] * 100)
+        np.testing.assert_allclose(scored[column, :6], expected, rtol=1e-12)
+        per_category = oracle.eval["precision"][:, :, :, 0, 2].mean(axis=(0, 1)) * 100
+        np.testing.assert_allclose(
+            scored[column, 6:], np.where(per_category < 0, np.nan, per_category), rtol=1e-12
+        )
+
+
+def test_the_bootstrap_agrees_with_hotcoco_but_counts_an_image_drawn_twice_twice():
+    """hotcoco 1.3 scores the distinct images of a resample, which makes its intervals too narrow."""
+    truth, results = random_coco(5, images=80)
+    truth["annotations"] = [{**box, "id": box["id"] + 1} for box in truth["annotations"]]
+    evaluations = []
+    for result in results:
+        ground = hotcoco.COCO(copy.deepcopy(truth))
+        evaluation = hotcoco.COCOeval(ground, ground.load_res(copy.deepcopy(result)), "bbox")
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+            evaluation.accumulate()
+        evaluations.append(evaluation)
+    oracle = hotcoco.compare(*evaluations, n_bootstrap=1000)
+
+    ground = statistics.load_ground_truth(truth)
+    distinct = resample_weights(80, 1000, seed=0).clip(max=1)
+    one, two = (statistics.MatchedDetections(ground, r).resampled(distinct) for r in results)
+    metrics, categories = statistics.compare_average_precision(truth, results[:1], results[1:])
+    for column, name in enumerate(("AP", "AP50", "AP75")):
+        theirs = oracle["ci"][name]
+        width = 100 * (theirs["upper"] - theirs["lower"])
+        low, high = np.percentile(two[:, column] - one[:, column], [2.5, 97.5])
+        assert low == pytest.approx(100 * theirs["lower"], abs=0.1 * width)
+        assert high == pytest.approx(100 * theirs["upper"], abs=0.1 * width)
+        assert metrics[name].difference == pytest.approx(100 * oracle["deltas"][name], abs=1e-9)
+        assert metrics[name].high - metrics[name].low > 1.15 * width
+    for row in oracle["per_category"]:
+        assert categories[row["cat_name"]].difference == pytest.approx(100 * row["delta"])
+
+
+def test_equal_results_differ_by_nothing_and_empty_categories_say_why():
+    truth, results = random_coco(6)
+    truth["categories"].append({"id": 99, "name": "unseen"})
+    metrics, categories = statistics.compare_average_precision(truth, results[:1], results[:1], 50)
+    assert (metrics["AP"].difference, metrics["AP"].p_value) == (0.0, 1.0)
+    assert (metrics["AP"].low, metrics["AP"].high) == (0.0, 0.0)
+    assert categories["unseen"].difference is None
+    assert "no box" in categories["unseen"].reason
+
+
+def test_the_bootstrap_does_not_depend_on_the_number_of_workers():
+    truth, results = random_coco(2)
+    ground = statistics.load_ground_truth(truth)
+    matched = [statistics.MatchedDetections(ground, result) for result in results]
+    one = statistics.bootstrap_average_precision(matched, 300, seed=4, workers=1)
+    two = statistics.bootstrap_average_precision(matched, 300, seed=4, workers=2)
+    assert np.array_equal(one, two, equal_nan=True)
+
+
+def test_recall_thresholds_are_counted_as_a_search_would():
+    counts = np.arange(1, 301)
+    recall = (np.arange(301)[:, None] / counts)[:, :].clip(max=1)
+    expected = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
+    assert np.array_equal(_thresholds_reached(recall), expected)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([{"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}], "image_id 5"),
+        ([{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1]}], "score"),
+        ([{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1], "score": np.nan}], "finite"),
+    ],
+)
+def test_bad_detections_are_named(result, message):
+    truth, _ = random_coco(1)
+    with pytest.raises(ValueError, match=message):
+        statistics.MatchedDetections(statistics.load_ground_truth(truth), result)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (81, 263), (49999, 50000), (7, 7)])
+def test_wilson_intervals_equal_statsmodels(correct, n):
+    expected = np.multiply(100, proportion_confint(correct, n, method="wilson"))
+    assert statistics.wilson_interval(correct, n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_wilson_interval_equals_the_published_example():
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
+    assert statistics.wilson_interval(81, 263) == pytest.approx((25.53, 36.62), abs=0.005)
+
+
+def test_mcnemar_equals_statsmodels():
+    rng = np.random.default_rng(0)
+    plain, candidate = rng.random(300) < 0.6, rng.random(300) < 0.68
+    table = [
+        [np.sum(plain & candidate), np.sum(plain & ~candidate)],
+        [np.sum(~plain & candidate), np.sum(~plain & ~candidate)],
+    ]
+    expected = statsmodels_mcnemar(table, exact=True).pvalue
+    assert statistics.mcnemar(plain, candidate) == pytest.approx(expected)
+    assert statistics.mcnemar(plain, plain) == 1.0
+
+
+def test_holm_equals_statsmodels_and_leaves_out_what_is_missing():
+    values = [0.01, 0.04, None, 0.03, 0.5]
+    expected = multipletests([0.01, 0.04, 0.03, 0.5], method="holm")[1]
+    adjusted = statistics.holm(values)
+    assert adjusted[2] is None
+    assert adjusted[:2] + adjusted[3:] == pytest.approx(expected)
+
+
+def test_the_paired_bootstrap_equals_resampling_image_by_image():
+    rng = np.random.default_rng(1)
+    plain, candidate = rng.random((1, 200)) < 0.6, rng.random((1, 200)) < 0.7
+    ours = statistics.compare_accuracy(plain, candidate, resamples=20000)
+    change = candidate[0].astype(float) - plain[0]
+    drawn = 100 * change[rng.integers(0, 200, (20000, 200))].mean(axis=1)
+    assert (ours.low, ours.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.6)
+    assert ours.difference == pytest.approx(100 * change.mean())
+    assert ours.p_value == statistics.mcnemar(plain[0], candidate[0])
+
+
+def test_intervals_cover_the_true_difference_as_often_as_they_say():
+    rng = np.random.default_rng(2)
+    covered, trials, n = 0, 400, 400
+    for _ in range(trials):  # hard images are hard for both twins: the true difference is 5 points
+        easy = rng.random(n)
+        plain = (easy + rng.normal(0, 0.1, n) > 0.40)[None]
+        shifted = easy + rng.normal(0, 0.1, n) > 0.35
+        found = statistics.compare_accuracy(plain, shifted[None], resamples=400)
+        covered += found.low <= 5.0 <= found.high
+    assert 0.92 <= covered / trials <= 0.98  # 95 % of 400, three standard errors either side
+
+
+def test_mcnemar_keeps_its_level_when_twins_are_equal():
+    rng = np.random.default_rng(3)
+    rejected = sum(
+        statistics.mcnemar(rng.random(300) < 0.7, rng.random(300) < 0.7) < 0.05 for _ in range(400)
+    )
+    assert rejected / 400 <= 0.07
+
+
+def test_seeds_are_tested_as_scipy_does_and_widen_the_interval():
+    rng = np.random.default_rng(4)
+    quality = rng.random(500)
+    plain = np.stack([quality + rng.normal(0, 0.2, 500) > 0.5 for _ in range(4)])
+    gains = [0.02, 0.20, 0.05, 0.11]
+    candidate = np.stack([quality + g + rng.normal(0, 0.2, 500) > 0.5 for g in gains])
+    several = statistics.compare_accuracy(plain, candidate)
+    expected = stats.ttest_rel(candidate.mean(axis=1), plain.mean(axis=1)).pvalue
+    assert several.p_value == pytest.approx(expected)
+    assert several.plain_sd == pytest.approx(100 * np.std(plain.mean(axis=1), ddof=1))
+    images_only = np.percentile(
+        [
+            100 * (candidate.mean(axis=0) - plain.mean(axis=0))[rng.integers(0, 500, 500)].mean()
+            for _ in range(1000)
+        ],
+        [2.5, 97.5],
+    )
+    assert several.high - several.low > 1.2 * (images_only[1] - images_only[0])
+    assert several.seeds == 4
+    assert "hierarchical" in several.interval_method
+
+
+def test_a_difference_without_scorable_resamples_says_so():
+    missing = np.full((1, 10), np.nan)
+    found = difference_over_seeds(np.array([1.0]), np.array([2.0]), missing, n=3)
+    assert found.low is None
+    assert "resample" in found.reason
+
+
+def test_effects_are_told_for_their_cost():
+    effect = statistics.effect_sizes(-1.5, 25.0, 2_500_000, 10_000_000)
+    assert effect == {
+        "absolute": -1.5,
+        "relative": -6.0,
+        "per_million_parameters": -0.6,
+        "per_million_multiply_adds": -0.15,
+    }
+    assert statistics.effect_sizes(1.0, 5.0, 0, None)["per_million_parameters"] is None
+
+
+def test_predictions_are_read_from_per_image_rows(tmp_path):
+    path = tmp_path / "samples.parquet"
+    rows = {"image": ["a", "b"], "label": [1, 2], "top5": [[1, 0, 2], [0, 2, 1]]}
+    parquet.write_table(pa.table(rows), path)
+    predictions = statistics.load_predictions(path)
+    assert predictions.correct(1).tolist() == [True, False]
+    assert predictions.correct(2).tolist() == [True, True]
+    path.write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match=r"samples\.parquet"):
+        statistics.load_predictions(path)
+
+
+def test_every_metric_of_the_record_has_a_bootstrap():
+    assert list(METRICS) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]

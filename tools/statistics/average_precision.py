@@ -1,0 +1,266 @@
+"""COCO average precision of a result and of its bootstrap resamples, from one matching pass.
+
+Whether a detection is a true positive depends on its own image alone, so detections are matched
+to the ground truth once. A resample of the images is then a vector of multiplicities: weighted
+counts run along the detections, sorted once by score, and give precision and recall. Between two
+rows that can raise recall only the number of false positives matters, so runs of them are added
+up by one sparse product for a block of resamples at a time.
+
+Source: COCOeval of pycocotools 2.0 (``evaluateImg``, ``accumulate``, ``summarize``), whose point
+estimates these equal to the bit.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from tools.statistics.differences import RESAMPLES, Difference, difference_over_seeds
+from tools.statistics.matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    Detections,
+    GroundTruth,
+    load_ground_truth,
+    match_detections,
+)
+
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+# metric -> (index into AREA_RANGES, IoU thresholds averaged over)
+METRICS = {
+    "AP": (0, slice(None)),
+    "AP50": (0, slice(0, 1)),
+    "AP75": (0, slice(5, 6)),
+    "APs": (1, slice(None)),
+    "APm": (2, slice(None)),
+    "APl": (3, slice(None)),
+}
+RESAMPLES_AT_ONCE = 125
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one category and area range needs: rows that can raise recall, and what lies between."""
+
+    counted_boxes: np.ndarray  # image of every box that counts
+    runs: sparse.csr_matrix  # (runs, images): detections in the area range, run by run
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]  # a threshold: image, run,
+    # true positive, to be taken off the false positives
+
+
+class MatchedDetections:
+    """One result matched to its ground truth, ready for any number of resamples.
+
+    Args:
+        truth: the ground truth.
+        results: a file in COCO's results format, or its content: dicts of ``image_id``,
+            ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
+
+    Raises:
+        ValueError: an image is not in the ground truth, or a score is not finite.
+    """
+
+    def __init__(self, truth: GroundTruth, results: str | Path | list[dict]):
+        self.truth = truth
+        found = match_detections(truth, results)
+        by_category = np.lexsort((-found.score, found.category))
+        categories = range(len(truth.category_ids))
+        bounds = np.searchsorted(found.category[by_category], np.arange(len(categories) + 1))
+        self._blocks = {
+            (category, area): _block(
+                truth, found, category, area, by_category[bounds[category] : bounds[category + 1]]
+            )
+            for category in categories
+            for area in range(len(AREA_RANGES))
+        }
+
+    def precision(self) -> np.ndarray:
+        """Interpolated precision, (IoU thresholds, 101, categories, areas), -1 where undefined."""
+        truth = self.truth
+        shape = (
+            len(IOU_THRESHOLDS),
+            len(RECALL_THRESHOLDS),
+            len(truth.category_ids),
+            len(AREA_RANGES),
+        )
+        result = np.full(shape, -1.0)
+        weights = np.ones((1, len(truth.image_ids)))
+        for (category, area), block in self._blocks.items():
+            if block is None:
+                continue
+            for t, (envelope, reached) in enumerate(_curves(block, weights, weights.T)):
+                values = np.repeat(envelope[0], np.diff(reached[0], prepend=0))
+                result[t, :, category, area] = np.r_[values, np.zeros(101 - len(values))]
+        return result
+
+    def point(self) -> tuple[dict[str, float | None], list[float | None]]:
+        """The metrics and each category's AP in percent; None where no box counts."""
+        precision = self.precision()
+
+        def mean(values: np.ndarray) -> float | None:
+            values = values[values > -1]
+            return float(np.mean(values) * 100) if len(values) else None
+
+        metrics = {name: mean(precision[t, :, :, area]) for name, (area, t) in METRICS.items()}
+        return metrics, [mean(precision[:, :, k, 0]) for k in range(precision.shape[2])]
+
+    def resampled(self, weights: np.ndarray) -> np.ndarray:
+        """AP in percent of resamples, (resamples, len(METRICS) + categories), NaN where undefined.
+
+        ``weights``, (resamples, images): how often a resample holds an image.
+        """
+        categories, areas = len(self.truth.category_ids), len(AREA_RANGES)
+        by_threshold = np.full((areas, len(IOU_THRESHOLDS), categories, len(weights)), np.nan)
+        by_image = np.ascontiguousarray(weights.T)
+        for (category, area), block in self._blocks.items():
+            if block is None:
+                continue
+            for t, (envelope, reached) in enumerate(_curves(block, weights, by_image)):
+                steps = np.diff(reached, axis=1, prepend=0)
+                by_threshold[area, t, category] = np.einsum("ij,ij->i", envelope, steps)
+            empty = weights[:, block.counted_boxes].sum(axis=1) == 0
+            by_threshold[area, :, category, empty] = np.nan
+        by_threshold *= 100 / len(RECALL_THRESHOLDS)
+        columns = [_mean(by_threshold[area, t], (0, 1)) for area, t in METRICS.values()]
+        return np.stack([*columns, *_mean(by_threshold[0], 0)], axis=1)
+
+
+def resample_weights(images: int, resamples: int, seed) -> np.ndarray:
+    """Multiplicities of the images in each resample, (resamples, images), float64.
+
+    ``seed``: whatever ``numpy.random.default_rng`` takes.
+    """
+    draws = np.random.default_rng(seed).integers(0, images, (resamples, images))
+    flat = (draws + np.arange(resamples)[:, None] * images).ravel()
+    return np.bincount(flat, minlength=resamples * images).reshape(resamples, images).astype(float)
+
+
+def bootstrap_average_precision(
+    results: list[MatchedDetections], resamples: int = 1000, seed: int = 0, workers: int = 2
+) -> np.ndarray:
+    """AP of every result in the same resamples of the images.
+
+    Returns (results, resamples, len(METRICS) + categories) in percent, NaN where a resample
+    holds no box to find. The same for any number of ``workers`` (threads).
+    """
+    images = len(results[0].truth.image_ids)
+    starts = list(range(0, resamples, RESAMPLES_AT_ONCE))
+
+    def chunk(start: int) -> np.ndarray:
+        size = min(RESAMPLES_AT_ONCE, resamples - start)
+        weights = resample_weights(images, size, [seed, start])
+        return np.stack([result.resampled(weights) for result in results])
+
+    with ThreadPoolExecutor(workers) as pool:
+        return np.concatenate(list(pool.map(chunk, starts)), axis=1)
+
+
+def compare_average_precision(
+    annotations: str | Path | dict,
+    plain: list[str | Path | list[dict]],
+    candidate: list[str | Path | list[dict]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
+    """Compare detectors, one result a seed, by a paired bootstrap over the images.
+
+    Returns the differences of METRICS and those of each category's AP, by name, in percent
+    points. A category without a box that counts has None and the reason.
+    """
+    truth = load_ground_truth(annotations)
+    matched = [MatchedDetections(truth, result) for result in [*plain, *candidate]]
+    points = [result.point() for result in matched]
+    values = np.array(
+        [
+            [np.nan if v is None else v for v in [*metrics.values(), *each]]
+            for metrics, each in points
+        ]
+    )
+    boot = bootstrap_average_precision(matched, resamples, seed)
+    seeds = len(plain)
+    differences = []
+    for column in range(values.shape[1]):
+        if np.isnan(values[:, column]).any():
+            reason = "the annotations hold no box that counts here"
+            differences.append(Difference(None, None, None, seeds=seeds, reason=reason))
+            continue
+        differences.append(
+            difference_over_seeds(
+                values[:seeds, column],
+                values[seeds:, column],
+                boot[seeds:, :, column] - boot[:seeds, :, column],
+                n=len(truth.image_ids),
+                seed=seed,
+            )
+        )
+    metrics = dict(zip(METRICS, differences, strict=False))
+    return metrics, dict(zip(truth.category_names, differences[len(METRICS) :], strict=True))
+
+
+def _block(
+    truth: GroundTruth, found: Detections, category: int, area: int, detections: np.ndarray
+) -> _Block | None:
+    """``detections``: those of the category, by falling score."""
+    low, high = list(AREA_RANGES.values())[area]
+    counted = (truth.category == category) & ~truth.crowd
+    counted &= (truth.area >= low) & (truth.area <= high)
+    if not counted.any():
+        return None
+    images = found.image[detections]
+    inside = (found.area[detections] >= low) & (found.area[detections] <= high)
+    seen = np.cumsum(inside)  # detections of the area range up to and with this one
+    matched, ignored = found.matched[area, :, detections], found.ignored[area, :, detections]
+    positive = matched & ~ignored  # (D, T)
+    removed = (matched | ignored) & inside[:, None]
+    picked = [np.flatnonzero(column) for column in (positive | removed).T]
+    ends = np.unique(seen[np.concatenate(picked)])
+    last = int(ends[-1]) if len(ends) else 0  # no later false positive can matter
+    runs = sparse.csr_matrix(
+        (np.ones(last), images[inside][:last], np.r_[0, ends]),
+        shape=(len(ends), len(truth.image_ids)),
+    )
+    rows = [
+        (images[row], np.searchsorted(ends, seen[row]), positive[row, t], removed[row, t])
+        for t, row in enumerate(picked)
+    ]
+    return _Block(truth.image[counted], runs, rows)
+
+
+def _curves(block: _Block, weights: np.ndarray, by_image: np.ndarray):
+    """For each IoU threshold: highest precision at or after each row, and recall thresholds
+    reached with it, both (resamples, rows): running sums want their axis last."""
+    boxes = np.maximum(weights[:, block.counted_boxes].sum(axis=1), 1)
+    passed = np.cumsum(np.ascontiguousarray((block.runs @ by_image).T), axis=1)
+    for image, run, positive, removed in block.rows:
+        row_weights = np.take(weights, image, axis=1)
+        true = np.cumsum(row_weights * positive, axis=1)
+        same = np.array_equal(positive, removed)  # mostly so: nothing out of range or ignored
+        false = passed[:, run] - (true if same else np.cumsum(row_weights * removed, axis=1))
+        precision = true / (false + true + np.spacing(1))
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        yield envelope, _thresholds_reached(true / boxes[:, None])
+
+
+def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
+    """How many of the 101 recall thresholds are at or below each recall.
+
+    The same as ``searchsorted(RECALL_THRESHOLDS, recall, "right")``, several times as fast: the
+    thresholds are evenly spaced, so a guess is at most one off.
+    """
+    guess = (recall * 100).astype(np.intp)
+    too_high = RECALL_THRESHOLDS[guess] > recall
+    next_too = _NEXT_THRESHOLD[guess] <= recall
+    return guess + 1 - too_high + next_too
+
+
+_NEXT_THRESHOLD = np.append(RECALL_THRESHOLDS[1:], np.inf)
+
+
+def _mean(values: np.ndarray, axis) -> np.ndarray:
+    """Mean over ``axis`` of the values that are defined; NaN where none is."""
+    count = np.sum(~np.isnan(values), axis=axis)
+    return np.where(count > 0, np.nansum(values, axis=axis) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,147 @@
+"""What a difference between twins is made of: estimate, interval, p-value, size for its cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate minus plain, in the unit of the metric (percent points for percent).
+
+    ``low`` and ``high`` bound the difference at ``CONFIDENCE``; ``p_value`` is two-sided for
+    "no difference". What could not be had is None and ``reason`` says why.
+    """
+
+    plain: float | None
+    candidate: float | None
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    interval_method: str | None = None
+    p_value_method: str | None = None
+    n: int | None = None  # images
+    seeds: int = 1
+    plain_sd: float | None = None  # over seeds
+    candidate_sd: float | None = None
+    reason: str | None = None
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """p-values adjusted for their number by Holm's step-down rule; None stays None, uncounted.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    known = [index for index, value in enumerate(p_values) if value is not None]
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for step, index in enumerate(sorted(known, key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, p_values[index] * (len(known) - step)))
+        adjusted[index] = highest
+    return adjusted
+
+
+def effect_sizes(
+    difference: float | None,
+    plain: float | None,
+    added_parameters: int | None,
+    added_multiply_adds: int | None,
+) -> dict[str, float | None]:
+    """The difference absolute, relative, and for what it cost.
+
+    ``relative`` is in percent of the plain value, the others in the unit of the metric: per
+    million added parameters and per million added multiply-adds. None where nothing was added.
+    """
+
+    def per_million(added: int | None) -> float | None:
+        return None if difference is None or not added else difference / (added / 1e6)
+
+    return {
+        "absolute": difference,
+        "relative": None if difference is None or not plain else 100 * difference / plain,
+        "per_million_parameters": per_million(added_parameters),
+        "per_million_multiply_adds": per_million(added_multiply_adds),
+    }
+
+
+def paired_seeds_test(plain: list[float], candidate: list[float]) -> float | None:
+    """p-value of a paired t-test over seeds; None for fewer than two.
+
+    Equal differences in all seeds leave no spread to judge by: 1 if they are zero, else 0.
+    """
+    if len(plain) < 2:
+        return None
+    differences = np.subtract(candidate, plain)
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_rel(candidate, plain).pvalue)
+
+
+def bootstrap_p_value(resampled: np.ndarray) -> float:
+    """Two-sided p-value of "no difference" from resampled differences, never below 2/(B + 1)."""
+    tail = min(np.sum(resampled <= 0), np.sum(resampled >= 0))
+    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
+
+
+def difference_over_seeds(
+    plain: np.ndarray,
+    candidate: np.ndarray,
+    resampled: np.ndarray,
+    *,
+    n: int,
+    seed: int = 0,
+    p_value: float | None = None,
+    p_value_method: str | None = None,
+) -> Difference:
+    """Sum up one metric of a pair of twins.
+
+    Args:
+        plain, candidate: the metric of each seed, (S,), in percent.
+        resampled: candidate minus plain in resamples of the images, (S, B); the same images in
+            every seed. NaN resamples, which could not be scored, are left out.
+        n: images in the set.
+        p_value, p_value_method: a test better than the bootstrap's own for a single seed.
+
+    With several seeds the interval is from a hierarchical bootstrap (seeds, then images) and
+    the p-value from a paired t-test over seeds, which also counts the noise of training.
+    """
+    seeds = len(plain)
+    if seeds > 1:
+        generator = np.random.default_rng([seed, seeds])
+        drawn = generator.integers(0, seeds, (seeds, resampled.shape[1]))
+        means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
+        interval_method = "hierarchical bootstrap over seeds and images"
+        p_value, p_value_method = paired_seeds_test(plain, candidate), "paired t-test over seeds"
+    else:
+        means, interval_method = resampled[0], "paired bootstrap over images"
+    means = means[~np.isnan(means)]
+    shared = {
+        "plain": float(np.mean(plain)),
+        "candidate": float(np.mean(candidate)),
+        "difference": float(np.mean(candidate) - np.mean(plain)),
+        "n": n,
+        "seeds": seeds,
+        "plain_sd": float(np.std(plain, ddof=1)) if seeds > 1 else None,
+        "candidate_sd": float(np.std(candidate, ddof=1)) if seeds > 1 else None,
+    }
+    if len(means) == 0:
+        return Difference(**shared, reason="no resample of the images could be scored")
+    if p_value_method is None:
+        p_value, p_value_method = bootstrap_p_value(means), "paired bootstrap over images"
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Difference(
+        **shared,
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        interval_method=interval_method,
+        p_value_method=p_value_method,
+    )
