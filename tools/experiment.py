@@ -147,41 +147,41 @@ def load_experiment(
     if entry is None:
         raise ValueError(unknown("task", task, TASKS))
     assert action in ACTIONS
-    schema = _writable(OmegaConf.structured(_config_class(entry)))
-    parts = [(f"recipe {recipe}", _read_recipe(task, recipe)), ("settings", dict(settings or {}))]
-    named: dict[str, Any] = {"backbone": {}, "data": {}}
-    if backbone is not None:
-        named["backbone"]["name"] = backbone
-    if weights is not None:
-        named["backbone"]["weights"] = str(weights)
-    if imports:
-        named["backbone"]["imports"] = [str(path) for path in imports]
-    if data is not None:
-        named["data"]["name"] = data
-    if data_root is not None:
-        named["data"]["root"] = str(data_root)
-    if seed is not None:
-        named["seed"] = seed
-    parts.append(("arguments", named))
+    written = _read_recipe(task, recipe)
+    network = {"name": backbone, "weights": weights and str(weights), "options": options}
+    network["imports"] = [str(path) for path in imports] or None
+    place = {"name": data, "root": data_root and str(data_root)}
+    named = {"backbone": _given(network), "data": _given(place), **_given({"seed": seed})}
+    if isinstance(written.get("backbone"), dict) and backbone is not None:
+        fitting = {} if options is not None else _fitting_options(written["backbone"], named)
+        written["backbone"]["options"] = fitting
+    parts = [(f"recipe {recipe}", written), ("settings", dict(settings or {})), ("", named)]
     parts += [(text, _parse_override(text)) for text in overrides]
-    merged = schema
-    for source, part in parts:
-        for key in _leaves(part):
-            _check_key(key, schema, source)
-        try:
-            if source == "arguments" and backbone is not None:
-                _set_options(merged, backbone, options)
-            merged = OmegaConf.merge(merged, part)
-        except OmegaConfBaseException as error:
-            raise ValueError(_explain(error, source)) from error
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(_explain(error, f"recipe {recipe}")) from error
+    config = build_settings(_config_class(entry), parts)
     for path in config.backbone.imports:
         load_user_module(path)
     describe_backbone(config.backbone.name)
     return Experiment(task, recipe, config, action)
+
+
+def build_settings(settings_class: type, parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
+    """An object of a settings dataclass from nested mappings, later ones over earlier ones.
+
+    Each part comes with what to call it in an error message.
+
+    Raises:
+        ValueError: an unknown key, with near matches, or a value of the wrong type.
+    """
+    schema = merged = _writable(OmegaConf.structured(settings_class))
+    source = settings_class.__name__
+    try:
+        for source, part in parts:
+            for key in _leaves(part):
+                _check_key(key, schema, source)
+            merged = OmegaConf.merge(merged, OmegaConf.create(dict(part)))
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error, source)) from error
 
 
 def list_recipes(task: str) -> dict[str, Path]:
@@ -355,17 +355,20 @@ def _writable(node: DictConfig) -> DictConfig:
     return node
 
 
-def _set_options(config: DictConfig, backbone: str, options: Mapping[str, Any] | None) -> None:
-    """Options belong to a network: given ones replace the recipe's, and a plain twin keeps of its
-    partner's only those it has itself."""
-    if options is not None:
-        config.backbone.options = dict(options)
-    elif config.backbone.name != backbone and config.backbone.options:
-        for path in config.backbone.imports:
-            load_user_module(path)
-        twin = twin_of(config.backbone.name, OmegaConf.to_container(config.backbone.options))
-        if twin is not None and twin[0] == backbone:
-            config.backbone.options = twin[1]
+def _fitting_options(written: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Options belong to a network: a plain network named in the place of a recipe's SE twin keeps
+    those it has itself and drops those of the attention."""
+    options, name = dict(written.get("options") or {}), written.get("name")
+    if not options or not name or name == named["backbone"]["name"]:
+        return options
+    for path in (*written.get("imports", ()), *named["backbone"].get("imports", ())):
+        load_user_module(path)
+    twin = twin_of(name, options)
+    return twin[1] if twin is not None and twin[0] == named["backbone"]["name"] else options
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _leaves(part: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
