@@ -109,12 +109,15 @@ class _Unpickler(pickle.Unpickler):
         super().__setattr__(name, value)
 
 
-def _load(file: Any, **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
+def load_pickle(file: Any, encoding: str = "latin1") -> Any:
+    """Read one plain pickle from an open file, as `read_pickle` does from a path."""
+    return _Unpickler(file, encoding=encoding).load()
 
 
 # What `torch.load` wants as its `pickle_module`: it calls `load` and derives from `Unpickler`.
-_RESTRICTED = types.SimpleNamespace(__name__="restricted_pickle", Unpickler=_Unpickler, load=_load)
+_RESTRICTED = types.SimpleNamespace(
+    __name__="restricted_pickle", Unpickler=_Unpickler, load=load_pickle
+)
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -143,7 +146,7 @@ def read_pickle(path: str | Path) -> Any:
         if tarfile.is_tarfile(file):
             raise ValueError("a tar archive (PyTorch before 0.2, or an unopened download)")
         file.seek(0)
-        return _load(file, encoding="latin1")
+        return load_pickle(file)
     except UnsafePickle as error:
         raise UnsafePickle(f"{path}: {error}") from None
     except Exception as error:  # whatever a damaged stream makes the libraries raise

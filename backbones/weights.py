@@ -1,23 +1,35 @@
-"""Weights on disk: written whole, recognised by content, loaded strictly."""
+"""Weights for a network: written whole, recognised by content, loaded strictly."""
 
 import difflib
 import fnmatch
-import hashlib
-import json
-import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from backbones.features import Backbone, Network
+from backbones.squeeze_excite import SEBlock
+from backbones.weight_files import TensorFile, read_state, read_tensors, save_state
+from backbones.weight_formats import FORMATS, fitting_network, recognize, to_ours
 from backbones.zoo import BackboneSettings, InputFormat
 
-_METADATA_KEY = "sebench"  # safetensors metadata are strings; ours is one JSON object under this
+__all__ = [
+    "LoadedWeights",
+    "Weights",
+    "fit_backbone",
+    "load_weights",
+    "read_state",
+    "read_weights",
+    "save_state",
+    "save_weights",
+]
+
+EXTERNAL = ("timm:", "torchvision:")  # `weights` that a library fetches itself
+_OURS = r"^(backbone|head)\.(?!layer\d)"  # names of this suite; MMPretrain has backbone.layer1
+PLACES365 = 365
 
 
 @dataclass(frozen=True)
@@ -25,10 +37,13 @@ class Weights:
     """A file of weights in this suite's names: `backbone.*` and `head.*`."""
 
     path: str
-    format: str
+    format: str  # a name of `weight_formats.FORMATS`, "sebench", "places365" or "unknown"
+    title: str  # the same in words
     sha256: str  # of the file
     tensors: dict[str, Tensor] = field(repr=False)
-    backbone: BackboneSettings | None = None  # network and options they fit; None: not told
+    own_tensors: dict[str, Tensor] = field(repr=False)  # under the names in the file
+    backbone: BackboneSettings | None = None  # the network they fit; None: none of the table
+    structure: dict[str, Any] = field(default_factory=dict)  # what tensors alone do not tell
     num_classes: int | None = None
     classes: list[str] | None = None
     input_format: InputFormat | None = None
@@ -43,45 +58,8 @@ class LoadedWeights:
     sha256: str
     tensors: int  # loaded
     input_format: InputFormat | None
-    missing: list[str]  # left as they were: the replaced head and what `allow_missing` names
+    missing: list[str]  # left as they were: a head that is replaced, what `allow_missing` names
     unexpected: list[str]  # in the file and not used: the head that was replaced or dropped
-
-
-def save_state(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Write tensors and JSON-able metadata to a safetensors file, whole or not at all.
-
-    Returns:
-        The SHA-256 of the file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    # Copies: safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(tensors, partial, {_METADATA_KEY: json.dumps(dict(metadata))})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return file_sha256(path)
-
-
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote. Metadata of another writer's file are {}.
-
-    Raises:
-        ValueError: no such file, or not a whole safetensors file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}: no such file")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(metadata.get(_METADATA_KEY, "{}"))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def save_weights(
@@ -96,6 +74,7 @@ def save_weights(
     """Write a network with all that is needed to use it elsewhere. Returns the file's SHA-256."""
     metadata = {
         "backbone": {"name": backbone.name, "options": dict(backbone.options)},
+        "structure": structure_of(network.backbone),
         "num_classes": num_classes,
         "classes": None if classes is None else list(classes),
         "input_format": asdict(input_format),
@@ -104,24 +83,56 @@ def save_weights(
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a file of weights and say what network and input it is for; nothing is built.
+    """Read weights and say what network and what input they are for.
+
+    Args:
+        path: a file in any format of `weight_formats`, recognised by what it holds; or `timm:NAME`,
+            `torchvision:NAME`, which the library downloads, unless it did so before.
 
     Raises:
-        ValueError: no such file, not a whole one, or its format is not known.
+        ValueError: no such file, not a whole one, or the download failed.
+        UnsafePickle: (a ValueError) the file asks for code to be run.
     """
-    tensors, metadata = read_state(path)
-    if "backbone" not in metadata:
-        raise ValueError(f"{path}: unknown format of weights")
-    return Weights(
-        path=str(path),
-        format="sebench",
-        sha256=file_sha256(path),
-        tensors=tensors,
-        backbone=BackboneSettings(**metadata["backbone"]),
-        num_classes=metadata["num_classes"],
-        classes=metadata["classes"],
-        input_format=_input_format(metadata["input_format"]),
-    )
+    if str(path).startswith(EXTERNAL):
+        from backbones.external import download
+
+        file, input_format = download(str(path))
+        return replace(_interpret(file), input_format=input_format)
+    return _interpret(read_tensors(path))
+
+
+def fit_backbone(settings: BackboneSettings) -> BackboneSettings:
+    """Complete a network's options by what its weights demand: stride, pool, bias, reduction.
+
+    Raises:
+        ValueError: the weights are of another network, or an option that was set contradicts them;
+            both are named.
+    """
+    if not settings.weights or settings.name.startswith(EXTERNAL):
+        return settings
+    weights = read_weights(settings.weights)
+    fit = weights.backbone
+    if fit is None or settings.allow_missing:
+        demanded = weights.structure
+        if weights.format == "detectron2" and "stride_in_1x1" not in (demanded | settings.options):
+            raise ValueError(
+                f"{weights.path}: names of Detectron2 do not tell where its network strides. Set"
+                " backbone.options.stride_in_1x1: true for MSRA's and Detectron's weights, false for"
+                " torchvision's"
+            )
+        demanded = {k: v for k, v in demanded.items() if k in _structural_options(settings.name)}
+    elif fit.name != settings.name:
+        raise ValueError(
+            f"{weights.path} ({weights.title}) holds a {fit.name}; the settings ask for"
+            f" {settings.name}. Set backbone.name={fit.name}, or give other weights"
+        )
+    else:
+        demanded = fit.options
+    for option, value in demanded.items():
+        asked = settings.options.get(option, value)
+        if _plain(asked) != _plain(value):
+            raise ValueError(_conflict(weights, option, value, asked))
+    return replace(settings, options={**settings.options, **demanded})
 
 
 def load_weights(
@@ -131,36 +142,41 @@ def load_weights(
     replace_head: bool = False,
     allow_missing: Sequence[str] = (),
 ) -> LoadedWeights:
-    """Load a file into a network, or its backbone part into a backbone: everything, or an error.
+    """Load weights into a network, or their backbone part into a backbone: all, or an error.
 
     Args:
         replace_head: keep the network's own classifier; the file's is not used.
         allow_missing: patterns (`backbone.res5.*`) of tensors that the file may lack.
 
     Raises:
-        ValueError: with a table of what is missing, unexpected and misshapen. The module is unchanged.
+        ValueError: the network's structure is not the one they were trained in, though the tensors
+            may fit; or the tensors do not fit: a table says what is missing, unexpected (with the
+            nearest names) and misshapen. The module is unchanged then.
     """
     weights = read_weights(path)
     prefix = "" if isinstance(module, Network) else "backbone."
-    given = {name: tensor for name, tensor in weights.tensors.items()}
-    dropped = []
-    if replace_head or prefix:
-        dropped = [name for name in given if name.startswith("head.")]
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    kept = [name for name in wanted if replace_head and name.startswith("head.")]
-    for name in dropped:
-        del given[name]
-    for name in kept:
-        del wanted[name]
+    given = _named_as(wanted, weights)
+    built = structure_of(module.backbone if isinstance(module, Network) else module)
+    for option, value in weights.structure.items():
+        if option in built and _plain(built[option]) != _plain(value):
+            raise ValueError(_conflict(weights, option, value, built[option]))
+
+    def is_replaced(name: str) -> bool:
+        return name.startswith("head.") and (replace_head or bool(prefix))
+
+    dropped = [name for name in given if is_replaced(name)]
+    kept = [name for name in wanted if is_replaced(name)]
+    given = {name: tensor for name, tensor in given.items() if not is_replaced(name)}
+    wanted = {name: tensor for name, tensor in wanted.items() if not is_replaced(name)}
     missing = [name for name in wanted if name not in given]
     allowed = [n for n in missing if any(fnmatch.fnmatchcase(n, p) for p in allow_missing)]
-    kept += allowed
     missing = [name for name in missing if name not in allowed]
     unexpected = [name for name in given if name not in wanted]
     misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
     if missing or unexpected or misshapen:
         table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
-        raise ValueError(f"{path} ({weights.format}) does not fit the network:\n{table}")
+        raise ValueError(f"{path} ({weights.title}) does not fit the network:\n{table}")
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
     module.load_state_dict(state, strict=False)
     return LoadedWeights(
@@ -169,18 +185,120 @@ def load_weights(
         sha256=weights.sha256,
         tensors=len(state),
         input_format=weights.input_format,
-        missing=kept,
+        missing=kept + allowed,
         unexpected=dropped,
     )
 
 
-def file_sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def structure_of(backbone: nn.Module) -> dict[str, Any]:
+    """Read off a network what weights depend on and their shapes do not show.
+
+    Keys are options of `build_backbone`: stride_in_1x1, stem_pool, placement, squeeze, excitation.
+    Those that a network does not have are left out.
+    """
+    structure: dict[str, Any] = {}
+    pool = getattr(getattr(backbone, "stem", None), "pool", None)
+    if isinstance(pool, nn.MaxPool2d):
+        structure["stem_pool"] = "ceil" if pool.ceil_mode else "padded"
+    for module in backbone.modules():
+        convolutions = [getattr(module, f"conv{i}", None) for i in (1, 2, 3)]
+        if all(isinstance(c, nn.Conv2d) for c in convolutions) and "stride_in_1x1" not in structure:
+            kernels = [c.kernel_size for c in convolutions]
+            strides = [c.stride for c in convolutions]
+            if kernels == [(1, 1), (3, 3), (1, 1)] and strides != [(1, 1)] * 3:
+                structure["stride_in_1x1"] = strides[0] != (1, 1)
+        if isinstance(module, SEBlock):
+            structure.setdefault("squeeze", module.squeeze)
+            structure.setdefault("excitation", module.excitation)
+        if hasattr(module, "placement") and isinstance(getattr(module, "se", None), SEBlock):
+            structure.setdefault("placement", module.placement)
+    return structure
 
 
-def _input_format(values: Mapping[str, Any]) -> InputFormat:
-    return InputFormat(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _interpret(file: TensorFile) -> Weights:
+    metadata = file.metadata
+    own = {"path": file.path, "sha256": file.sha256, "own_tensors": file.tensors}
+    if all(re.match(_OURS, name) for name in file.tensors):
+        weights = Weights(**own, format="sebench", title="this suite's own", tensors=file.tensors)
+        return _with_metadata(weights, metadata)
+    weight_format = recognize(file.tensors)
+    if weight_format is None:
+        return Weights(**own, format="unknown", title="a format not known", tensors=file.tensors)
+    tensors = to_ours(file.tensors, weight_format)
+    head = tensors.get("head.fc.weight")
+    weights = Weights(
+        **own,
+        format=weight_format.name,
+        title=weight_format.title,
+        tensors=tensors,
+        structure=weight_format.structure(tensors),
+        num_classes=None if head is None else len(head),
+        input_format=weight_format.input_format,
+    )
+    if weights.format == "torchvision" and weights.num_classes == PLACES365:
+        weights = replace(weights, format="places365", title="a ResNet trained on Places365")
+    if weights.format == "detectron2" and file.author != "torchvision":
+        # Detectron2's converter signs torchvision's weights; the rest may be MSRA's: BGR, 1x1.
+        weights = replace(weights, structure={}, input_format=None)
+    if metadata:
+        return _with_metadata(weights, metadata)
+    return replace(weights, backbone=fitting_network(tensors, weights.structure))
+
+
+def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
+    """Take from the metadata that `save_weights` wrote what the tensors do not tell."""
+    if "backbone" not in metadata:
+        return weights
+    values = metadata["input_format"]
+    return replace(
+        weights,
+        backbone=BackboneSettings(**metadata["backbone"]),
+        structure=metadata.get("structure", {}),
+        num_classes=metadata["num_classes"],
+        classes=metadata["classes"],
+        input_format=InputFormat(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        ),
+    )
+
+
+def _named_as(wanted: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+    """Return the tensors under the names of the network that takes them."""
+    inner = {
+        m[2]: name for name in wanted if (m := re.match(r"(backbone|head)\.model\.(.+)", name))
+    }
+    if inner and weights.format != "sebench":  # a library's network: its own names, behind `model`
+        return {inner.get(name, name): tensor for name, tensor in weights.own_tensors.items()}
+    if weights.format == "unknown":
+        known = ", ".join(f.name for f in FORMATS)
+        some = ", ".join(list(weights.own_tensors)[:3])
+        raise ValueError(
+            f"{weights.path}: the format is not known by its names ({some}, ...). Known: sebench,"
+            f" {known}. A network of timm or torchvision takes its own weights: timm:NAME"
+        )
+    return weights.tensors
+
+
+def _structural_options(name: str) -> tuple[str, ...]:
+    from backbones.zoo import find_backbone
+
+    return getattr(find_backbone(name), "options", ())
+
+
+def _conflict(weights: Weights, option: str, demanded: Any, asked: Any) -> str:
+    return (
+        f"{weights.path} ({weights.title}) was trained with {option}={_word(demanded)}, the network has"
+        f" {option}={_word(asked)}: the tensors would fit and every output be wrong. Set"
+        f" backbone.options.{option}={_word(demanded)}, or leave it out"
+    )
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _mismatch_table(
