@@ -252,7 +252,7 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
     path = directory / SETTINGS_FILE
     started = (directory / CHECKPOINT_FILE).exists()
     if path.is_file():
-        found = _read_yaml(path)
+        found = read_yaml(path)
         if found.get("experiment") != experiment.hash:
             raise ValueError(
                 f"{directory} holds another experiment ({_difference(found, experiment)}); "
@@ -277,6 +277,17 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
     }
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises ValueError, naming the file, for anything else."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys with values")
+    return content
 
 
 def synthetic_marker(root: str | None) -> str | None:
@@ -315,21 +326,11 @@ def _read_recipe(task: str, recipe: str) -> dict[str, Any]:
             raise ValueError(unknown(f"{task} recipe", recipe, shipped) + hint)
         if not path.is_file():
             raise ValueError(f"recipe {recipe}: no such file")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if "experiment" in content and "config" in content:
         if content.get("task") != task:
             raise ValueError(f"recipe {recipe}: settings of {content.get('task')}, not of {task}")
         content = content["config"]
-    return content
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys with values")
     return content
 
 
