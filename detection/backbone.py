@@ -7,7 +7,8 @@
 A backbone obeys the keys Detectron2 has for its own ResNets: MODEL.BACKBONE.FREEZE_AT,
 MODEL.RESNETS.NORM, .OUT_FEATURES and .STRIDE_IN_1X1 (where it is False), MODEL.FPN.*. What
 Detectron2 has no key for is in MODEL.SEBENCH, which `add_sebench_config` adds: OPTIONS of the
-network, and WEIGHTS, a file of this suite that is loaded strictly. By LazyConfig:
+network, WEIGHTS it starts from, loaded strictly, and NAME for networks without a builder of their
+own (`build_sebench_fpn_backbone` builds what NAME says, e.g. timm:resnet50). By LazyConfig:
 
     model.backbone.bottom_up = L(build_stages)(
         name="se_resnet50", norm="FrozenBN", freeze_at=2, out_features=["res2", ..., "res5"])
@@ -30,12 +31,14 @@ from torch import Tensor, nn
 
 from backbones import (
     Backbone,
+    BackboneSettings,
     InputFormat,
     build_backbone,
     list_backbones,
     load_weights,
     read_weights,
 )
+from backbones.weights import fit_backbone
 
 from .config import NORMS
 
@@ -69,9 +72,7 @@ class Stages(DetectorBackbone):
         if norm not in NORMS:
             raise ValueError(f"norm {norm!r}: choose from {', '.join(NORMS)}")
         last = max(names.index(name) for name in out_features)
-        for name in names[last + 1 :]:
-            delattr(stages, name)
-        stages.feature_specs = {name: stages.feature_specs[name] for name in names[: last + 1]}
+        _drop(stages, names[last + 1 :])
         self.stages = stages
         self._out_features = list(out_features)
         specs = stages.feature_specs
@@ -102,6 +103,7 @@ def build_stages(
     freeze_at: int = 2,
     norm: str = "FrozenBN",
     weights: str | None = None,
+    allow_missing: Sequence[str] = (),
 ) -> Stages:
     """Build a backbone of this suite for a detector; the form for a LazyConfig.
 
@@ -112,12 +114,15 @@ def build_stages(
         freeze_at: stages, from the stem on, whose parameters (those of SE too) and statistics stay
             as they are: 0 none, 1 the stem, 2 the stem and res2. Their norms become FrozenBN.
         norm: of the other stages: FrozenBN, BN, SyncBN, or GN (32 groups, drawn anew).
-        weights: a file of this suite, loaded strictly; its classifier is dropped.
+        weights: a file in any format the suite knows, loaded strictly; its classifier is dropped,
+            and its demands on the options (stride, pool) are met.
+        allow_missing: patterns of tensors (`backbone.res5.*`) that the file may lack.
 
     Raises:
         ValueError: an unknown name, option or stage; weights that do not fit.
     """
-    stages = build_backbone(name, **dict(options or {}))
+    settings = BackboneSettings(name, dict(options or {}), weights, list(allow_missing))
+    stages = build_backbone(name, **fit_backbone(settings).options)
     strides = [spec.stride for spec in stages.feature_specs.values()]
     if strides[-4:] != [4, 8, 16, 32]:
         raise ValueError(f"backbone {name}: a detector needs strides 4, 8, 16, 32, not {strides}")
@@ -127,7 +132,7 @@ def build_stages(
             "SyncBN, or train from scratch"
         )
     if weights:
-        load_weights(stages, weights)
+        load_weights(stages, weights, allow_missing=allow_missing)
     return Stages(stages, out_features, freeze_at, norm)
 
 
@@ -144,16 +149,18 @@ def register_backbones() -> None:
         "build_{}_fpn_backbone": _build_fpn,
         "build_retinanet_{}_fpn_backbone": _build_retinanet_fpn,
     }
-    for info in list_backbones():
+    names = {info.name: info.name for info in list_backbones() if info.detection is None}
+    for word, name in {**names, "sebench": None}.items():
         for pattern, build in builders.items():
-            registered = pattern.format(info.name)
-            if info.detection is None and registered not in BACKBONE_REGISTRY:
-                BACKBONE_REGISTRY.register(_named(registered, build, info.name))
+            if pattern.format(word) not in BACKBONE_REGISTRY:
+                BACKBONE_REGISTRY.register(_named(pattern.format(word), build, name))
 
 
 def add_sebench_config(cfg: CfgNode) -> None:
-    """Add MODEL.SEBENCH: OPTIONS of the network, WEIGHTS it starts from."""
+    """Add MODEL.SEBENCH: NAME, OPTIONS, WEIGHTS and ALLOW_MISSING, as `build_stages` has them."""
     cfg.MODEL.SEBENCH = CfgNode()
+    cfg.MODEL.SEBENCH.NAME = ""
+    cfg.MODEL.SEBENCH.ALLOW_MISSING = []
     cfg.MODEL.SEBENCH.OPTIONS = CfgNode(new_allowed=True)
     cfg.MODEL.SEBENCH.WEIGHTS = ""
 
@@ -194,12 +201,18 @@ def _words(format: InputFormat) -> str:
 # What the registry calls ---------------------------------------------------------------------------
 
 
-def _named(name: str, build: Callable[..., DetectorBackbone], backbone: str) -> Callable[..., Any]:
+def _named(
+    name: str, build: Callable[..., DetectorBackbone], backbone: str | None
+) -> Callable[..., Any]:
+    """A function of that name, as the registry goes by; None leaves the network to the config."""
+
     def registered(cfg: CfgNode, input_shape: ShapeSpec) -> DetectorBackbone:
-        return build(backbone, cfg, input_shape)
+        chosen = backbone or (cfg.MODEL.get("SEBENCH") or {}).get("NAME")
+        if not chosen:
+            raise ValueError(f"{name}: MODEL.SEBENCH.NAME says which backbone, and is empty")
+        return build(chosen, cfg, input_shape)
 
     registered.__name__ = registered.__qualname__ = name
-    registered.__doc__ = f"{backbone} from a Detectron2 config and ShapeSpec(channels=3)."
     return registered
 
 
@@ -221,8 +234,9 @@ def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
     if known is not None:
         mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
         check_input_format(InputFormat(cfg.INPUT.FORMAT, mean, std), known, weights)
+    freeze_at, allow_missing = cfg.MODEL.BACKBONE.FREEZE_AT, node.get("ALLOW_MISSING") or ()
     return build_stages(
-        name, options, resnets.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT, resnets.NORM, weights
+        name, options, resnets.OUT_FEATURES, freeze_at, resnets.NORM, weights, allow_missing
     )
 
 
@@ -241,6 +255,20 @@ def _with_fpn(stages: Stages, cfg: CfgNode, top_block: nn.Module) -> FPN:
     return FPN(stages, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
 
 
+# Stages --------------------------------------------------------------------------------------------
+
+
+def _drop(stages: Backbone, names: Sequence[str]) -> None:
+    """Take the last stages `names` off, or see to it that they want no gradient."""
+    one_after_the_other = type(stages).forward is Backbone.forward
+    for name in names:
+        for module in stages.stage_modules(name):
+            module.requires_grad_(False)
+        if one_after_the_other:
+            delattr(stages, name)
+            stages.feature_specs = {k: v for k, v in stages.feature_specs.items() if k != name}
+
+
 # Norms ---------------------------------------------------------------------------------------------
 
 
@@ -254,6 +282,10 @@ def _convert_norms(root: nn.Module, within: Sequence[nn.Module], norm: str) -> N
 
 
 def _converted(batch_norm: nn.BatchNorm2d, norm: str, name: str) -> nn.Module:
+    if hasattr(batch_norm, "act"):  # timm's norms have drop and activation inside
+        plain = nn.BatchNorm2d(batch_norm.num_features, batch_norm.eps, batch_norm.momentum)
+        plain.load_state_dict(batch_norm.state_dict())
+        return nn.Sequential(_converted(plain, norm, name), batch_norm.drop, batch_norm.act)
     if norm == "FrozenBN":
         return FrozenBatchNorm2d.convert_frozen_batchnorm(batch_norm)
     if norm == "SyncBN":

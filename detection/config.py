@@ -7,7 +7,7 @@ A field marked `_FREE` cannot change the result and stays out of an experiment's
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -24,10 +24,10 @@ _FREE = {"identity": False}
 
 DATASETS = ("coco_2017", "coco_2014", "custom")
 NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
-# name: (Detectron2's base config, pattern of the registered backbone)
+# name: (Detectron2's base config, what builds the backbone that MODEL.SEBENCH.NAME names)
 ARCHITECTURES = {
-    "faster_rcnn": ("Base-RCNN-FPN.yaml", "build_{}_fpn_backbone"),
-    "retinanet": ("Base-RetinaNet.yaml", "build_retinanet_{}_fpn_backbone"),
+    "faster_rcnn": ("Base-RCNN-FPN.yaml", "build_sebench_fpn_backbone"),
+    "retinanet": ("Base-RetinaNet.yaml", "build_retinanet_sebench_fpn_backbone"),
 }
 # For 16 pictures an iteration: iterations, and where the learning rate is divided by ten.
 # Source: Detectron model zoo (1x, 2x), Detectron2 model zoo (1x, 3x). 2x is the paper's.
@@ -256,7 +256,13 @@ _OWNED = {
 
 
 def build_cfg(
-    config: DetectionConfig, *, num_classes: int, input_format: InputFormat, device: str = "cpu"
+    config: DetectionConfig,
+    *,
+    num_classes: int,
+    input_format: InputFormat,
+    device: str = "cpu",
+    weights: str | None = None,
+    train_datasets: Sequence[str] = (),
 ) -> CfgNode:
     """Detectron2's config node of `config`; the backbone it names is registered.
 
@@ -264,6 +270,8 @@ def build_cfg(
         num_classes: categories of the data set.
         input_format: what the backbone's weights expect of the pixels.
         device: 'cpu', 'cuda', 'cuda:1', ...
+        weights: what the backbone starts from; None where a whole detector is loaded afterwards.
+        train_datasets: names in Detectron2's catalog.
     Raises:
         ValueError: `config.detectron2` holds an unknown key or a value of another type; or
             something asks for operators that this Detectron2 was installed without.
@@ -274,21 +282,23 @@ def build_cfg(
 
     register_backbones()
     detector, train, evaluate = config.detector, config.train, config.evaluate
-    base, backbone_name = ARCHITECTURES[detector.architecture]
+    base, builder = ARCHITECTURES[detector.architecture]
     cfg = get_cfg()
     add_sebench_config(cfg)
     cfg.merge_from_file(str(resources.files("detectron2") / "model_zoo" / "configs" / base))
 
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.BACKBONE.NAME = backbone_name.format(config.backbone.name)
+    cfg.MODEL.BACKBONE.NAME = builder
+    cfg.MODEL.SEBENCH.NAME = config.backbone.name
+    cfg.MODEL.SEBENCH.ALLOW_MISSING = list(config.backbone.allow_missing)
     cfg.MODEL.BACKBONE.FREEZE_AT = detector.freeze_at
     cfg.MODEL.RESNETS.NORM = detector.norm
     cfg.MODEL.FPN.OUT_CHANNELS = detector.fpn_channels
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     for option, value in config.backbone.options.items():
         cfg.MODEL.SEBENCH.OPTIONS[option] = value
-    cfg.MODEL.SEBENCH.WEIGHTS = config.backbone.weights or ""
+    cfg.MODEL.SEBENCH.WEIGHTS = weights or ""
 
     cfg.INPUT.FORMAT = input_format.channel_order
     cfg.MODEL.PIXEL_MEAN = list(input_format.mean)
@@ -296,6 +306,7 @@ def build_cfg(
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = tuple(train.min_size), train.max_size
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = evaluate.min_size, evaluate.max_size
     cfg.INPUT.RANDOM_FLIP = "horizontal" if train.flip else "none"
+    cfg.DATASETS.TRAIN = tuple(train_datasets)
     cfg.DATALOADER.NUM_WORKERS = reader_processes(config.data)
 
     schedule = resolve_schedule(train)

@@ -1,0 +1,183 @@
+"""A whole detector: what its input looks like, built from settings, saved, and rebuilt from a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from backbones import BackboneSettings, InputFormat, read_weights
+from backbones.weight_files import file_sha256, read_state, save_state
+
+from .backbone import check_input_format
+from .config import DetectionConfig, DetectorSettings, build_cfg
+
+FORMAT = "sebench-detector"
+
+
+def choose_device(wish: str, local_rank: int = 0) -> torch.device:
+    """Turn 'auto', 'cpu', 'cuda', 'cuda:1', ... into a device that is there.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wish == "auto":
+        wish = "cuda" if found else "cpu"
+    kind, _, index = wish.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise ValueError(f"device={wish!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(index) if index else local_rank)
+    if device.index >= found:
+        raise ValueError(f"device={wish}: this machine has {found} CUDA devices; device=cpu works")
+    return device
+
+
+def choose_input_format(config: DetectionConfig) -> InputFormat:
+    """What the pixels look like: as the weights know them, or as the settings say.
+
+    Raises:
+        ValueError: settings and weights disagree; both are named.
+    """
+    weights = config.backbone.weights
+    known = read_weights(weights).input_format if weights else None
+    base = known or InputFormat()
+    given = InputFormat(
+        channel_order=config.input.channel_order or base.channel_order,
+        mean=tuple(config.input.mean or base.mean),
+        std=tuple(config.input.std or base.std),
+        interpolation=base.interpolation,
+    )
+    if known is not None:
+        check_input_format(given, known, weights)
+    return given
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model with what is needed to use it: its config node, its classes, their ids in COCO."""
+
+    model: nn.Module
+    cfg: CfgNode
+    class_names: list[str]
+    category_ids: list[int]  # of the classes, in their order
+    input_format: InputFormat
+
+
+def save_detector(
+    detector: Detector, path: Path, config: DetectionConfig, initial: dict[str, Any] | None
+) -> str:
+    """Write a detector and all that is needed to rebuild it, whole or not at all.
+
+    Args:
+        initial: the weights that the backbone started from, for the record.
+    Returns:
+        The SHA-256 of the file.
+    """
+    metadata = {
+        "detector": _parts_of(config),
+        "class_names": detector.class_names,
+        "category_ids": detector.category_ids,
+        "input_format": asdict(detector.input_format),
+        "initial": initial,
+    }
+    return save_state(path, detector.model.state_dict(), metadata)
+
+
+def is_detector(path: str | Path) -> bool:
+    """Whether a file of weights is a whole detector of this suite."""
+    return Path(path).suffix == ".safetensors" and "detector" in read_state(path)[1]
+
+
+def load_detector(
+    path: str | Path, config: DetectionConfig | None = None, device: str = "auto"
+) -> tuple[Detector, dict[str, Any]]:
+    """Rebuild a detector from its file, in evaluation mode.
+
+    Args:
+        config: settings of the evaluation (sizes, augmentation); they must describe the same
+            network as the file. None: Detectron2's sizes.
+    Returns:
+        The detector, and {path, format, sha256, initial} for the record.
+    Raises:
+        ValueError: not a detector of this suite, or another than `config` describes.
+    """
+    tensors, metadata = read_state(path)
+    if "detector" not in metadata:
+        raise ValueError(
+            f"{path} holds no detector: evaluation needs the weights.safetensors that `sebench "
+            "train detection` wrote; a classifier's weights are what training starts from"
+        )
+    parts = metadata["detector"]
+    if config is None:
+        config = DetectionConfig(
+            backbone=BackboneSettings(**parts["backbone"]),
+            detector=DetectorSettings(**parts["detector"]),
+            detectron2=parts["detectron2"],
+        )
+    else:
+        _require_same_parts(parts, _parts_of(config), path)
+    values = metadata["input_format"]
+    input_format = InputFormat(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
+    names, ids = metadata["class_names"], metadata["category_ids"]
+    cfg = build_cfg(
+        config,
+        num_classes=len(names),
+        input_format=input_format,
+        device=str(choose_device(device)),
+    )
+    model = build_model(cfg).eval()
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the detector it describes: {error}") from error
+    origin = {
+        "path": str(path),
+        "format": FORMAT,
+        "sha256": file_sha256(path),
+        "initial": metadata.get("initial"),
+    }
+    return Detector(model, cfg, names, ids, input_format), origin
+
+
+def _parts_of(config: DetectionConfig) -> dict[str, Any]:
+    """The settings that say what the network is."""
+    backbone = {"name": config.backbone.name, "options": dict(config.backbone.options)}
+    return {
+        "backbone": backbone,
+        "detector": asdict(config.detector),
+        "detectron2": config.detectron2,
+    }
+
+
+def _require_same_parts(file: dict[str, Any], asked: dict[str, Any], path: str | Path) -> None:
+    differ = [
+        f"{part}.{key} is {file[part].get(key)!r} in the file, {asked[part].get(key)!r} asked for"
+        for part in file
+        for key in sorted({*file[part], *asked[part]})
+        if file[part].get(key) != asked[part].get(key)
+    ]
+    if differ:
+        raise ValueError(f"{path} is another detector: {'; '.join(differ)}")
+
+
+def describe_initial(config: DetectionConfig) -> dict[str, Any] | None:
+    """The weights that the backbone starts from, for the record."""
+    if not config.backbone.weights:
+        return None
+    weights = read_weights(config.backbone.weights)
+    return {"path": weights.path, "format": weights.format, "sha256": weights.sha256}
+
+
+def trunk_input_size(min_size: int) -> tuple[int, int, int]:
+    """(3, H, W) of a 4:3 picture at evaluation, padded to what the pyramid needs: 800 x 1088."""
+    return 3, -(-min_size // 32) * 32, -(-(min_size * 4 // 3) // 32) * 32

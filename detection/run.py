@@ -1,0 +1,365 @@
+"""The door: check, train and evaluate an experiment, and return its plain result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from rich.console import Console
+from rich.progress import Progress
+
+from backbones import (
+    build_backbone,
+    count_multiply_adds,
+    count_parameters,
+    describe_backbone,
+    load_user_module,
+)
+from backbones.weights import fit_backbone
+
+from .backbone import build_stages
+from .coco import CocoData, load_coco, register_dataset
+from .config import DetectionConfig, build_cfg, reader_processes, resolve_schedule
+from .detector import (
+    FORMAT,
+    Detector,
+    choose_device,
+    choose_input_format,
+    describe_initial,
+    is_detector,
+    load_detector,
+    save_detector,
+    trunk_input_size,
+)
+from .evaluate import detect, write_detections
+from .scoring import score
+from .train import CURVE, train_detector
+
+logger = logging.getLogger("detectron2.sebench")
+
+WEIGHTS, DETECTIONS, LOG = "weights.safetensors", "detections.json", "log.txt"
+
+
+def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
+    """Find what is wrong with an experiment before anything is computed.
+
+    Returns:
+        The data set as a record describes it, and the schedule when `training`.
+    Raises:
+        ValueError: naming what is wrong, what was allowed, and the mend.
+    """
+    data = _check(config, training)
+    summary = {"dataset": _describe_dataset(config, data)}
+    if training:
+        summary["schedule"] = asdict(resolve_schedule(config.train))
+    return summary
+
+
+def train(config: DetectionConfig, directory: Path, resume: bool = False) -> dict[str, Any] | None:
+    """Train a detector, evaluate it, and leave weights, curve and detections in `directory`.
+
+    With `config.processes` above 1 Detectron2's `launch` starts them here; under torchrun every
+    process calls this, and rank 0 gets the result.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if config.processes == 1 or "WORLD_SIZE" in os.environ:
+        return _train(config, directory, resume)
+    _check(config, training=True)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        result = Path(folder) / "result.json"
+        arguments = (config, directory, resume, result)
+        launch(_launched, config.processes, dist_url="auto", args=arguments)
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def evaluate(config: DetectionConfig, directory: Path) -> dict[str, Any] | None:
+    """Evaluate the detector `config.backbone.weights`, leaving its detections in `directory`.
+
+    Raises:
+        ValueError: the file holds no detector, or another than the settings describe.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with _processes(config) as device, _log_to(directory):
+        data = _check(config, training=False)
+        detector, origin = load_detector(config.backbone.weights, config, str(device))
+        _require_same_classes(detector, data, config.backbone.weights)
+        return _evaluate(config, directory, data, detector, origin, {})
+
+
+def _launched(config: DetectionConfig, directory: Path, resume: bool, result: Path) -> None:
+    found = _train(config, directory, resume)
+    if found is not None:
+        result.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, Any] | None:
+    with _processes(config) as device, _log_to(directory):
+        data = _check(config, training=True)
+        # The file of the detector names every option its backbone was built with.
+        config = replace(config, backbone=fit_backbone(config.backbone))
+        input_format = choose_input_format(config)
+        cfg = build_cfg(
+            config,
+            num_classes=len(data.class_names),
+            input_format=input_format,
+            device=str(device),
+            weights=config.backbone.weights,
+            train_datasets=[register_dataset(part) for part in data.train],
+        )
+        torch.manual_seed(config.seed)
+        model = build_model(cfg)
+        ids = list(data.val.categories)
+        detector = Detector(model, cfg, data.class_names, ids, input_format)
+
+        def validate() -> dict[str, float | None]:
+            found = detect(detector, data.val, reader_processes(config.data))
+            if found is None:
+                return {}
+            scores = score(data.val.annotations, found.rows, config.evaluate.evaluator)
+            return {name: scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
+
+        timing = train_detector(config, cfg, model, directory, resume, validate)
+        initial = describe_initial(config)
+        origin = {"path": WEIGHTS, "format": FORMAT, "sha256": None, "initial": initial}
+        if comm.is_main_process():
+            path = directory / WEIGHTS
+            origin["sha256"] = save_detector(detector, path, config, initial)
+        times = {
+            "train_seconds": timing["seconds"],
+            "train_images_per_second": timing["images_per_second"],
+        }
+        return _evaluate(config, directory, data, detector, origin, times)
+
+
+def _evaluate(
+    config: DetectionConfig,
+    directory: Path,
+    data: CocoData,
+    detector: Detector,
+    origin: dict[str, Any],
+    times: dict[str, float],
+) -> dict[str, Any] | None:
+    settings = config.evaluate
+    workers = reader_processes(config.data)
+    with _progress(data.val.image_count) as advance:
+        found = detect(detector, data.val, workers, settings.tta, advance)
+    if found is None:
+        return None
+    write_detections(found, directory / DETECTIONS)
+    scores = score(data.val.annotations, found.rows, settings.evaluator)
+    logger.info("metrics: %s", scores["metrics"])
+    return {
+        **scores,
+        "dataset": _describe_dataset(config, data),
+        "protocol": _describe_protocol(config),
+        "selection": "last iteration",
+        "samples": None,
+        "detections": DETECTIONS,
+        "curve": CURVE if (directory / CURVE).exists() else None,
+        "weights": origin,
+        "input_format": asdict(detector.input_format),
+        "timing": {
+            "train_seconds": None,
+            "train_images_per_second": None,
+            **times,
+            "evaluate_seconds": found.seconds,
+            "evaluate_images_per_second": found.images / found.seconds,
+            "peak_memory_bytes": _peak_memory(detector.cfg.MODEL.DEVICE),
+        },
+        "cost": _describe_cost(config, detector),
+    }
+
+
+# Checks --------------------------------------------------------------------------------------------
+
+
+def _check(config: DetectionConfig, training: bool) -> CocoData:
+    for path in config.backbone.imports:
+        load_user_module(path)
+    backbone, detector = config.backbone, config.detector
+    reason = describe_backbone(backbone.name).detection
+    if reason is not None:
+        raise ValueError(f"backbone.name={backbone.name} cannot serve detection: {reason}")
+    device = choose_device(config.device)
+    if config.evaluate.tta and detector.architecture != "faster_rcnn":
+        raise ValueError(
+            f"evaluate.tta: Detectron2 has it for faster_rcnn, not for {detector.architecture}"
+        )
+    if training:
+        _check_training(config, device)
+    elif not backbone.weights:
+        raise ValueError(
+            "backbone.weights is missing: evaluation needs the weights.safetensors that `sebench "
+            "train detection` wrote"
+        )
+    return load_coco(config.data, ("train", "val") if training else ("val",))
+
+
+def _check_training(config: DetectionConfig, device: torch.device) -> None:
+    backbone, detector, train = config.backbone, config.detector, config.train
+    if not backbone.weights and (detector.norm == "FrozenBN" or detector.freeze_at > 0):
+        raise ValueError(
+            f"detector.norm={detector.norm} with detector.freeze_at={detector.freeze_at} from "
+            "scratch: frozen norms without statistics do nothing, frozen stages stay random, and "
+            "training diverges; give backbone.weights=FILE, or set detector.norm=BN (or SyncBN, "
+            "GN) and detector.freeze_at=0"
+        )
+    if backbone.weights and is_detector(backbone.weights):
+        raise ValueError(
+            f"backbone.weights={backbone.weights} is a whole detector; training starts from the "
+            "weights of a classifier"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", config.processes))
+    if train.batch_size % processes:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} does not divide among {processes} processes"
+        )
+    if train.precision != "float32" and device.type == "cpu":
+        raise ValueError(f"train.precision={train.precision}: needs a CUDA device; use float32")
+    # Options, norms, input format and weights that do not fit show here.
+    input_format = choose_input_format(config)
+    build_cfg(config, num_classes=1, input_format=input_format)
+    with torch.random.fork_rng(devices=[]):
+        build_stages(
+            backbone.name,
+            backbone.options,
+            freeze_at=detector.freeze_at,
+            norm=detector.norm,
+            weights=backbone.weights,
+            allow_missing=backbone.allow_missing,
+        )
+
+
+def _require_same_classes(detector: Detector, data: CocoData, path: str) -> None:
+    if data.val.categories != dict(zip(detector.category_ids, detector.class_names, strict=True)):
+        raise ValueError(
+            f"{path} knows {len(detector.class_names)} categories ({detector.class_names[0]}, ...)"
+            f", {data.val.annotations} has {len(data.val.categories)} "
+            f"({data.class_names[0]}, ...): they are of different sets"
+        )
+
+
+# What the record says ------------------------------------------------------------------------------
+
+
+def _describe_dataset(config: DetectionConfig, data: CocoData) -> dict[str, Any]:
+    return {
+        "name": config.data.name,
+        "split": data.val.split,
+        "images": data.val.image_count,
+        "classes": len(data.class_names),
+        "class_names": data.class_names,
+        "synthetic": data.synthetic,
+        "root": str(data.root),
+        "annotations": str(data.val.annotations),
+        "train_images": sum(part.image_count for part in data.train) or None,
+        "sha256": data.sha256(),
+        "bad_boxes": sum(part.bad_boxes for part in (*data.train, data.val)),
+        "skipped_train_images": sum(len(part.bad_images) for part in data.train),
+    }
+
+
+def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
+    settings = config.evaluate
+    protocol = {
+        "name": f"coco-bbox-{settings.min_size}-{settings.max_size}",
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
+        "max_detections": 100,
+        "evaluator": settings.evaluator,
+        "tta": settings.tta,
+    }
+    if settings.tta:
+        protocol |= {"name": "coco-bbox-tta", "tta_sizes": list(settings.tta_sizes)}
+    return protocol
+
+
+def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any]:
+    size = trunk_input_size(config.evaluate.min_size)
+    with torch.device("meta"):
+        trunk = build_backbone(config.backbone.name, **config.backbone.options)
+    return {
+        "parameters": count_parameters(detector.model),
+        "multiply_adds": count_multiply_adds(trunk, size),
+        "input_size": list(size),
+        "scope": "parameters of the whole detector that are learned; multiply-adds of the backbone",
+    }
+
+
+def _peak_memory(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# Surroundings --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _processes(config: DetectionConfig) -> Iterator[torch.device]:
+    """Join what torchrun or `launch` has begun; gives this process's device."""
+    count, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    joined = count > 1 and not dist.is_initialized()
+    device = choose_device(config.device, comm.get_local_rank() if not joined else local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if joined:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+    try:
+        yield device
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _log_to(directory: Path) -> Iterator[None]:
+    """Detectron2's and our own log into log.txt; the terminal is for the progress bar."""
+    if not comm.is_main_process():
+        yield
+        return
+    handler = logging.FileHandler(directory / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(each.level, each.propagate) for each in loggers]
+    for each in loggers:
+        each.addHandler(handler)
+        each.setLevel(logging.INFO)
+        each.propagate = False
+    try:
+        yield
+    finally:
+        for each, (level, propagate) in zip(loggers, before, strict=True):
+            each.removeHandler(handler)
+            each.setLevel(level)
+            each.propagate = propagate
+        handler.close()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar over the pictures of an evaluation, for a person at a terminal."""
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("evaluating", total=total)
+    if bar.console.is_terminal and comm.is_main_process():
+        bar.start()
+    try:
+        yield lambda: bar.advance(task)
+    finally:
+        bar.stop()
