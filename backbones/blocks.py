@@ -131,6 +131,30 @@ class Bottleneck(ResidualBlock):
         return self.norm3(self.conv3(x))
 
 
+def conv_norm_relu(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    padded: bool = True,
+    groups: int = 1,
+    bias: bool = False,
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """Build a convolution, its batch norm and a ReLU; padded to keep the size at stride 1, or not."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (height // 2, width // 2) if padded else 0
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(
+                in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias
+            ),
+            norm=nn.BatchNorm2d(out_channels, eps=eps),
+            relu=nn.ReLU(),
+        )
+    )
+
+
 def projection(in_channels: int, out_channels: int, stride: int, kernel: int = 1) -> nn.Sequential:
     """Build a shortcut that changes shape: a convolution and its norm."""
     return nn.Sequential(

@@ -1,19 +1,20 @@
-"""Pre-activation residual networks for 32x32 pictures."""
+"""Pre-activation residual networks for 32x32 pictures: ResNet-110, -164, Wide ResNet."""
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.features import Backbone, FeatureSpec, initialize_he
-from backbones.slot import PLAIN, Slot
+from backbones.slot import PLACEMENTS, PLAIN, Slot
 
 
 class PreActivationBlock(nn.Module):
     """y = residual(relu(norm(x))) + shortcut, of two 3x3 or of 1x1, 3x3, 1x1 convolutions.
 
-    The shortcut carries x itself, with two exceptions. Where the shape changes, a bottleneck
-    projects the activated x by a 1x1 convolution, and a basic block subsamples x and pads it with
-    zero channels. And the first block of a network activates before the split
-    (`activate_shortcut`).
+    The shortcut carries x itself, with two exceptions. Where the shape changes, it projects the
+    activated x by a 1x1 convolution, or, without `project`, subsamples x and pads it with zero
+    channels. And the first block of a network activates before the split (`first`).
 
     Attention has the places of `blocks.ResidualBlock`, as far as there is a norm or ReLU to be
     after: `post` follows the sum, `3x3` the bare convolution. For CIFAR the paper says only that SE
@@ -31,15 +32,17 @@ class PreActivationBlock(nn.Module):
         stage: int,
         map_stride: int,
         bottleneck: bool,
-        activate_shortcut: bool,
+        project: bool,
+        first: bool,
     ) -> None:
         super().__init__()
         self.placement = slot.placement
         self.stride = stride
         self.bottleneck = bottleneck
-        self.activate_shortcut = activate_shortcut
         out_channels = 4 * width if bottleneck else width
-        self.padding = out_channels - in_channels  # zero channels of a basic block's shortcut
+        changes = stride != 1 or in_channels != out_channels
+        self.activate_shortcut = first or (changes and project)
+        self.pad_channels = out_channels - in_channels if changes and not project else 0
         # (kernel, out channels, stride) of each convolution
         if bottleneck:
             plan = [(1, width, stride), (3, width, 1), (1, out_channels, 1)]
@@ -53,7 +56,7 @@ class PreActivationBlock(nn.Module):
             self.add_module(f"conv{index}", conv)
             channels = out
         self.shortcut = nn.Identity()
-        if bottleneck and (stride != 1 or in_channels != out_channels):
+        if changes and project:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         if slot.placement == "pre":
             self.se = slot.build(in_channels, stage, map_stride // stride)
@@ -69,8 +72,7 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.norm1(x))
-        projects = not isinstance(self.shortcut, nn.Identity)
-        shortcut = self._shortcut(activated if projects or self.activate_shortcut else x)
+        shortcut = self._shortcut(activated if self.activate_shortcut else x)
         residual = self._residual(self.se(activated) if self.placement == "pre" else activated)
         if self.placement == "standard":
             residual = self.se(residual)
@@ -89,43 +91,52 @@ class PreActivationBlock(nn.Module):
         return x
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        if self.bottleneck or (self.stride == 1 and self.padding == 0):
+        if not self.pad_channels:
             return self.shortcut(x)
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.padding))
+        return F.pad(x, (0, 0, 0, 0, 0, self.pad_channels))
 
 
 class CifarResNet(Backbone):
     """Stem at stride 1 and three stages at strides 1, 2, 4.
 
     Args:
-        depth: 6n + 2 with basic blocks (20, 56, 110) or 9n + 2 with bottlenecks (164).
-        bottleneck: which of the two.
+        blocks: of each stage, n. A ResNet has 6n + 2 layers (20, 56, 110), with bottlenecks
+            9n + 2 (164), a Wide ResNet 6n + 4.
+        bottleneck: 1x1, 3x3, 1x1 convolutions to four times the width in place of two 3x3.
+        project: change shapes by convolutions; else by zero channels. Nothing else has weights on
+            the shortcuts.
 
     Source: He et al. 2016 (arXiv 1603.05027), section 5. That the paper's ResNet-110 and -164 are
     the pre-activation ones follows from its "original" errors, 6.37 and 5.46 (Table 4).
+    Zagoruyko and Komodakis 2016 (arXiv 1605.07146), Table 1, for WRN-16-8.
     """
 
-    placements = ("standard", "pre", "post", "identity", "3x3")
+    placements = PLACEMENTS
 
-    def __init__(self, depth: int, bottleneck: bool, slot: Slot = PLAIN) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        bottleneck: bool = False,
+        widths: Sequence[int] = (16, 32, 64),
+        project: bool = False,
+        slot: Slot = PLAIN,
+    ) -> None:
         super().__init__()
-        convolutions = 9 if bottleneck else 6
-        assert (depth - 2) % convolutions == 0, depth
         channels = 16
         self.stem = nn.Sequential()
         self.stem.add_module("conv1", nn.Conv2d(3, channels, 3, padding=1, bias=False))
         self.feature_specs = {"stem": FeatureSpec(channels, 1)}
-        for stage, width in enumerate((16, 32, 64), start=2):
+        for stage, width in enumerate(widths, start=2):
             map_stride = 2 ** (stage - 2)
-            blocks = nn.Sequential()
-            for index in range((depth - 2) // convolutions):
+            sequence = nn.Sequential()
+            for index in range(blocks):
                 stride = 2 if index == 0 and stage > 2 else 1
                 first = index == 0 and stage == 2
                 place = (channels, width, stride, slot, stage, map_stride)
-                blocks.append(PreActivationBlock(*place, bottleneck, activate_shortcut=first))
+                sequence.append(PreActivationBlock(*place, bottleneck, project, first))
                 channels = 4 * width if bottleneck else width
-            self.add_module(f"res{stage}", blocks)
+            self.add_module(f"res{stage}", sequence)
             self.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)
         # The activation after the last addition.
         self.res4.add_module("norm", nn.BatchNorm2d(channels))

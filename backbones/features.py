@@ -74,21 +74,22 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def initialize_he(module: nn.Module) -> None:
-    """Draw every weight of `module` from He's normal distribution; norms start as the identity.
+    """Draw the weights of `module` from He's normal distribution; norms start as the identity.
+
+    What an attention slot holds (a child named `se`) has initialised itself and is left alone.
 
     Source: paper, section 6.1, which cites He et al. 2015 (arXiv 1502.01852), Eq. 14: the standard
     deviation is sqrt(2 / fan_out) before a ReLU. Fully connected layers end in logits or in a
     gate, where He's factor of two does not apply: sqrt(1 / fan_in).
     """
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(child, nn.Linear):
-            nn.init.kaiming_normal_(child.weight, nonlinearity="linear")
-        elif isinstance(child, nn.BatchNorm2d):
-            nn.init.ones_(child.weight)
-            nn.init.zeros_(child.bias)
-        else:
-            continue
-        if child.bias is not None:
-            nn.init.zeros_(child.bias)
+    for name, child in module.named_children():
+        if name != "se":
+            initialize_he(child)
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+    else:
+        return  # norms are made as the identity
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -13,12 +13,20 @@ from typing import Any
 
 from torch import nn
 
+from backbones import attentions
 from backbones.squeeze_excite import SEBlock
 
 # Option `attention` -> what builds it for a number of channels. Its further parameters are options
 # of every network that holds it. `feature_size` is special: the slot passes (H, W) of the map.
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "se": SEBlock,
+    "eca": attentions.EfficientChannelAttention,
+    "cbam": attentions.CBAM,
+    "ge_theta": attentions.GatherExcite,
+    "coordinate": attentions.CoordinateAttention,
+    "gc": attentions.GlobalContext,
+    "simam": attentions.SimAM,
+    "effective_se": attentions.EffectiveSE,
 }
 # Paper, Fig. 5 and Table 15; see `blocks.ResidualBlock` for what each means.
 PLACEMENTS = ("standard", "pre", "post", "identity", "3x3")

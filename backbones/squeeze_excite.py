@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.features import initialize_he
+
 # Section 6.3, Table 12.
 EXCITATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 # Section 6.2, Table 11; "none" is NoSqueeze of section 7.1, Table 16.
@@ -47,6 +49,7 @@ class SEBlock(nn.Module):
         self.excitation = _choice("excitation", excitation, EXCITATIONS)
         self.fc1 = nn.Linear(channels, hidden, bias=se_bias)
         self.fc2 = nn.Linear(hidden, channels, bias=se_bias)
+        initialize_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (N, C, H, W); the shape stays."""

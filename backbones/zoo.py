@@ -86,6 +86,10 @@ class Registered:
 
 
 _SMALL = "made for 32x32 pictures: its last stage has stride 4, a detector needs 4, 8, 16, 32"
+_UNPADDED = (
+    "its convolutions are not padded, so a map is smaller than the input over its stride and a"
+    " feature pyramid cannot add neighbours"
+)
 _BASIC = ("stem_pool",)
 _BOTTLENECK = ("stride_in_1x1", "stem_pool")
 
@@ -113,27 +117,59 @@ PAIRS = (
     Pair("resnext101_32x4d", "se_resnext101_32x4d", "ResNeXt", "resnet:ResNet",
          {"layers": (3, 4, 23, 3), "groups": 32, "group_width": 4, "stride_in_1x1": False},
          (44_177_704, 48_955_416), (7_978_928_128, 7_983_671_296), _BOTTLENECK),
+    Pair("senet154_plain", "senet154", "SENet", "resnet:ResNet",
+         {"layers": (3, 8, 36, 3), "groups": 64, "group_width": 4, "stride_in_1x1": False,
+          "deep_stem": True, "halve_first": True, "projection_kernel": 3},
+         (108_459_944, 115_088_984), (20_694_931_456, 20_701_509_632), _BASIC),
+    Pair("vgg16_bn", "se_vgg16_bn", "VGG", "vgg:VGG16", {},
+         (138_365_992, 138_596_784), (15_470_264_320, 15_470_490_624)),
+    Pair("bn_inception", "se_bn_inception", "Inception", "inception:Inception",
+         {"version": "bn"},
+         (11_285_224, 11_931_622), (2_032_600_064, 2_033_239_424)),
+    Pair("inception_v3", "se_inception_v3", "Inception", "inception:Inception",
+         {"version": "v3"},
+         (23_834_568, 25_496_188), (5_713_216_096, 5_714_867_040), input_size=299, detection=_UNPADDED),
+    Pair("inception_resnet_v2", "se_inception_resnet_v2", "Inception-ResNet",
+         "inception_resnet:InceptionResNet", {},
+         (55_843_464, 64_387_444), (13_167_333_856, 13_175_829_216), input_size=299, detection=_UNPADDED),
+    Pair("mobilenet", "se_mobilenet", "MobileNet", "mobilenet:MobileNet", {},
+         (4_231_976, 4_718_044), (568_740_352, 569_220_096)),
+    Pair("shufflenet", "se_shufflenet", "ShuffleNet", "shufflenet:ShuffleNet", {},
+         (1_865_728, 2_441_923), (138_824_832, 139_393_632)),
     # For tests and the demo; not published anywhere.
     Pair("resnet_tiny", "se_resnet_tiny", "ResNet", "resnet:ResNet",
          {"layers": (1, 1, 1, 1), "bottleneck": False, "widths": (24, 48, 96, 128),
           "stem_width": 24},
          (576_288, 583_741), (25_976_576, 25_983_696), _BASIC, {"reduction": 8}, input_size=96),
     Pair("resnet20", "se_resnet20", "pre-activation ResNet", "cifar_resnet:CifarResNet",
-         {"depth": 20, "bottleneck": False},
+         {"blocks": 3},
          (269_722, 272_095), (40_637_056, 40_639_072),
          input_size=32, classes=10, detection=_SMALL),
     Pair("resnet56", "se_resnet56", "pre-activation ResNet", "cifar_resnet:CifarResNet",
-         {"depth": 56, "bottleneck": False},
+         {"blocks": 9},
          (853_018, 860_137), (125_743_744, 125_749_792),
          input_size=32, classes=10, detection=_SMALL),
     Pair("resnet110", "se_resnet110", "pre-activation ResNet", "cifar_resnet:CifarResNet",
-         {"depth": 110, "bottleneck": False},
+         {"blocks": 18},
          (1_727_962, 1_742_200), (253_403_776, 253_415_872),
          input_size=32, classes=10, detection=_SMALL),
     Pair("resnet164", "se_resnet164", "pre-activation ResNet", "cifar_resnet:CifarResNet",
-         {"depth": 164, "bottleneck": True},
+         {"blocks": 18, "bottleneck": True, "project": True},
          (1_703_258, 1_905_362), (246_565_376, 246_758_912),
          input_size=32, classes=10, detection=_SMALL),
+    Pair("wrn_16_8", "se_wrn_16_8", "Wide ResNet", "cifar_resnet:CifarResNet",
+         {"blocks": 2, "widths": (128, 256, 512), "project": True},
+         (10_961_370, 11_049_290), (1_548_604_416, 1_548_690_432),
+         input_size=32, classes=10, detection=_SMALL),
+    Pair("shake_shake_26_2x96d", "se_shake_shake_26_2x96d", "Shake-Shake",
+         "shake_shake:ShakeShake", {"blocks": 4, "width": 96, "mode": "shake_shake"},
+         (26_192_922, 26_292_546), (3_778_268_928, 3_778_365_696),
+         input_size=32, classes=10, detection=_SMALL),
+    Pair("shake_even_29_2x4x64d", "se_shake_even_29_2x4x64d", "Shake-Shake",
+         "shake_shake:ShakeShake",
+         {"blocks": 3, "width": 64, "mode": "shake_even", "cardinality": 4},
+         (34_529_700, 35_051_508), (5_390_110_720, 5_390_626_816),
+         input_size=32, classes=100, detection=_SMALL),
 )
 # fmt: on
 
