@@ -1,0 +1,492 @@
+"""The command line, `sebench` or `python -m tools`: reads arguments, prints, sets exit codes.
+
+What it calls imports torch, so those imports stand inside the commands: `--help` answers at once.
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tools.experiment import Experiment
+
+app = typer.Typer(
+    name="sebench",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help=(
+        "Is a backbone with channel attention better than its plain twin: by how much, at what "
+        "cost, and is the difference real?\n\n"
+        "[dim]First steps:[/]  sebench demo  ·  sebench list recipes  ·  sebench train --help"
+    ),
+)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
+app.add_typer(data_app, name="data", rich_help_panel="Data and networks")
+
+_first_process = int(os.environ.get("RANK", "0")) == 0
+
+
+# Arguments that several commands share -----------------------------------------------------------
+
+
+def _complete_recipes(ctx: typer.Context, incomplete: str) -> list[str]:
+    from tools.experiment import TASKS, list_recipes
+
+    task = ctx.params.get("task")
+    tasks = [task] if task in TASKS else list(TASKS)
+    return [name for task in tasks for name in list_recipes(task) if name.startswith(incomplete)]
+
+
+def _complete_backbones(incomplete: str) -> list[str]:
+    from backbones.zoo import list_backbones
+
+    return [info.name for info in list_backbones() if info.name.startswith(incomplete)]
+
+
+def _complete_datasets(incomplete: str) -> list[str]:
+    from tools.listing import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+def _complete_tasks(incomplete: str) -> list[str]:
+    from tools.experiment import TASKS
+
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="classification, scene or detection.",
+        autocompletion=_complete_tasks,
+    ),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: train.epochs=10"),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Name (sebench list recipes), a YAML file, or a run's settings.yaml.",
+        autocompletion=_complete_recipes,
+    ),
+]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", "-b", help="Network.", autocompletion=_complete_backbones),
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="Data set.", autocompletion=_complete_datasets)
+]
+DataRootOption = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/...")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of weights and data order.")]
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="Python file that registers networks of your own."),
+]
+SkipOption = Annotated[
+    int | None,
+    typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; at any place.")
+    ] = False,
+) -> None:
+    """`main` takes --debug out of the arguments; here it is only explained."""
+
+
+@app.command(rich_help_panel="Experiments")
+def train(
+    task: TaskArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    output: OutputOption = None,
+    seed: SeedOption = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights to start from; default: random.")
+    ] = None,
+    allow_missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Tensors that --weights may lack."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    imports: ImportOption = None,
+    skip_bad_images: SkipOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network, evaluate it, and record the result.
+
+    [bold]Examples[/]
+
+      sebench train classification -r cifar-preact -b se_resnet110 --data-root data/cifar10
+
+      sebench train scene -r places365-short -b se_resnet50 --data-root data/places365 train.epochs=30
+
+      sebench train detection -r tiny -b se_resnet_tiny --data-root data/coco --dry-run
+
+    Several GPUs: torchrun --nproc_per_node 8 -m tools train classification ...
+    """
+    experiment = _load(
+        "train",
+        task,
+        recipe,
+        overrides,
+        _shortcuts(skip_bad_images=skip_bad_images, allow_missing=allow_missing),
+        backbone=backbone,
+        data=data,
+        data_root=data_root,
+        seed=seed,
+        weights=weights,
+        imports=imports or (),
+    )
+    _run(experiment, output, resume, dry_run, as_json)
+
+
+@app.command(rich_help_panel="Experiments")
+def evaluate(
+    task: TaskArgument,
+    overrides: OverridesArgument = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="Weights to evaluate.")
+    ] = None,
+    recipe: RecipeOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    output: OutputOption = None,
+    imports: ImportOption = None,
+    skip_bad_images: SkipOption = None,
+    allow_missing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Tensors that --weights may lack."),
+    ] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate weights and record the result, or score a file of detections.
+
+    [bold]Examples[/]
+
+      sebench evaluate classification --weights runs/a/weights.safetensors
+
+      sebench evaluate classification -r imagenet-paper -b se_resnet50 -w se50.pth --data-root imagenet
+
+      sebench evaluate detection --results detections.json --annotations instances_val2017.json
+    """
+    if results is not None or annotations is not None:
+        _score(task, results, annotations, evaluator or "hotcoco", as_json)
+        return
+    if weights is None:
+        raise ValueError("--weights is missing: name the file to evaluate")
+    settings = Path(weights).parent / "settings.yaml"
+    if recipe is None and settings.is_file():
+        recipe = str(settings)  # weights of a run of this suite are evaluated as they were made
+    experiment = _load(
+        "evaluate",
+        task,
+        recipe,
+        overrides,
+        _shortcuts(
+            skip_bad_images=skip_bad_images, allow_missing=allow_missing, evaluator=evaluator
+        ),
+        backbone=backbone,
+        data=data,
+        data_root=data_root,
+        weights=weights,
+        imports=imports or (),
+    )
+    _run(experiment, output, False, dry_run, as_json)
+
+
+@app.command(rich_help_panel="Experiments")
+def run(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="The matrix to run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
+
+    What is recorded already is skipped, what was interrupted goes on, and a run that fails does
+    not stop the others: repeat the command until all is done.
+    """
+    _run_suite(suite, output, jobs, dry_run)
+
+
+@app.command(rich_help_panel="Experiments")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")] = Path(
+        "demo"
+    ),
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Four benchmarks, plain network beside SE twin, on made data, in minutes: the whole suite."""
+    suite = Path(__file__).parent / "suites" / "demo.yaml"
+    _run_suite(suite, output, jobs or min(2, os.cpu_count() or 1), dry_run)
+
+
+@app.command(rich_help_panel="Results")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
+) -> None:
+    """Compare recorded runs, twin by twin: HTML, Markdown, CSV, JSON.
+
+    [bold]Example[/]  sebench report runs --output report
+    """
+    from tools.report import write_report
+
+    for path in write_report(runs, output):
+        print(path)
+
+
+@app.command("list", rich_help_panel="Data and networks")
+def list_(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="backbones, recipes, datasets or attentions.")
+    ],
+    as_json: JsonOption = False,
+    imports: ImportOption = None,
+) -> None:
+    """List what can be named in settings: networks, recipes, data sets, attentions."""
+    from backbones.zoo import load_user_module
+    from tools.experiment import unknown
+    from tools.listing import LISTS
+
+    if what not in LISTS:
+        raise ValueError(unknown("list", what, LISTS))
+    for path in imports or ():
+        load_user_module(path)
+    rows = LISTS[what]()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from tools.display import print_rows
+
+        print_rows(rows)
+
+
+@data_app.command("sample")
+def data_sample(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make them.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="cifar10, cifar100, fashion_mnist, imagenet, places365, coco."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Other pictures of the same kind.")] = 0,
+) -> None:
+    """Make tiny data sets in the layouts of the real ones, to try everything out.
+
+    [bold]Example[/]  sebench data sample data --only coco
+    """
+    from tools.sample_data import make_all
+
+    for root in make_all(directory, only, seed).values():
+        print(root)
+
+
+# Parts of the commands ---------------------------------------------------------------------------
+
+
+def _load(
+    action: str,
+    task: str,
+    recipe: str | None,
+    overrides: list[str] | None,
+    settings: dict[str, Any],
+    **named: Any,
+) -> Experiment:
+    from tools.experiment import TASKS, list_recipes, load_experiment, unknown
+
+    if task not in TASKS:
+        raise ValueError(unknown("task", task, TASKS))
+    if recipe is None:
+        raise ValueError(f"--recipe is missing: choose from {', '.join(list_recipes(task))}")
+    return load_experiment(task, recipe, overrides or (), action=action, settings=settings, **named)
+
+
+def _shortcuts(
+    skip_bad_images: int | None = None,
+    allow_missing: list[str] | None = None,
+    evaluator: str | None = None,
+) -> dict[str, Any]:
+    """The settings behind options that have a key of their own."""
+    settings: dict[str, Any] = {}
+    if skip_bad_images is not None:
+        settings["data"] = {"skip_bad_images": skip_bad_images}
+    if allow_missing:
+        settings["backbone"] = {"allow_missing": allow_missing}
+    if evaluator is not None:
+        settings["evaluate"] = {"evaluator": evaluator}
+    return settings
+
+
+def _run(
+    experiment: Experiment, output: Path | None, resume: bool, dry_run: bool, as_json: bool
+) -> None:
+    from tools.display import print_record, print_summary
+    from tools.experiment import read_recorded, run_experiment
+
+    config = experiment.config
+    if output is None:
+        name = f"{Path(experiment.recipe).stem}-{config.backbone.name}-seed{config.seed}"
+        folder = (
+            f"{experiment.task}-{experiment.action}"
+            if experiment.action != "train"
+            else (experiment.task)
+        )
+        output = Path("runs") / folder / f"{name}-{experiment.hash[:8]}".replace(":", "_")
+    if dry_run:
+        summary = experiment.door().check(config, training=experiment.action == "train")
+        if _first_process:
+            print_summary(experiment, summary, output, as_json)
+        return
+    recorded = read_recorded(experiment, output)
+    with _resume_hint("the same command with --resume"):
+        record = recorded or run_experiment(experiment, output, resume=resume)
+    if record is None or not _first_process:
+        return
+    if recorded is not None:
+        _say(f"{output} has recorded this experiment already; nothing was run")
+    if as_json:
+        print((output / "record.json").read_text(encoding="utf-8"), end="")
+    else:
+        print_record(record)
+
+
+def _score(
+    task: str, results: Path | None, annotations: Path | None, evaluator: str, as_json: bool
+) -> None:
+    if task != "detection":
+        raise ValueError("--results is for detection: sebench evaluate detection --results FILE")
+    if results is None or annotations is None:
+        missing = "--results" if results is None else "--annotations"
+        raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
+    from detection.scoring import score_results
+    from tools.display import print_metrics
+
+    scores = score_results(results, annotations, evaluator)
+    if as_json:
+        print(json.dumps(scores, indent=1, allow_nan=False))
+    else:
+        print_metrics(scores["metrics"], scores["missing"])
+
+
+def _run_suite(path: Path, output: Path, jobs: int, dry_run: bool) -> None:
+    from tools.display import SuiteDisplay, print_plan
+    from tools.suite import load_suite, make_sample_data, plan, run_cells
+
+    suite = load_suite(path)
+    if dry_run:
+        print_plan(plan(suite, output))
+        return
+    with SuiteDisplay(output) as display, _resume_hint("the same command"):
+        if suite.sample_data:
+            display.say("making sample data")
+            make_sample_data(suite, output)
+        cells = plan(suite, output)
+        display.begin(cells)
+        outcomes = []
+        for outcome in run_cells(cells, output, jobs, started=display.started):
+            outcomes.append(outcome)
+            display.ended(outcome)
+    recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
+    if recorded:
+        from tools.report import write_report
+
+        for written in write_report(recorded, output / "report"):
+            if written.suffix == ".html":
+                _say(f"report: {written}")
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    if failed:
+        lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
+        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(lines))
+
+
+@contextmanager
+def _resume_hint(how: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"stopped; go on with {how}")
+        raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    if _first_process:
+        print(text, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line. What goes wrong is one line on stderr and a non-zero exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("sebench"))
+        return
+    # torch says at every import that torchvision uses a function it has deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    try:
+        app(prog_name="sebench")
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"sebench: {_one_line(error)}")
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return str(error)
+    return f"{type(error).__name__}: {error} (this is a fault of sebench; --debug shows where)"
