@@ -286,7 +286,7 @@ def test_seeds_are_tested_as_scipy_does_and_widen_the_interval():
 
 def test_a_difference_without_scorable_resamples_says_so():
     missing = np.full((1, 10), np.nan)
-    found = difference_over_seeds(np.array([1.0]), np.array([2.0]), missing, n=3)
+    found = difference_over_seeds(np.array([1.0]), np.array([2.0]), missing, missing, n=3)
     assert found.low is None
     assert "resample" in found.reason
 

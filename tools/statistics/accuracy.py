@@ -81,15 +81,19 @@ def compare_accuracy(
     by a paired t-test over seeds.
     """
     seeds, n = plain.shape
-    change = candidate.astype(np.int8) - plain.astype(np.int8)
-    # A resample of images is a multinomial draw of the few distinct columns: exact, and cheap.
-    patterns, counts = np.unique(change, axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)  # (B, patterns)
+    # A resample of images is a multinomial draw of the few distinct outcomes: exact, and cheap.
+    outcomes, counts = np.unique(
+        np.packbits(np.concatenate([plain, candidate]), axis=0), axis=1, return_counts=True
+    )
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    right = np.unpackbits(outcomes, axis=0)[: 2 * seeds]  # (2 S, outcomes)
+    resampled = 100 * right @ drawn.T / n  # (2 S, B)
     test = {"p_value": mcnemar(plain[0], candidate[0]), "p_value_method": "exact McNemar test"}
     return difference_over_seeds(
         100 * plain.mean(axis=1),
         100 * candidate.mean(axis=1),
-        100 * patterns @ draws.T / n,
+        resampled[:seeds],
+        resampled[seeds:],
         n=n,
         seed=seed,
         **(test if seeds == 1 else {}),

@@ -192,7 +192,8 @@ def compare_average_precision(
             difference_over_seeds(
                 values[:seeds, column],
                 values[seeds:, column],
-                boot[seeds:, :, column] - boot[:seeds, :, column],
+                boot[:seeds, :, column],
+                boot[seeds:, :, column],
                 n=len(truth.image_ids),
                 seed=seed,
             )

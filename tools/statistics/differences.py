@@ -31,6 +31,8 @@ class Difference:
     seeds: int = 1
     plain_sd: float | None = None  # over seeds
     candidate_sd: float | None = None
+    plain_interval: tuple[float, float] | None = None  # of the value itself, not paired
+    candidate_interval: tuple[float, float] | None = None
     reason: str | None = None
 
 
@@ -93,7 +95,8 @@ def bootstrap_p_value(resampled: np.ndarray) -> float:
 def difference_over_seeds(
     plain: np.ndarray,
     candidate: np.ndarray,
-    resampled: np.ndarray,
+    plain_resampled: np.ndarray,
+    candidate_resampled: np.ndarray,
     *,
     n: int,
     seed: int = 0,
@@ -104,24 +107,22 @@ def difference_over_seeds(
 
     Args:
         plain, candidate: the metric of each seed, (S,), in percent.
-        resampled: candidate minus plain in resamples of the images, (S, B); the same images in
-            every seed. NaN resamples, which could not be scored, are left out.
+        plain_resampled, candidate_resampled: the metric in the same B resamples of the images,
+            (S, B). Resamples with NaN, which could not be scored, are left out.
         n: images in the set.
         p_value, p_value_method: a test better than the bootstrap's own for a single seed.
 
     With several seeds the interval is from a hierarchical bootstrap (seeds, then images) and
     the p-value from a paired t-test over seeds, which also counts the noise of training.
     """
-    seeds = len(plain)
-    if seeds > 1:
-        generator = np.random.default_rng([seed, seeds])
-        drawn = generator.integers(0, seeds, (seeds, resampled.shape[1]))
-        means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
-        interval_method = "hierarchical bootstrap over seeds and images"
-        p_value, p_value_method = paired_seeds_test(plain, candidate), "paired t-test over seeds"
-    else:
-        means, interval_method = resampled[0], "paired bootstrap over images"
-    means = means[~np.isnan(means)]
+    seeds, resamples = plain_resampled.shape
+    # Which seeds a resample holds; a single seed is always itself.
+    drawn = np.random.default_rng([seed, seeds]).integers(0, seeds, (seeds, resamples))
+    means = [
+        np.take_along_axis(values, drawn, axis=0).mean(axis=0)
+        for values in (plain_resampled, candidate_resampled)
+    ]
+    means = [values[~np.isnan(means[0] + means[1])] for values in means]
     shared = {
         "plain": float(np.mean(plain)),
         "candidate": float(np.mean(candidate)),
@@ -131,17 +132,28 @@ def difference_over_seeds(
         "plain_sd": float(np.std(plain, ddof=1)) if seeds > 1 else None,
         "candidate_sd": float(np.std(candidate, ddof=1)) if seeds > 1 else None,
     }
-    if len(means) == 0:
+    change = means[1] - means[0]
+    if len(change) == 0:
         return Difference(**shared, reason="no resample of the images could be scored")
-    if p_value_method is None:
-        p_value, p_value_method = bootstrap_p_value(means), "paired bootstrap over images"
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
+    if seeds > 1:
+        p_value, p_value_method = paired_seeds_test(plain, candidate), "paired t-test over seeds"
+    elif p_value_method is None:
+        p_value, p_value_method = bootstrap_p_value(change), "paired bootstrap over images"
+    over = "hierarchical bootstrap over seeds and images" if seeds > 1 else ""
+    low, high = _percentile_interval(change)
     return Difference(
         **shared,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_value=p_value,
-        interval_method=interval_method,
+        interval_method=over or "paired bootstrap over images",
         p_value_method=p_value_method,
+        plain_interval=_percentile_interval(means[0]),
+        candidate_interval=_percentile_interval(means[1]),
     )
+
+
+def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
