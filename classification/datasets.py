@@ -20,6 +20,24 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".ti
 INSPECTED_UP_FRONT = 20_000
 
 
+class Names(Sequence[str]):
+    """Many names in one block of memory: millions of Python strings would be copied, a page at a
+    time, into every reading process that looks at them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        text = "\n".join(names).encode() + b"\n"
+        self._bytes = np.frombuffer(text, np.uint8)
+        self._ends = np.flatnonzero(self._bytes == ord("\n")) if len(text) > 1 else np.empty(0, int)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        end = self._ends[index]
+        start = self._ends[index - 1] + 1 if index % len(self) else 0
+        return self._bytes[start:end].tobytes().decode()
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One split.
@@ -74,17 +92,13 @@ class ImageArray(Dataset):
 
 @dataclass(frozen=True)
 class ImageFiles(Dataset):
-    """A set of image files: `paths` are relative to `root`."""
+    """A set of image files: `folder / id` is the path of an image."""
 
-    paths: Sequence[str]
+    folder: Path
 
     def subset(self, indices: np.ndarray) -> "ImageFiles":
-        return replace(
-            self,
-            ids=[self.ids[i] for i in indices],
-            labels=self.labels[indices],
-            paths=[self.paths[i] for i in indices],
-        )
+        names = Names(self.ids[i] for i in indices.tolist())
+        return replace(self, ids=names, labels=self.labels[indices])
 
 
 # Looking into folders --------------------------------------------------------------------------
@@ -120,6 +134,27 @@ def list_images(folder: Path) -> list[str]:
     return sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != ".")
 
 
+def check_listed(names: Iterable[str], folder: Path, source: Path) -> None:
+    """See that every relative path in `names` is in `folder`: one look into each directory.
+
+    Raises:
+        ValueError: naming the missing files and `source`, the list that promises them.
+    """
+    by_directory: dict[str, set[str]] = {}
+    for name in names:
+        directory, _, file = name.rpartition("/")
+        by_directory.setdefault(directory, set()).add(file)
+    missing = []
+    for directory, files in by_directory.items():
+        path = folder / directory
+        lost = files.difference(os.listdir(path) if path.is_dir() else ())
+        missing += [f"{directory}/{file}".lstrip("/") for file in sorted(lost)]
+    if missing:
+        raise ValueError(
+            f"{source} lists {len(missing)} files that are not in {folder}: {some(missing)}"
+        )
+
+
 def some(names: Iterable[str], shown: int = 3) -> str:
     """The first few of `names` and how many more there are, for messages."""
     names = list(names)
@@ -135,8 +170,7 @@ def read_class_folders(
     Raises:
         ValueError: a class folder holds no image.
     """
-    prefix = folder.relative_to(root).as_posix()
-    paths: list[str] = []
+    ids: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         directory = folder / class_name
@@ -145,10 +179,11 @@ def read_class_folders(
         images = list_images(directory)
         if not images:
             raise ValueError(f"{directory} holds no image: fill it or remove the folder")
-        paths += [f"{prefix}/{class_name}/{image}" for image in images]
+        ids += [f"{class_name}/{image}" for image in images]
         labels += [label] * len(images)
-    ids = [path.removeprefix(f"{prefix}/") for path in paths]
-    return ImageFiles(name, split, ids, np.array(labels, np.int64), list(classes), root, paths)
+    return ImageFiles(
+        name, split, Names(ids), np.array(labels, np.int64), list(classes), root, folder
+    )
 
 
 # Readers ---------------------------------------------------------------------------------------
@@ -309,11 +344,11 @@ def select_listed(dataset: ImageFiles | ImageArray, path: Path) -> ImageFiles | 
 
 
 def find_bad_images(dataset: ImageFiles) -> list[str]:
-    """Paths that are missing, empty, truncated or no images; their pixels are rarely decoded.
+    """Ids of images that are missing, empty, truncated or none; pixels are rarely decoded.
 
     A JPEG or PNG without its end marker near the end of the file is decoded to be sure.
     """
-    return [path for path in dataset.paths if not _is_whole(dataset.root / path)]
+    return [image_id for image_id in dataset.ids if not _is_whole(dataset.folder / image_id)]
 
 
 def _is_whole(path: Path) -> bool:

@@ -9,6 +9,8 @@ from timm.data import ImageNetInfo
 from classification.config import DataSettings
 from classification.datasets import (
     ImageFiles,
+    Names,
+    check_listed,
     list_folders,
     list_images,
     read_class_folders,
@@ -85,18 +87,10 @@ def _read_list(
             raise ValueError(f"{listed}, line {number}: {line!r}, wanted {allowed}")
         names.append(name)
         labels.append(int(label))
-    by_folder: dict[str, set[str]] = {}
-    for name in names:
-        by_folder.setdefault(name.rpartition("/")[0], set()).add(name.rpartition("/")[2])
-    missing = [
-        f"{parent}/{name}".lstrip("/")
-        for parent, wanted in by_folder.items()
-        for name in sorted(wanted - set(list_images(require(folder / parent, "a listed folder"))))
-    ]
-    if missing:
-        raise ValueError(f"{listed}: {len(missing)} files not in {folder} ({some(missing)})")
-    paths = [f"{split}/{name}" for name in names]
-    return ImageFiles(settings.name, split, names, np.array(labels, np.int64), classes, root, paths)
+    check_listed(names, folder, listed)
+    return ImageFiles(
+        settings.name, split, Names(names), np.array(labels, np.int64), classes, root, folder
+    )
 
 
 def _read_devkit(
@@ -128,7 +122,6 @@ def _read_devkit(
         labels = [index_of[wnid_of[number]] for number in numbers]
     except KeyError as error:
         raise ValueError(f"{truth}: {error} is no class of meta.mat and of this set") from None
-    paths = [f"val/{name}" for name in images]
     return ImageFiles(
-        settings.name, "val", images, np.array(labels, np.int64), classes, root, paths
+        settings.name, "val", Names(images), np.array(labels, np.int64), classes, root, folder
     )

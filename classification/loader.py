@@ -151,7 +151,7 @@ class _Images(torch.utils.data.Dataset):
     def _open(self, index: int) -> Image.Image:
         if isinstance(self._dataset, ImageArray):
             return Image.fromarray(self._dataset.images[index].permute(1, 2, 0).numpy())
-        with Image.open(self._dataset.root / self._dataset.paths[index]) as image:
+        with Image.open(self._dataset.folder / self._dataset.ids[index]) as image:
             return image.convert("RGB")
 
 

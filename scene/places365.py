@@ -1,0 +1,141 @@
+"""Places365 by its official lists, in every layout its archives leave behind.
+
+Source: https://github.com/CSAILVision/places365 for the lists and archives.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from classification.config import DataSettings
+from classification.datasets import (
+    ImageFiles,
+    Names,
+    check_listed,
+    list_folders,
+    read_class_folders,
+    require,
+    require_root,
+    some,
+)
+
+CATEGORIES = "categories_places365.txt"
+
+
+def read_places365(settings: DataSettings, split: str) -> ImageFiles:
+    """Read one split.
+
+    `root` holds `categories_places365.txt` and either
+
+    - `places365_train_{standard,challenge}.txt` and `places365_val.txt`, with the images in
+      `data_large` or `data_256` (as the archives unpack) or `data_large_standard` and the like (as
+      torchvision renames them), and `val_large` or `val_256`; or
+    - the easyformat archive's `train/<class>/` and `val/<class>/`, class names flattened.
+
+    A list may hold a part of the official one; every file it lists must be there. Labels go by the
+    class's name in the category file, never by the order of folders.
+
+    Args:
+        settings: `edition` and `size` choose among lists and folders.
+        split: 'train' or 'val'.
+    Raises:
+        ValueError: a list, folder or file is missing, or a label disagrees with its class's name.
+    """
+    root = require_root(settings)
+    classes = read_categories(require(root / CATEGORIES, "the category file of Places365"))
+    name = f"places365_train_{settings.edition}.txt" if split == "train" else "places365_val.txt"
+    if not (root / name).is_file() and (root / split).is_dir():
+        return _read_easyformat(settings, split, root, classes)
+    listed = require(root / name, f"the {split} list of Places365 {settings.edition}")
+    names, labels = _read_list(listed, classes)
+    if split == "train":
+        _check_names(listed, names, labels, classes)
+    folder = _find_folder(settings, split, root)
+    check_listed(names, folder, listed)
+    return ImageFiles(settings.name, split, Names(names), labels, classes, root, folder)
+
+
+def read_categories(path: Path) -> list[str]:
+    """Class names such as 'apartment_building/outdoor', in the order of their labels.
+
+    Raises:
+        ValueError: a line is not '/<letter>/<name> <label>', or labels are not 0, 1, 2, ...
+    """
+    classes = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, _, label = line.rpartition(" ")
+        if not (name.startswith("/") and name.count("/") >= 2 and label.isdigit()):
+            raise ValueError(f"{path}, line {number}: {line!r}, wanted '/a/airfield 0'")
+        classes[int(label)] = name[3:]
+    if sorted(classes) != list(range(len(classes))) or not classes:
+        raise ValueError(f"{path}: labels are not 0 to {len(classes) - 1}, each once")
+    return [classes[label] for label in range(len(classes))]
+
+
+def _read_list(path: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    """Relative paths and labels of a list's lines."""
+    names, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, _, label = line.rpartition(" ")
+        # A path that leads out of the folder is no image of the set.
+        if not name or not label.isdigit() or ".." in name:
+            raise ValueError(f"{path}, line {number}: {line!r}, wanted '<file> <label>'")
+        if int(label) >= len(classes):
+            raise ValueError(
+                f"{path}, line {number}: label {label}, but {CATEGORIES} has {len(classes)} classes"
+            )
+        names.append(name.lstrip("/"))
+        labels.append(int(label))
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path} lists a file twice")
+    return names, np.array(labels, np.int64)
+
+
+def _check_names(path: Path, names: list[str], labels: np.ndarray, classes: list[str]) -> None:
+    """A training image's folder names its class, and the list's number must say the same."""
+    folders = [f"{name[0]}/{name}" for name in classes]
+    for name, label in zip(names, labels.tolist(), strict=True):
+        if name.rpartition("/")[0] != folders[label]:
+            raise ValueError(
+                f"{path}: /{name} is labelled {label}, which {CATEGORIES} calls {classes[label]!r}"
+            )
+
+
+def _find_folder(settings: DataSettings, split: str, root: Path) -> Path:
+    sizes = ("large", "256") if settings.size == "auto" else (settings.size,)
+    if split == "train":
+        wanted = [f"data_{size}{end}" for size in sizes for end in (f"_{settings.edition}", "")]
+    else:
+        wanted = [f"val_{size}" for size in sizes]
+    found = [root / name for name in wanted if (root / name).is_dir()]
+    if not found:
+        there = ", ".join(list_folders(root)) or "no folders"
+        raise ValueError(
+            f"images of Places365 {split} not found: looked for {' or '.join(wanted)} in {root}, "
+            f"which holds {there}"
+        )
+    return found[0]
+
+
+def _read_easyformat(
+    settings: DataSettings, split: str, root: Path, classes: list[str]
+) -> ImageFiles:
+    """`<split>/<class>/`, where a class's '/' became '-' (or '_', in copies people made)."""
+    if split == "train" and settings.edition != "standard":
+        raise ValueError(f"{root} holds the easyformat archive: it has data.edition=standard only")
+    folder = root / split
+    there = list_folders(folder)
+    names = []
+    for name in classes:
+        flattened = [
+            flat for flat in (name.replace("/", "-"), name.replace("/", "_")) if flat in there
+        ]
+        names.append(flattened[0] if flattened else name.replace("/", "-"))
+    missing, unknown = sorted(set(names) - set(there)), sorted(set(there) - set(names))
+    if missing or unknown or len(set(names)) != len(names):
+        what = (
+            f"class folders {some(missing)} missing" if missing else f"{some(unknown)} no classes"
+        )
+        raise ValueError(f"{folder}: {what}, by {CATEGORIES}")
+    found = read_class_folders(settings.name, split, root, folder, names)
+    return ImageFiles(settings.name, split, found.ids, found.labels, classes, root, folder)
