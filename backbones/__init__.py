@@ -7,6 +7,7 @@ torch is loaded when first asked for.
 import importlib
 from typing import Any
 
+from backbones.paper import paper_comparison
 from backbones.zoo import (
     BackboneInfo,
     BackboneSettings,
@@ -42,6 +43,7 @@ __all__ = [
     "describe_backbone",
     "list_backbones",
     "load_user_module",
+    "paper_comparison",
     "register_backbone",
     "twin_of",
     *_NEEDS_TORCH,
