@@ -1,0 +1,247 @@
+"""Exact rewrites that make a trained network faster; equal to the plain form up to rounding.
+
+A convolution and the norm after it are one convolution; ReLUs work in place; and SE on the output of
+a 1x1 convolution is squeezed before that convolution: with the norm folded, y = W3 x + b3 is affine
+in each pixel, so that the mean over the pixels commutes with it,
+
+    mean(y) = W3 mean(x) + b3    and    W1 mean(y) + b1 = (W1 W3) mean(x) + (W1 b3 + b1),
+
+and the gate comes from the smaller x, by one matrix worked out beforehand. Scale and sum are one pass.
+
+The plain modules stay the reference. What a rewrite does not know it leaves as it is.
+"""
+
+import copy
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from backbones.blocks import BasicBlock, Bottleneck, ResidualBlock
+from backbones.features import Backbone, Network
+from backbones.inception_resnet import InceptionResidualBlock
+from backbones.slot import unknown
+from backbones.squeeze_excite import EXCITATIONS, SEBlock
+
+MODES = ("plain", "eager", "compiled")
+
+
+@torch.no_grad()
+def prepare_for_inference(network: nn.Module, mode: str = "eager") -> nn.Module:
+    """Return a copy of `network` that computes the same faster, in evaluation mode.
+
+    Args:
+        network: a Network or Backbone, or any module that holds backbones, such as a detector; of
+            the latter, the backbones alone are rewritten. It stays as it is.
+        mode: "plain" copies; "eager" rewrites; "compiled" rewrites and compiles by inductor with
+            frozen weights, at the first call for every input shape (about a minute for ResNet-50).
+
+    Call the copy under `torch.inference_mode()`; it cannot be trained. On CPUs channels-last pays;
+    the copy's weights are in that format, and a compiled copy wants its input in it too.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(unknown("mode", mode, MODES))
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    if mode == "plain":
+        return network
+    backbones = [module for module in network.modules() if isinstance(module, Backbone)]
+    for backbone in backbones:
+        _fold_norms(backbone)
+        _rewrite_blocks(backbone)
+        backbone.to(memory_format=torch.channels_last)
+    if mode == "compiled":
+        for module in [network] if isinstance(network, Network | Backbone) else backbones:
+            module.compile(dynamic=False, options={"freezing": True})
+    return network
+
+
+class ResidualSum(nn.Module):
+    """y = act(gate * last(body(x)) + shortcut(x)): a residual block without norms.
+
+    Args:
+        gate: of (body(x), last(body(x))) -> (N, C, 1, 1) or (N, C, H, W); None for plain blocks.
+        shortcut: of x.
+        relu: whether a ReLU follows the sum.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        last: nn.Conv2d,
+        gate: nn.Module | None,
+        shortcut: nn.Module,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.body, self.last, self.gate, self.shortcut = body, last, gate, shortcut
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.body(x)
+        y = self.last(inner)
+        if self.gate is None:
+            y = y.add_(self.shortcut(x))
+        else:
+            y = torch.addcmul(self.shortcut(x), y, self.gate(inner, y), out=y)
+        return y.relu_() if self.relu else y
+
+
+class EarlyGate(nn.Module):
+    """The gate of `se` on the output of the 1x1 convolution `last`, from that one's input."""
+
+    def __init__(self, se: SEBlock, last: nn.Conv2d) -> None:
+        super().__init__()
+        w1, w3 = se.fc1.weight.double(), last.weight.flatten(1).double()  # (C/r, C), (C, inner)
+        bias = torch.zeros(len(w1), dtype=torch.float64, device=w1.device)
+        if se.fc1.bias is not None:
+            bias += se.fc1.bias
+        if last.bias is not None:
+            bias += w1 @ last.bias.double()
+        self.fc1 = nn.Linear(w3.shape[1], len(w1), device=w1.device, dtype=se.fc1.weight.dtype)
+        self.fc1.weight.copy_(w1 @ w3)
+        self.fc1.bias.copy_(bias)
+        self.fc2 = se.fc2
+        self.excitation = EXCITATIONS[se.excitation]
+
+    def forward(self, inner: Tensor, y: Tensor) -> Tensor:
+        z = inner.mean(dim=(2, 3))  # (N, inner channels)
+        return self.excitation(self.fc2(self.fc1(z).relu_()))[:, :, None, None]
+
+
+class LateGate(nn.Module):
+    """The gate of `se` as it is, from what it will scale."""
+
+    def __init__(self, se: SEBlock) -> None:
+        super().__init__()
+        self.se = se
+
+    def forward(self, inner: Tensor, y: Tensor) -> Tensor:
+        return self.se.gate(y)
+
+
+# Norms ---------------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Traces a network down to torch's modules, frozen norms and attention."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        is_attention = name.rpartition(".")[2] == "se"
+        return is_attention or _is_norm(module) or super().is_leaf_module(module, name)
+
+
+def _fold_norms(root: nn.Module) -> None:
+    """Fold norms into the convolutions before them, and let ReLUs work in place where none looks.
+
+    Which module follows which is read from the traced graph, not from names. What cannot be traced
+    (control flow that depends on values) is tried again part by part.
+    """
+    for name, module in list(root.named_modules()):
+        if name.rpartition(".")[2] == "se" and list(module.children()):
+            _fold_norms(module)
+    try:
+        graph = _Tracer().trace(root)
+    except Exception:  # tracing runs the network's own code on proxies: anything may be raised
+        for child in root.children():
+            _fold_norms(child)
+        return
+    calls: dict[nn.Module, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(root.get_submodule(node.target), []).append(node)
+
+    def producer(node: fx.Node) -> nn.Module | None:
+        """The module whose output `node` alone takes, called there alone."""
+        source = node.args[0]
+        if source.op != "call_module" or len(source.users) > 1:
+            return None
+        module = root.get_submodule(source.target)
+        return module if len(calls[module]) == 1 else None
+
+    for relu, nodes in calls.items():
+        if type(relu) is nn.ReLU:
+            relu.inplace = all(
+                isinstance(producer(node), nn.Conv2d) or _is_norm(producer(node)) or _is_sum(node)
+                for node in nodes
+            )
+    for norm, nodes in calls.items():
+        conv = producer(nodes[0]) if _is_norm(norm) and len(nodes) == 1 else None
+        if type(conv) is nn.Conv2d:
+            folded = fuse_conv_bn_eval(conv, norm)
+            root.set_submodule(nodes[0].args[0].target, folded)
+            # timm's norms have drop and activation inside.
+            rest = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+            root.set_submodule(nodes[0].target, rest)
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    """Whether it is a batch norm, trained or frozen as Detectron2 and torchvision have it."""
+    return isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "FrozenBatchNorm2d"
+
+
+def _is_sum(node: fx.Node) -> bool:
+    source = node.args[0]
+    return source.target is operator.add and len(source.users) == 1
+
+
+# Blocks --------------------------------------------------------------------------------------------
+
+
+def _rewrite_blocks(root: nn.Module) -> None:
+    for parent in list(root.modules()):
+        for name, block in list(parent.named_children()):
+            if isinstance(block, ResidualBlock):
+                setattr(parent, name, _rewrite_residual_block(block))
+            elif type(block) is InceptionResidualBlock:
+                setattr(parent, name, _rewrite_inception_block(block))
+
+
+def _rewrite_residual_block(block: ResidualBlock) -> nn.Module:
+    """Sum, gate and ReLU in one, for SE at any place; other attentions and norms keep their block."""
+    is_plain = type(block.se) is nn.Identity
+    if type(block) not in (BasicBlock, Bottleneck) or not (is_plain or type(block.se) is SEBlock):
+        return block
+    pairs = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
+    if type(block) is Bottleneck:
+        pairs.append((block.conv3, block.norm3))
+    if not all(type(norm) is nn.Identity for _, norm in pairs):
+        return block
+    *inner, last = [conv for conv, _ in pairs]
+    body = nn.Sequential()
+    if block.placement == "pre":
+        body.append(block.se)
+    for conv in inner:
+        body.extend([conv, nn.ReLU(inplace=True)])
+    if block.placement == "3x3":
+        body.append(block.se)
+    gate = None
+    if block.placement == "standard" and not is_plain:
+        gate = _build_gate(block.se, last)
+    shortcut = block.shortcut
+    if block.placement == "identity":
+        shortcut = nn.Sequential(shortcut, block.se)
+    rewritten = ResidualSum(body, last, gate, shortcut)
+    return nn.Sequential(rewritten, block.se) if block.placement == "post" else rewritten
+
+
+def _rewrite_inception_block(block: InceptionResidualBlock) -> nn.Module:
+    if type(block.se) not in (nn.Identity, SEBlock):
+        return block
+    gate = None if type(block.se) is nn.Identity else _build_gate(block.se, block.conv)
+    last = block.conv
+    if not isinstance(gate, LateGate):
+        last = copy.deepcopy(last)  # the block's scale becomes part of its weights
+        last.weight.mul_(block.scale)
+        last.bias.mul_(block.scale)
+    elif block.scale != 1.0:
+        return block
+    return ResidualSum(block.branches, last, gate, nn.Identity(), type(block.relu) is nn.ReLU)
+
+
+def _build_gate(se: SEBlock, last: nn.Conv2d) -> nn.Module:
+    is_pointwise = last.kernel_size == last.stride == (1, 1) and last.groups == 1
+    return EarlyGate(se, last) if is_pointwise and se.squeeze == "avg" else LateGate(se)
