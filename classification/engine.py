@@ -195,8 +195,7 @@ class Trainer:
         images = normalize(batch.images.to(device, non_blocking=True), self._input_format)
         targets = batch.labels.to(device, non_blocking=True)
         if augment.cutout:
-            generator = torch.Generator().manual_seed(batch.seed + 1)
-            images = cut_out(images, augment.cutout, generator)
+            images = cut_out(images, augment.cutout, batch.seeds)
         if self._erase is not None:
             images = self._erase(images)
         if self._mix is not None:

@@ -24,12 +24,12 @@ from classification.transforms import augment_batch, build_train_transform, buil
 
 @dataclass
 class Batch:
-    """uint8 images (N, 3, H, W), or (N, V, 3, H, W) with views; int64 labels and indices (N,)."""
+    """uint8 images (N, 3, H, W), or (N, V, 3, H, W) with views; the rest int64 (N,)."""
 
     images: Tensor
     labels: Tensor
-    indices: Tensor
-    seed: int = 0  # for what is drawn once per batch
+    indices: Tensor  # places in the data set
+    seeds: Tensor  # one for each image's augmentation
     bad: list[str] = field(default_factory=list)  # files that could not be read
 
     def pin_memory(self) -> "Batch":
@@ -159,10 +159,10 @@ def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
     good = [item for item in items if not isinstance(item, str)]
     bad = [item for item in items if isinstance(item, str)]
     if not good:
-        nothing = torch.empty(0, dtype=torch.int64)
-        return Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing, 0, bad)
-    images, labels, indices, seeds = zip(*good, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), seeds[0], bad)
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), none, none, none, bad)
+    images, *columns = zip(*good, strict=True)
+    return Batch(torch.stack(images), *(torch.tensor(column) for column in columns), bad)
 
 
 def _prepare_worker(_: int) -> None:
@@ -210,11 +210,10 @@ def train_batches(
         return
     images = dataset.images.to(device)
     for part in parts:
-        indices = torch.tensor([index for index, _ in part])
-        generator = torch.Generator().manual_seed(part[0][1])
-        batch = augment_batch(images[indices.to(device)], augment, generator)
+        indices, seeds = torch.tensor(part).T
         labels = torch.from_numpy(dataset.labels[indices.numpy()])
-        yield Batch(batch, labels, indices, part[0][1])
+        batch = augment_batch(images[indices.to(device)], augment, seeds)
+        yield Batch(batch, labels, indices, seeds)
 
 
 def _fits_whole(dataset: ImageArray | ImageFiles, augment: AugmentSettings) -> bool:
@@ -242,7 +241,8 @@ def evaluation_batches(
             views = dataset.images[indices][:, None]
             if protocol.flip:
                 views = torch.cat([views, views.flip(-1)], dim=1)
-            yield Batch(views, torch.from_numpy(dataset.labels[indices.numpy()]), indices)
+            labels = torch.from_numpy(dataset.labels[indices.numpy()])
+            yield Batch(views, labels, indices, torch.zeros_like(indices))
         return
     keys = [[(index, 0) for index in batch] for batch in batches]
     transform = build_views(protocol, interpolation)

@@ -5,6 +5,7 @@ Images stay uint8 until they are on the device; `normalize` is the one place tha
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -62,17 +63,27 @@ def build_train_transform(
 # Training: a batch at a time, for sets held in memory ----------------------------------------------
 
 
-def augment_batch(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Pad, crop and flip each of uint8 (N, 3, H, W) on its own; the size stays.
+def draw(seeds: Tensor, number: int) -> Tensor:
+    """The `number`-th draw of each seed, float64 in [0, 1): a function of the seed alone.
 
-    Args:
-        generator: on the CPU; the draws are the same whatever device the images are on.
+    So an image is augmented alike whatever batch, part or process it comes in.
+    Source: the output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     """
+    z = seeds.numpy().astype(np.uint64) + np.uint64((number + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return torch.from_numpy((z >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def augment_batch(images: Tensor, settings: AugmentSettings, seeds: Tensor) -> Tensor:
+    """Pad, crop and flip each of uint8 (N, 3, H, W) by its own seed, int64 (N,) on the CPU."""
     count, _, height, width = images.shape
     device = images.device
     if settings.crop == "padded" and settings.padding:
         p = settings.padding
-        top, left = torch.randint(0, 2 * p + 1, (2, count), generator=generator).to(device)
+        top = (draw(seeds, 0) * (2 * p + 1)).long().to(device)
+        left = (draw(seeds, 1) * (2 * p + 1)).long().to(device)
         if settings.padding_mode == "reflect":
             images = F.pad(images.float(), (p, p, p, p), "reflect").to(torch.uint8)
         else:
@@ -83,28 +94,26 @@ def augment_batch(images: Tensor, settings: AugmentSettings, generator: torch.Ge
         images = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
         images = images.permute(0, 3, 1, 2)
     if settings.flip:
-        flipped = torch.rand(count, generator=generator).to(device) < settings.flip
+        flipped = (draw(seeds, 2) < settings.flip).to(device)
         images = torch.where(flipped[:, None, None, None], images.flip(3), images)
     return images
 
 
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def cut_out(images: Tensor, side: int, seeds: Tensor) -> Tensor:
     """Zero in each normalised image (N, C, H, W) a square centred anywhere, clipped at the border.
 
     Source: Cutout, arXiv 1708.04552, and its code: the mask spans `centre - side // 2` to
     `centre + side // 2`, always applied.
     """
-    count, _, height, width = images.shape
-    device = images.device
-    y = torch.randint(0, height, (count,), generator=generator).to(device)
-    x = torch.randint(0, width, (count,), generator=generator).to(device)
+    height, width = images.shape[2:]
     half = side // 2
 
-    def inside(centre: Tensor, length: int) -> Tensor:
-        offset = torch.arange(length, device=device) - centre[:, None]
-        return (offset >= -half) & (offset < half)
+    def inside(number: int, length: int) -> Tensor:
+        centre = (draw(seeds, number) * length).long()
+        offset = torch.arange(length) - centre[:, None]
+        return ((offset >= -half) & (offset < half)).to(images.device)
 
-    mask = inside(y, height)[:, None, :, None] & inside(x, width)[:, None, None, :]
+    mask = inside(3, height)[:, None, :, None] & inside(4, width)[:, None, None, :]
     return images.masked_fill(mask, 0)
 
 

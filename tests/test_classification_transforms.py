@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from scipy.stats import kstest
 from torchvision import transforms as v1
 
 from backbones import InputFormat
@@ -15,6 +16,7 @@ from classification.transforms import (
     build_train_transform,
     build_views,
     cut_out,
+    draw,
     normalize,
 )
 
@@ -120,15 +122,23 @@ def test_normalizing_follows_the_input_format_in_its_channel_order():
 # Augmentation ------------------------------------------------------------------------------------
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def seeds(count):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 2**62, count))
+
+
+def test_draws_are_uniform_and_independent_of_each_other():
+    first, second = (draw(seeds(100_000), number).numpy() for number in (0, 1))
+    assert kstest(first, "uniform").pvalue > 0.01
+    assert kstest(second, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.01
+    assert draw(torch.arange(5), 0).min() >= 0
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_every_padded_crop_is_a_window_of_the_padded_image(mode):
-    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=generator())
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
     settings = AugmentSettings(crop="padded", size=8, padding=2, padding_mode=mode, flip=0.5)
-    augmented = augment_batch(images, settings, generator(1))
+    augmented = augment_batch(images, settings, seeds(40))
     kind = "constant" if mode == "zeros" else "reflect"
     padded = F.pad(images.float(), (2, 2, 2, 2), kind).to(torch.uint8)
     places, flips = set(), 0
@@ -150,12 +160,12 @@ def test_every_padded_crop_is_a_window_of_the_padded_image(mode):
 def test_no_crop_and_no_flip_leave_a_batch_alone():
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     settings = AugmentSettings(crop="none", size=8, flip=0)
-    assert torch.equal(augment_batch(images, settings, generator()), images)
+    assert torch.equal(augment_batch(images, settings, seeds(4)), images)
 
 
 def test_cutout_zeroes_one_square_clipped_at_the_border():
     images = torch.ones(200, 3, 32, 32)
-    cut = cut_out(images, 16, generator()) == 0
+    cut = cut_out(images, 16, seeds(200)) == 0
     assert torch.equal(cut[:, 0], cut[:, 2])
     areas = cut[:, 0].sum((1, 2))
     # A centre at a corner leaves 8x8, one in the middle 16x16; every hole is a rectangle.

@@ -1,0 +1,415 @@
+"""Training end to end on tiny sets: it learns, stops and goes on without a trace, and says no."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backbones import BackboneSettings, build_network, read_weights, save_weights
+from classification import run
+from classification.config import (
+    AugmentSettings,
+    ClassificationConfig,
+    DataSettings,
+    EvaluateSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
+from classification.engine import Trainer
+from classification.monitor import Monitor
+from tools import sample_data
+
+TINY = BackboneSettings("se_resnet_tiny")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "cifar10"
+    return sample_data.make_cifar10(path, train_per_class=8, test_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "imagenet"
+    return sample_data.make_imagenet(path, 6, train_per_class=8, val_per_class=3, size=40)
+
+
+def config(root, data=(), augment=(), evaluate=(), **train):
+    """Settings for the tiny CIFAR set: two epochs of five steps unless said otherwise."""
+    train = {
+        "epochs": 2,
+        "batch_size": 16,
+        "log_every": 1,
+        "tensorboard": False,
+        "optimizer": OptimizerSettings(lr=0.05, nesterov=True),
+        "schedule": ScheduleSettings(unit="iteration", warmup=2),
+        **train,
+    }
+    return ClassificationConfig(
+        backbone=TINY,
+        data=DataSettings(root=str(root), **dict(data)),
+        augment=AugmentSettings(crop="padded", size=32, **dict(augment)),
+        train=TrainSettings(**train),
+        evaluate=EvaluateSettings(**{"every": 0, **dict(evaluate)}),
+        device="cpu",
+    )
+
+
+def for_files(config, photos, **data):
+    """The same settings for the tiny set of files."""
+    return replace(
+        config,
+        data=DataSettings(name="folder", root=str(photos), **data),
+        augment=AugmentSettings(size=32),
+        evaluate=replace(config.evaluate, protocol="imagenet-256-224", resize=36, crop=32),
+    )
+
+
+def weights(directory):
+    return load_file(directory / "weights.safetensors")
+
+
+def assert_same(one: Path, other: Path):
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def curve(directory):
+    return [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+
+
+# Learning and its result -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run long enough to learn, with what it returned."""
+    base = tmp_path_factory.mktemp("learned")
+    data = sample_data.make_cifar10(base / "cifar10", train_per_class=40, test_per_class=10)
+    settings = config(data, epochs=12, batch_size=40, evaluate={"every": 4})
+    directory = base / "run"
+    return settings, directory, run.train(settings, directory)
+
+
+def test_a_tiny_network_learns_far_above_chance(learned):
+    _, directory, result = learned
+    assert result["metrics"]["top1_accuracy"] > 30
+    assert result["dataset"]["images"] == result["dataset"]["images_seen"] == 100
+    assert result["dataset"]["synthetic"] is True
+    assert result["selection"] == "last epoch"
+    rows = curve(directory)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 120
+    assert losses[-1] < losses[0]
+    assert [row["epoch"] for row in rows if "val_top1_error" in row] == [4, 8, 12]
+    assert rows[-1]["val_top1_error"] == result["metrics"]["top1_error"]
+
+
+def test_evaluating_the_kept_weights_gives_the_same_numbers(learned, tmp_path):
+    settings, directory, trained = learned
+    file = directory / "weights.safetensors"
+    again = replace(settings, backbone=replace(TINY, weights=str(file)))
+    result = run.evaluate(again, tmp_path / "evaluated")
+    for key in ("metrics", "per_class", "input_format", "cost", "protocol"):
+        assert result[key] == trained[key]
+    assert result["weights"]["sha256"] == trained["weights"]["sha256"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_kept_weights_say_what_they_are_for(learned):
+    settings, directory, _ = learned
+    kept = read_weights(directory / "weights.safetensors")
+    assert kept.backbone.name == "se_resnet_tiny"
+    assert list(kept.input_format.mean) == settings.data.mean
+    assert kept.classes[0] == "airplane"
+
+
+def test_published_weights_bring_their_own_preprocessing(learned, tmp_path):
+    settings, directory, trained = learned
+    file = str(directory / "weights.safetensors")
+    other = replace(settings.data, mean=[0, 0, 0], std=[255, 255, 255])
+    again = replace(settings, data=other, backbone=replace(TINY, weights=file))
+    result = run.evaluate(again, tmp_path / "evaluated")
+    assert result["metrics"] == trained["metrics"]
+
+
+# Stopping and going on ---------------------------------------------------------------------------
+
+EVERYTHING = {
+    "ema_decay": 0.9,
+    "dropout": 0.2,
+    "clip_grad": 1.0,
+    "accumulate": 2,
+    "label_smoothing": 0.1,
+    "checkpoint_every": 0.0,
+}
+DRAWS = {"mixup": 0.2, "cutmix": 1.0, "random_erasing": 0.5, "cutout": 8}
+
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+from classification import checkpoint, run
+
+replace, calls = os.replace, []
+
+def killed_while_saving(source, target):
+    if str(target).endswith("checkpoint.pt"):
+        calls.append(target)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+checkpoint.os.replace = killed_while_saving
+run.train(pickle.load(open(sys.argv[1], "rb")), Path(sys.argv[2]))
+"""
+
+
+def test_resuming_after_a_kill_gives_the_weights_of_no_kill(root, photos, tmp_path):
+    settings = for_files(config(root, **EVERYTHING), photos, workers=2)
+    settings = replace(settings, augment=AugmentSettings(size=32, policy="rand_augment", **DRAWS))
+    (tmp_path / "settings").write_bytes(pickle.dumps(settings))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "settings"), str(tmp_path / "killed")]
+    here = Path(run.__file__).parents[1]
+    killed = subprocess.run(command, cwd=here, env=os.environ | {"PYTHONPATH": str(here)})
+    assert killed.returncode == -signal.SIGKILL
+    # Killed at step 4 of 6 while saving it: the checkpoint of step 3, the end of an epoch, stands.
+    state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 3
+    alone = replace(settings, data=replace(settings.data, workers=0))
+    run.train(alone, tmp_path / "killed", resume=True)
+    run.train(alone, tmp_path / "unharmed")
+    assert_same(tmp_path / "killed", tmp_path / "unharmed")
+    steps = [row["step"] for row in curve(tmp_path / "killed")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_then_stops_and_a_resumed_run_shows_no_trace(
+    root, tmp_path, monkeypatch, signal_name
+):
+    settings = config(root, augment=DRAWS, **{**EVERYTHING, "checkpoint_every": 60.0})
+    run.train(settings, tmp_path / "unharmed")
+    note = Monitor.note
+
+    def note_and_signal(self, lr, loss):
+        note(self, lr, loss)
+        if self._trainer.step == 7:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.Signals[signal_name])
+
+    monkeypatch.setattr(Monitor, "note", note_and_signal)
+    with pytest.raises(KeyboardInterrupt, match=f"{signal_name} after step 7 of 10"):
+        run.train(settings, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run.train(settings, tmp_path / "stopped", resume=True)
+    assert_same(tmp_path / "stopped", tmp_path / "unharmed")
+
+
+def test_a_plateau_and_the_best_epoch_survive_a_stop(root, tmp_path, monkeypatch):
+    schedule = ScheduleSettings(name="plateau", patience=0, decay_rate=0.5)
+    more = {"select": "best", "epochs": 4, "schedule": schedule}
+    settings = config(root, data={"holdout": 0.25}, checkpoint_every=0.0, **more)
+    whole = run.train(settings, tmp_path / "unharmed")
+    save = Trainer.save
+
+    def save_and_stop(self):
+        save(self)
+        if self.step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(settings, tmp_path / "stopped")
+    monkeypatch.undo()
+    resumed = run.train(settings, tmp_path / "stopped", resume=True)
+    assert_same(tmp_path / "stopped", tmp_path / "unharmed")
+    assert resumed["selection"] == whole["selection"]
+    rates = [
+        [row["lr"] for row in curve(tmp_path / d) if "lr" in row] for d in ("stopped", "unharmed")
+    ]
+    assert rates[0] == rates[1]
+
+
+def test_a_damaged_checkpoint_is_named_with_the_mend(root, tmp_path):
+    settings = config(root, epochs=1)
+    run.train(settings, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*remove it"):
+        run.train(settings, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_other_data_or_network_is_refused(root, photos, tmp_path):
+    settings = config(root, epochs=1)
+    run.train(settings, tmp_path)
+    with pytest.raises(ValueError, match="steps in all"):
+        run.train(config(root, epochs=2), tmp_path, resume=True)
+    other = replace(settings, backbone=BackboneSettings("resnet_tiny"))
+    with pytest.raises(ValueError, match="of another network"):
+        run.train(other, tmp_path, resume=True)
+
+
+# What settings do --------------------------------------------------------------------------------
+
+
+def test_the_best_epoch_is_chosen_on_held_out_images_and_the_result_says_so(root, tmp_path):
+    settings = config(root, data={"holdout": 0.25}, select="best", epochs=5)
+    result = run.train(settings, tmp_path)
+    points = [row for row in curve(tmp_path) if "val_top1_error" in row]
+    best = min(points, key=lambda row: (row["val_top1_error"], row["epoch"]))
+    expected = f"best epoch, {best['epoch']:.0f}, on 20 images held out of train"
+    assert result["selection"] == expected
+    assert result["dataset"]["train_images"] == 60
+    assert result["dataset"]["held_out_images"] == 20
+
+
+def test_choosing_on_the_reported_split_is_refused(root):
+    with pytest.raises(ValueError, match=r"data\.holdout"):
+        config(root, select="best")
+    with pytest.raises(ValueError, match=r"data\.holdout"):
+        config(root, schedule=ScheduleSettings(name="plateau"))
+
+
+def test_parts_of_a_batch_make_the_gradient_of_the_whole(root, tmp_path):
+    # Without batch statistics parts and whole agree to rounding.
+    def steps(directory, **train):
+        settings = config(root, freeze_norms_epochs=2, iterations=3, **train)
+        run.train(settings, directory)
+        return weights(directory)
+
+    whole, parts = steps(tmp_path / "1"), steps(tmp_path / "4", accumulate=4)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_norms_keep_their_statistics_in_the_last_epochs(root, tmp_path):
+    run.train(config(root, epochs=1, freeze_norms_epochs=1), tmp_path)
+    kept = weights(tmp_path)
+    means = [kept[name] for name in kept if name.endswith("running_mean")]
+    assert means
+    assert all((mean == 0).all() for mean in means)
+
+
+def test_the_averaged_weights_are_the_product(root, tmp_path):
+    run.train(config(root, epochs=1, ema_decay=0.5, iterations=2), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    kept = weights(tmp_path)
+    assert all(torch.equal(kept[name], state["ema"][name]) for name in kept)
+    assert not torch.equal(kept["head.fc.weight"], state["network"]["head.fc.weight"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_trains_to_about_the_loss_of_float32(root, tmp_path, precision):
+    losses = []
+    for chosen in ("float32", precision):
+        run.train(config(root, iterations=2, precision=chosen), tmp_path / chosen)
+        losses.append(curve(tmp_path / chosen)[1]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+def test_training_starts_from_given_weights_with_a_new_classifier(root, tmp_path):
+    network = build_network("se_resnet_tiny", 3)
+    file = tmp_path / "start.safetensors"
+    given = read_weights_of(network, file)
+    optimizer = OptimizerSettings(lr=1e-12, weight_decay=0)
+    settings = config(root, iterations=1, optimizer=optimizer, freeze_norms_epochs=1)
+    settings = replace(settings, backbone=replace(TINY, weights=str(file)))
+    result = run.train(settings, tmp_path / "run")
+    kept = weights(tmp_path / "run")
+    name = "backbone.res5.0.conv1.weight"
+    torch.testing.assert_close(kept[name], given[name])
+    assert kept["head.fc.weight"].shape[0] == 10
+    assert result["weights"]["initial"]["sha256"]
+
+
+def read_weights_of(network, file):
+    from backbones import InputFormat
+
+    save_weights(
+        network, file, backbone=TINY, num_classes=3, input_format=InputFormat(), classes=None
+    )
+    return network.state_dict()
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_step_and_learning_rate(root, tmp_path):
+    optimizer = OptimizerSettings(lr=1e30)
+    settings = config(root, optimizer=optimizer, schedule=ScheduleSettings(name="constant"))
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d.*learning rate 1e\+30"):
+        run.train(settings, tmp_path)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(root):
+    with pytest.raises(ValueError, match=r"batch_size=16 does not divide .* 15 would"):
+        run.check(config(root, accumulate=3))
+    with pytest.raises(ValueError, match="80 training images"):
+        run.check(config(root, batch_size=96))
+
+
+def test_check_says_what_would_be_done(root):
+    summary = run.check(config(root, evaluate={"flip": True}))
+    assert (summary["steps_per_epoch"], summary["steps"]) == (5, 10)
+    assert summary["dataset"]["train_images"] == 80
+    assert summary["protocol"]["name"] == "full-image+flip"
+
+
+def test_unknown_settings_are_refused_with_near_matches(root):
+    with pytest.raises(ValueError, match="did you mean 'cifar10'"):
+        DataSettings(name="cifar1O")
+    with pytest.raises(ValueError, match="did you mean 'cosine'"):
+        ScheduleSettings(name="cosinus")
+    with pytest.raises(ValueError, match="se_resnet_tiny"):
+        run.check(replace(config(root), backbone=BackboneSettings("se_resnet_tinny")))
+
+
+def test_weights_of_another_architecture_are_refused(learned, root):
+    settings, directory, _ = learned
+    other = BackboneSettings("resnet_tiny", weights=str(directory / "weights.safetensors"))
+    with pytest.raises(ValueError, match="does not fit"):
+        run.check(replace(settings, backbone=other), training=False)
+
+
+def test_weights_for_other_classes_are_refused(learned, photos):
+    settings, directory, _ = learned
+    file = str(directory / "weights.safetensors")
+    settings = for_files(replace(settings, backbone=replace(TINY, weights=file)), photos)
+    with pytest.raises(ValueError, match=r"other classes.*'airplane' for 'n01440764'"):
+        run.check(settings, training=False)
+
+
+def test_bad_files_stop_a_run_before_it_starts_or_are_skipped_and_counted(root, photos, tmp_path):
+    broken = shutil.copytree(photos, tmp_path / "broken")
+    for split in ("train", "val"):
+        file = sorted((broken / split / "n01440764").iterdir())[0]
+        file.write_bytes(file.read_bytes()[:300])
+    settings = for_files(config(root, epochs=1), broken)
+    with pytest.raises(
+        ValueError, match=r"1 unreadable images under .*n01440764.*skip_bad_images=0"
+    ):
+        run.check(settings)
+    allowed = for_files(config(root, epochs=1), broken, skip_bad_images=1)
+    result = run.train(allowed, tmp_path / "run")
+    data = result["dataset"]
+    assert (data["images"], data["images_seen"], len(data["skipped_images"])) == (18, 17, 1)
+    assert data["skipped_images"][0].startswith("n01440764/")
+
+
+def test_whole_images_of_many_sizes_need_a_protocol_that_crops(root, photos):
+    settings = for_files(config(root), photos)
+    settings = replace(settings, evaluate=EvaluateSettings(protocol="full-image"))
+    with pytest.raises(ValueError, match="imagenet-256-224"):
+        run.check(settings)
