@@ -24,10 +24,18 @@ _FREE = {"identity": False}
 
 DATASETS = ("coco_2017", "coco_2014", "custom")
 NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
-# name: (Detectron2's base config, what builds the backbone that MODEL.SEBENCH.NAME names)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    base: str  # Detectron2's config it starts from
+    builder: str  # of the backbone that MODEL.SEBENCH.NAME names, in Detectron2's registry
+    lr: float  # for 16 pictures an iteration
+
+
 ARCHITECTURES = {
-    "faster_rcnn": ("Base-RCNN-FPN.yaml", "build_sebench_fpn_backbone"),
-    "retinanet": ("Base-RetinaNet.yaml", "build_retinanet_sebench_fpn_backbone"),
+    "faster_rcnn": Architecture("Base-RCNN-FPN.yaml", "build_sebench_fpn_backbone", 0.02),
+    "retinanet": Architecture("Base-RetinaNet.yaml", "build_retinanet_sebench_fpn_backbone", 0.01),
 }
 # For 16 pictures an iteration: iterations, and where the learning rate is divided by ten.
 # Source: Detectron model zoo (1x, 2x), Detectron2 model zoo (1x, 3x). 2x is the paper's.
@@ -36,7 +44,7 @@ SCHEDULES = {
     "2x": (180_000, (120_000, 160_000)),
     "3x": (270_000, (210_000, 250_000)),
 }
-REFERENCE_BATCH_SIZE, REFERENCE_LR, REFERENCE_WARMUP = 16, 0.02, 1000
+REFERENCE_BATCH_SIZE, REFERENCE_WARMUP = 16, 1000  # pictures an iteration, iterations
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -181,7 +189,7 @@ class DetectionConfig:
         _check_least(self, "", 1, "processes")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed}: must be from 0 to {2**31 - 1}")
-        for key, _ in _flatten(self.detectron2):
+        for key, _ in flatten(self.detectron2):
             if key in _OWNED:
                 raise ValueError(f"detectron2.{key}: set {_OWNED[key]} instead")
 
@@ -194,13 +202,14 @@ class Schedule:
     warmup_iterations: int
 
 
-def resolve_schedule(train: TrainSettings) -> Schedule:
-    """What `train` comes to for its batch size.
+def resolve_schedule(config: DetectionConfig) -> Schedule:
+    """What `config.train` comes to for its batch size.
 
     The linear scaling rule: with k times the pictures an iteration, k times the learning rate and
     1/k of the iterations, steps and warm-up. Warm-up takes a tenth of a short run at most. Values
-    given in `train` are taken as they are. Source: Detectron model zoo; arXiv 1706.02677.
+    given there are taken as they are. Source: Detectron model zoo; arXiv 1706.02677.
     """
+    train, architecture = config.train, ARCHITECTURES[config.detector.architecture]
     base_iterations, base_steps = SCHEDULES[train.schedule]
     scale = train.batch_size / REFERENCE_BATCH_SIZE
     iterations = train.iterations or round(base_iterations / scale)
@@ -210,7 +219,7 @@ def resolve_schedule(train: TrainSettings) -> Schedule:
     warmup = train.warmup_iterations
     if warmup is None:
         warmup = min(round(REFERENCE_WARMUP / scale), iterations // 10)
-    return Schedule(iterations, tuple(steps), train.lr or REFERENCE_LR * scale, warmup)
+    return Schedule(iterations, tuple(steps), train.lr or architecture.lr * scale, warmup)
 
 
 def reader_processes(data: DataSettings) -> int:
@@ -282,14 +291,15 @@ def build_cfg(
 
     register_backbones()
     detector, train, evaluate = config.detector, config.train, config.evaluate
-    base, builder = ARCHITECTURES[detector.architecture]
+    architecture = ARCHITECTURES[detector.architecture]
     cfg = get_cfg()
     add_sebench_config(cfg)
-    cfg.merge_from_file(str(resources.files("detectron2") / "model_zoo" / "configs" / base))
+    zoo = resources.files("detectron2") / "model_zoo" / "configs"
+    cfg.merge_from_file(str(zoo / architecture.base))
 
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.BACKBONE.NAME = builder
+    cfg.MODEL.BACKBONE.NAME = architecture.builder
     cfg.MODEL.SEBENCH.NAME = config.backbone.name
     cfg.MODEL.SEBENCH.ALLOW_MISSING = list(config.backbone.allow_missing)
     cfg.MODEL.BACKBONE.FREEZE_AT = detector.freeze_at
@@ -309,7 +319,7 @@ def build_cfg(
     cfg.DATASETS.TRAIN = tuple(train_datasets)
     cfg.DATALOADER.NUM_WORKERS = reader_processes(config.data)
 
-    schedule = resolve_schedule(train)
+    schedule = resolve_schedule(config)
     cfg.SOLVER.IMS_PER_BATCH = train.batch_size
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = schedule.lr, schedule.iterations
     cfg.SOLVER.STEPS = schedule.steps
@@ -326,8 +336,8 @@ def build_cfg(
     cfg.TEST.AUG.MAX_SIZE = max(cfg.TEST.AUG.MAX_SIZE, max(evaluate.tta_sizes))
     cfg.SEED = config.seed
 
-    known = dict(_flatten(cfg))
-    for key, value in _flatten(config.detectron2):
+    known = dict(flatten(cfg))
+    for key, value in flatten(config.detectron2):
         if key not in known:
             near = get_close_matches(key, known, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -344,11 +354,11 @@ def build_cfg(
     return cfg
 
 
-def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of a nested mapping by their dotted names."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -357,7 +367,7 @@ def _check_operators(cfg: CfgNode) -> None:
     """Refuse what only a compiled Detectron2 has; NMS and ROIAlign are torchvision's."""
     asked = [
         key
-        for key, value in _flatten(cfg)
+        for key, value in flatten(cfg)
         if (isinstance(value, str) and ("Rotated" in value or value in ("RRPN", "RROIHeads")))
         or (key == "MODEL.RESNETS.DEFORM_ON_PER_STAGE" and any(value))
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from backbones import BackboneSettings, InputFormat, read_weights
 from backbones.weight_files import file_sha256, read_state, save_state
 
 from .backbone import check_input_format
-from .config import DetectionConfig, DetectorSettings, build_cfg
+from .config import DetectionConfig, DetectorSettings, build_cfg, flatten
 
 FORMAT = "sebench-detector"
 
@@ -115,15 +115,7 @@ def load_detector(
             f"{path} holds no detector: evaluation needs the weights.safetensors that `sebench "
             "train detection` wrote; a classifier's weights are what training starts from"
         )
-    parts = metadata["detector"]
-    if config is None:
-        config = DetectionConfig(
-            backbone=BackboneSettings(**parts["backbone"]),
-            detector=DetectorSettings(**parts["detector"]),
-            detectron2=parts["detectron2"],
-        )
-    else:
-        _require_same_parts(parts, _parts_of(config), path)
+    config = _config_of(metadata["detector"], config, path)
     values = metadata["input_format"]
     input_format = InputFormat(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
@@ -155,19 +147,49 @@ def _parts_of(config: DetectionConfig) -> dict[str, Any]:
     return {
         "backbone": backbone,
         "detector": asdict(config.detector),
-        "detectron2": config.detectron2,
+        "detectron2": dict(flatten(config.detectron2)),
     }
 
 
-def _require_same_parts(file: dict[str, Any], asked: dict[str, Any], path: str | Path) -> None:
+def _config_of(
+    parts: dict[str, Any], asked: DetectionConfig | None, path: str | Path
+) -> DetectionConfig:
+    """The settings of the network in the file, with what `asked` says of its use."""
+    own = DetectionConfig(
+        backbone=BackboneSettings(**parts["backbone"]),
+        detector=DetectorSettings(**parts["detector"]),
+        detectron2=parts["detectron2"],
+    )
+    if asked is None:
+        return own
+    keys = dict(flatten(asked.detectron2))
+    wanted = {
+        "backbone.name": asked.backbone.name,
+        **{f"backbone.options.{key}": value for key, value in asked.backbone.options.items()},
+        "detector.architecture": asked.detector.architecture,
+        "detector.fpn_channels": asked.detector.fpn_channels,
+        # Thresholds and numbers of proposals at test time are the evaluation's affair.
+        **{
+            f"detectron2.{key}": value
+            for key, value in keys.items()
+            if key.startswith("MODEL.") and not key.endswith("_TEST")
+        },
+    }
+    held = dict(flatten(parts))
+    held |= {f"detectron2.{key}": value for key, value in parts["detectron2"].items()}
     differ = [
-        f"{part}.{key} is {file[part].get(key)!r} in the file, {asked[part].get(key)!r} asked for"
-        for part in file
-        for key in sorted({*file[part], *asked[part]})
-        if file[part].get(key) != asked[part].get(key)
+        f"{key} is {held.get(key)!r} there and {value!r} in the settings"
+        for key, value in wanted.items()
+        if held.get(key) != value
     ]
     if differ:
         raise ValueError(f"{path} is another detector: {'; '.join(differ)}")
+    return replace(
+        asked,
+        backbone=replace(asked.backbone, options=own.backbone.options),
+        detector=own.detector,  # norm and frozen stages are training's affair
+        detectron2={**own.detectron2, **keys},
+    )
 
 
 def describe_initial(config: DetectionConfig) -> dict[str, Any] | None:

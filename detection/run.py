@@ -64,7 +64,7 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     data = _check(config, training)
     summary = {"dataset": _describe_dataset(config, data)}
     if training:
-        summary["schedule"] = asdict(resolve_schedule(config.train))
+        summary["schedule"] = asdict(resolve_schedule(config))
     return summary
 
 
