@@ -6,7 +6,7 @@ from typing import Any
 
 from backbones.features import Backbone, Network
 from backbones.slot import ATTENTIONS, attention_options, build_slot, unknown
-from backbones.zoo import Pair, find_backbone
+from backbones.zoo import EXTERNAL, Pair, find_backbone
 
 _SLOT_OPTIONS = ("attention", "placement", "se_stages")
 
@@ -22,6 +22,10 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     Raises:
         ValueError: an unknown name or option, with near matches, or a combination without sense.
     """
+    if name.startswith(EXTERNAL):
+        from backbones.external import ExternalBackbone
+
+        return ExternalBackbone(name, **options)
     entry = find_backbone(name)
     if not isinstance(entry, Pair):
         return entry.builder(**options)

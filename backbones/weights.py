@@ -14,7 +14,7 @@ from backbones.features import Backbone, Network
 from backbones.squeeze_excite import SEBlock
 from backbones.weight_files import TensorFile, read_state, read_tensors, save_state
 from backbones.weight_formats import FORMATS, fitting_network, recognize, to_ours
-from backbones.zoo import BackboneSettings, InputFormat
+from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat
 
 __all__ = [
     "LoadedWeights",
@@ -27,7 +27,6 @@ __all__ = [
     "save_weights",
 ]
 
-EXTERNAL = ("timm:", "torchvision:")  # `weights` that a library fetches itself
 _OURS = r"^(backbone|head)\.(?!layer\d)"  # names of this suite; MMPretrain has backbone.layer1
 PLACES365 = 365
 
@@ -82,12 +81,14 @@ def save_weights(
     return save_state(path, network.state_dict(), metadata)
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, network: str = "") -> Weights:
     """Read weights and say what network and what input they are for.
 
     Args:
         path: a file in any format of `weight_formats`, recognised by what it holds; or `timm:NAME`,
             `torchvision:NAME`, which the library downloads, unless it did so before.
+        network: the name of the network they are meant for. One of timm's or torchvision's takes
+            weights under its own names, and the library knows their input.
 
     Raises:
         ValueError: no such file, not a whole one, or the download failed.
@@ -98,7 +99,14 @@ def read_weights(path: str | Path) -> Weights:
 
         file, input_format = download(str(path))
         return replace(_interpret(file), input_format=input_format)
-    return _interpret(read_tensors(path))
+    weights = _interpret(read_tensors(path))
+    if network.startswith(EXTERNAL) and weights.format != "sebench":
+        from backbones.external import input_format_of
+
+        library = network.partition(":")[0]
+        known = input_format_of(network)
+        return replace(weights, format=library, title=f"of {library}", input_format=known)
+    return weights
 
 
 def fit_backbone(settings: BackboneSettings) -> BackboneSettings:
@@ -153,11 +161,12 @@ def load_weights(
             may fit; or the tensors do not fit: a table says what is missing, unexpected (with the
             nearest names) and misshapen. The module is unchanged then.
     """
-    weights = read_weights(path)
+    backbone = module.backbone if isinstance(module, Network) else module
+    weights = read_weights(path, getattr(backbone, "name", ""))
     prefix = "" if isinstance(module, Network) else "backbone."
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    given = _named_as(wanted, weights)
-    built = structure_of(module.backbone if isinstance(module, Network) else module)
+    given = _named_for(backbone, weights)
+    built = structure_of(backbone)
     for option, value in weights.structure.items():
         if option in built and _plain(built[option]) != _plain(value):
             raise ValueError(_conflict(weights, option, value, built[option]))
@@ -176,7 +185,11 @@ def load_weights(
     misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
     if missing or unexpected or misshapen:
         table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
-        raise ValueError(f"{path} ({weights.title}) does not fit the network:\n{table}")
+        fit = len(wanted) - len(missing) - len(misshapen)
+        raise ValueError(
+            f"{path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
+            f" it has:\n{table}"
+        )
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
     module.load_state_dict(state, strict=False)
     return LoadedWeights(
@@ -262,15 +275,12 @@ def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
     )
 
 
-def _named_as(wanted: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+def _named_for(backbone: Backbone, weights: Weights) -> dict[str, Tensor]:
     """Return the tensors under the names of the network that takes them."""
-    inner = {
-        m[2]: name for name in wanted if (m := re.match(r"(backbone|head)\.model\.(.+)", name))
-    }
-    if inner and weights.format != "sebench":  # a library's network: its own names, behind `model`
-        return {inner.get(name, name): tensor for name, tensor in weights.own_tensors.items()}
+    if weights.format != "sebench" and hasattr(backbone, "rename"):  # a library's, its own names
+        return backbone.rename(weights.own_tensors)
     if weights.format == "unknown":
-        known = ", ".join(f.name for f in FORMATS)
+        known = ", ".join(weight_format.name for weight_format in FORMATS)
         some = ", ".join(list(weights.own_tensors)[:3])
         raise ValueError(
             f"{weights.path}: the format is not known by its names ({some}, ...). Known: sebench,"

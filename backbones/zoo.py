@@ -175,6 +175,9 @@ PAIRS = (
 )
 # fmt: on
 
+# What other libraries build: `timm:resnet50.a1_in1k`, `torchvision:resnet50`; see `external`.
+EXTERNAL = ("timm:", "torchvision:")
+
 _registered: dict[str, Registered] = {}
 
 
@@ -186,6 +189,10 @@ def list_backbones() -> list[BackboneInfo]:
 
 def describe_backbone(name: str) -> BackboneInfo:
     """Describe a network with its default options. Raises ValueError for an unknown name."""
+    if name.startswith(EXTERNAL):
+        from backbones import external  # imports torch, and the library
+
+        return external.describe(name)
     entry = find_backbone(name)
     if isinstance(entry, Registered):
         return _describe_registered(name)
@@ -212,7 +219,8 @@ def find_backbone(name: str) -> Pair | Registered:
     hint = f"did you mean {', '.join(near)}?" if near else "there are " + ", ".join(rows)
     raise ValueError(
         f"unknown backbone {name!r}; {hint} (`sebench list backbones` lists all;"
-        " a network of your own is registered by a file given with --import)"
+        " timm:NAME and torchvision:NAME are theirs; a network of your own is registered by a file"
+        " given with --import)"
     )
 
 
@@ -221,6 +229,11 @@ def twin_of(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]] | 
 
     What concerns the attention is dropped, what concerns the network (e.g. stride_in_1x1) kept.
     """
+    if name.startswith(EXTERNAL):
+        from backbones import external
+
+        plain = external.twin(name)
+        return (plain, dict(options)) if plain else None
     entry = find_backbone(name)
     if isinstance(entry, Registered):
         return (entry.twin, dict(options)) if entry.twin else None

@@ -1,0 +1,416 @@
+"""Networks of timm and torchvision behind the promise of a backbone: `timm:NAME`, `torchvision:NAME`.
+
+A library's network is run once on shapes alone, and seen to be a chain: the output of each part is
+the input of the next. Cut where the stride of the maps doubles, the chain gives the stages; what
+comes after the last stage is the head. Nothing of the network is written anew, so features and
+logits are the library's to the bit.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import inspect
+import math
+import socket
+import urllib.parse
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.features import Backbone, FeatureSpec, Network
+from backbones.weight_files import TensorFile
+from backbones.zoo import BackboneInfo, InputFormat
+
+LIBRARIES = ("timm", "torchvision")
+_PROBE = 1024  # pixels: large, so that what unpadded convolutions cut off does not blur a stride
+_FIVE = ("stem", "res2", "res3", "res4", "res5")
+# Modules that are SE, in either library.
+_SE_MODULES = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
+# Networks with SE in timm -> the same without; weights of a pair share the recipe tag.
+_TWINS = {
+    "seresnet18": "resnet18",
+    "seresnet34": "resnet34",
+    "seresnet50": "resnet50",
+    "seresnet101": "resnet101",
+    "seresnet152": "resnet152",
+    "seresnet152d": "resnet152d",
+    "seresnext50_32x4d": "resnext50_32x4d",
+    "seresnext101_32x4d": "resnext101_32x4d",
+    "seresnext101_64x4d": "resnext101_64x4d",
+    "seresnext101_32x8d": "resnext101_32x8d",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a library's network is cut."""
+
+    units: tuple[tuple[str, str], ...]  # (stage, dotted name of a module), in the order they run
+    specs: dict[str, FeatureSpec]
+    detection: str | None
+
+
+class ExternalBackbone(Backbone):
+    """The stages of a library's network; `build_head` gives the rest of it.
+
+    Raises:
+        ValueError: an unknown name (with near matches) or option, or a network that is not a chain
+            of convolutional stages.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__()
+        self.name, self.options = name, options
+        plan = _plan(name, tuple(sorted(options.items())))
+        model = _build_model(name, options)
+        self.feature_specs = dict(plan.specs)
+        self.units = plan.units
+        for stage in plan.specs:
+            units = [unit for place, unit in plan.units if place == stage]
+            modules = OrderedDict((_key(unit), model.get_submodule(unit)) for unit in units)
+            self.add_module(stage, nn.Sequential(modules))
+
+    def build_head(self, num_classes: int, dropout: float = 0.0) -> nn.Module:
+        return ExternalHead(self, num_classes, dropout)
+
+    def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring tensors under the library's names to this backbone's and its head's."""
+        renamed = {}
+        for name, tensor in tensors.items():
+            ours = f"head.model.{name}"
+            for stage, unit in self.units:
+                if name.startswith(f"{unit}."):
+                    ours = f"backbone.{stage}.{_key(unit)}{name[len(unit) :]}"
+            renamed[ours] = tensor
+        return renamed
+
+
+class ExternalHead(nn.Module):
+    """What a library's network does after its last stage: the network with its stages taken out."""
+
+    def __init__(self, backbone: ExternalBackbone, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.stage = list(backbone.feature_specs)[-1]
+        self.model = _build_model(backbone.name, backbone.options, num_classes)
+        for _, unit in backbone.units:
+            self.model.set_submodule(unit, nn.Identity())
+        drops = [module for module in self.model.modules() if isinstance(module, nn.Dropout)]
+        if hasattr(self.model, "drop_rate"):  # timm's, where it is not a module
+            self.model.drop_rate = dropout
+        elif dropout and not drops:
+            raise ValueError(f"{backbone.name} has no dropout before its classifier; set it to 0")
+        for drop in drops:
+            drop.p = dropout
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Map features to logits (N, num_classes)."""
+        return self.model(features[self.stage])
+
+
+@functools.cache
+def describe(name: str) -> BackboneInfo:
+    """Describe a library's network with its 1000 classes. Raises ValueError as `ExternalBackbone`."""
+    from backbones.cost import count_multiply_adds, count_parameters
+
+    plan = _plan(name, ())
+    with torch.device("meta"):
+        network = Network(ExternalBackbone(name), num_classes=1000)
+    side = input_format_of(name).size or 224
+    is_se = any(type(module).__name__ in _SE_MODULES for module in network.modules())
+    return BackboneInfo(
+        name=name,
+        family=name.partition(":")[0],
+        twin=twin(name),
+        is_se=is_se,
+        parameters=count_parameters(network),
+        multiply_adds=count_multiply_adds(network, (3, side, side)),
+        input_size=side,
+        classes=1000,
+        detection=plan.detection,
+    )
+
+
+def twin(name: str) -> str | None:
+    """Return the plain twin of the same recipe tag, or None where none is known."""
+    import timm
+
+    library, model, tag = _split(name)
+    if library != "timm" or model not in _TWINS:
+        return None
+    plain = _TWINS[model]
+    if not tag:
+        return f"timm:{plain}"
+    return f"timm:{plain}.{tag}" if f"{plain}.{tag}" in timm.list_pretrained(f"{plain}.*") else None
+
+
+def input_format_of(name: str) -> InputFormat:
+    """Return what the pretrained weights of a network expect, from the library's own tables."""
+    library, model, tag = _split(name)
+    if library == "timm":
+        import timm
+
+        told = timm.get_pretrained_cfg(model + (f".{tag}" if tag else "")).to_dict()
+        return InputFormat(
+            mean=tuple(round(255 * value, 4) for value in told["mean"]),
+            std=tuple(round(255 * value, 4) for value in told["std"]),
+            interpolation=told["interpolation"],
+            size=told["input_size"][-1],
+            crop=told["crop_pct"],
+        )
+    weights = _torchvision_weights(model, tag)
+    transform = weights.transforms()
+    return InputFormat(
+        mean=tuple(round(255 * value, 4) for value in transform.mean),
+        std=tuple(round(255 * value, 4) for value in transform.std),
+        interpolation=transform.interpolation.value,
+        size=transform.crop_size[0],
+        crop=transform.crop_size[0] / transform.resize_size[0],
+    )
+
+
+def download(name: str) -> tuple[TensorFile, InputFormat]:
+    """Let the library fetch its weights, or take them from its cache.
+
+    Raises:
+        ValueError: an unknown name, or no network and nothing in the cache.
+    """
+    library, model, tag = _split(name)
+    input_format = input_format_of(name)
+    try:
+        if library == "timm":
+            import timm
+
+            with _no_retries_without_network():
+                tagged = f"{model}.{tag}" if tag else model
+                tensors = timm.create_model(tagged, pretrained=True).state_dict()
+        else:
+            tensors = _torchvision_weights(model, tag).get_state_dict(progress=False)
+    except Exception as error:  # each library, and what it downloads with, has errors of its own
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
+        raise ValueError(
+            f"{name}: {library} could not get the weights ({reason}). Without a network, download the"
+            " file elsewhere and give its path instead"
+        ) from error
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+    return TensorFile(name, library, digest.hexdigest(), tensors), input_format
+
+
+@contextlib.contextmanager
+def _no_retries_without_network() -> Iterator[None]:
+    """Let the Hub's client look into its cache only, where its host has no address: it would try for
+    a minute otherwise."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+# How a network is cut -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
+    """Run the network on shapes alone and cut its chain of modules at the strides 4, 8, 16, 32."""
+    with torch.device("meta"):
+        model = _build_model(name, dict(options)).eval()
+        picture = torch.empty(2, 3, _PROBE, _PROBE)
+    chain = _chain(model, picture, name)
+    strides = [2 ** round(math.log2(_PROBE / out.shape[-1])) for _, out in chain]
+    last = len(chain)  # units of the backbone
+    info = getattr(model, "feature_info", None)
+    if info:  # timm says where its last stage ends; a 1x1 convolution may follow, of the head
+        end = (info if isinstance(info, list) else info.info)[-1]["module"]
+        ends = [i for i, (unit, _) in enumerate(chain) if f"{unit}.".startswith(f"{end}.")]
+        last = ends[-1] + 1 if ends else last
+    kept = [i for i in range(last) if strides[i] <= 32]
+    ends = {strides[i]: i for i in kept if strides[i] >= 4}
+    if not ends:
+        raise ValueError(f"{name} has no maps at stride 4 or above: not a network of stages")
+    stem_end = max((i for i in kept if strides[i] < min(ends)), default=0)
+    while stem_end + 1 < ends[min(ends)] and _is_weightless(model, chain[stem_end + 1][0]):
+        stem_end += 1  # the max pool
+    specs = {"stem": FeatureSpec(chain[stem_end][1].shape[1], strides[stem_end])}
+    stages = ["stem"] * (stem_end + 1)
+    for stride, end in sorted(ends.items()):
+        stage = f"res{int(math.log2(stride))}"
+        stages += [stage] * (end + 1 - len(stages))
+        specs[stage] = FeatureSpec(chain[end][1].shape[1], stride)
+    detection = None
+    found = [specs[stage].stride for stage in specs if stage != "stem"]
+    sizes = [chain[end][1].shape[-1] for _, end in sorted(ends.items())]
+    if found != [4, 8, 16, 32]:
+        detection = f"its stages have strides {found}, a detector needs 4, 8, 16, 32"
+    elif sizes != [_PROBE // stride for stride in found]:
+        detection = "its unpadded convolutions make maps smaller than a feature pyramid adds up"
+    units = tuple((stage, unit) for stage, (unit, _) in zip(stages, chain, strict=False))
+    return Plan(units, specs, detection)
+
+
+def _chain(model: nn.Module, picture: Tensor, name: str) -> list[tuple[str, Tensor]]:
+    """Return the modules that run one after the other while there are maps, with their outputs.
+
+    Children of the network, and children of its `nn.Sequential`s.
+    """
+    runs: list[tuple[str, Any, int, Any, int]] = []  # unit, input and output with their versions
+    hooks, before = [], {}
+
+    def entering(unit: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            before[unit] = (inputs[0], _version(inputs[0])) if inputs else (None, 0)
+
+        return hook
+
+    def leaving(unit: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            runs.append((unit, *before[unit], output, _version(output)))
+
+        return hook
+
+    for unit in _units(model):
+        module = model.get_submodule(unit)
+        hooks += [
+            module.register_forward_pre_hook(entering(unit)),
+            module.register_forward_hook(leaving(unit)),
+        ]
+    with torch.no_grad():
+        try:
+            model(picture)
+        except Exception as error:
+            raise ValueError(
+                f"{name} cannot serve as a backbone here: it takes no {_PROBE}-pixel pictures as a"
+                f" convolutional network does ({error})"
+            ) from error
+    for hook in hooks:
+        hook.remove()
+    chain: list[tuple[str, Tensor]] = []
+    x, version = picture, picture._version
+    for unit, given, given_version, out, out_version in runs:
+        is_map = isinstance(out, Tensor) and out.ndim == 4 and out.shape[-1] > 1
+        if not is_map or given is not x or (chain and given_version != version):
+            break
+        chain.append((unit, out))
+        x, version = out, out_version
+    if not chain or chain[-1][1].shape[-1] > _PROBE // 8:
+        raise ValueError(
+            f"{name} is not a chain of convolutional stages (after"
+            f" {chain[-1][0] if chain else 'its input'}); it cannot serve as a backbone here"
+        )
+    return chain
+
+
+def _units(model: nn.Module) -> list[str]:
+    """Name the children of a network, and in place of a Sequential those of it."""
+    units = []
+    for name, child in model.named_children():
+        if isinstance(child, nn.Sequential) and len(child):
+            units += [f"{name}.{inner}" for inner, _ in child.named_children()]
+        else:
+            units.append(name)
+    return units
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) else 0
+
+
+def _is_weightless(model: nn.Module, unit: str) -> bool:
+    module = model.get_submodule(unit)
+    return not any(True for _ in module.parameters()) and not any(True for _ in module.buffers())
+
+
+def _key(unit: str) -> str:
+    return unit.replace(".", "_")
+
+
+# The libraries ------------------------------------------------------------------------------------
+
+
+def _build_model(name: str, options: dict[str, Any], num_classes: int = 1000) -> nn.Module:
+    """Build a library's network with random weights, on the device that torch is set to."""
+    try:
+        try:
+            return _construct(name, options, num_classes)
+        except NotImplementedError:
+            if torch.get_default_device().type != "meta":
+                raise
+            with torch.device("cpu"):  # torchvision's RegNets compute widths with tensors
+                model = _construct(name, options, num_classes)
+            return model.to("meta")
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} with options {options}: {error}") from error
+
+
+def _construct(name: str, options: dict[str, Any], num_classes: int) -> nn.Module:
+    library, model, tag = _split(name)
+    if library == "timm":
+        import timm
+
+        # The rate is given: timm's legacy SE networks would train with 0.2 otherwise.
+        options = {"drop_rate": 0.0, **options}
+        tagged = f"{model}.{tag}" if tag else model
+        return timm.create_model(tagged, num_classes=num_classes, **options)
+    import torchvision.models
+
+    if "init_weights" in inspect.signature(torchvision.models.get_model_builder(model)).parameters:
+        options = {"init_weights": False, **options}
+    return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+
+
+def _torchvision_weights(model: str, tag: str) -> Any:
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(model)
+    if not tag:
+        return weights.DEFAULT
+    if tag not in weights.__members__:
+        raise ValueError(
+            f"torchvision:{model} has no weights {tag!r}; it has {', '.join(weights.__members__)}"
+        )
+    return weights[tag]
+
+
+@functools.cache
+def _split(name: str) -> tuple[str, str, str]:
+    """Split `LIBRARY:NAME[.TAG]` and make sure that the library has it."""
+    library, _, rest = name.partition(":")
+    model, _, tag = rest.partition(".")
+    if library == "timm":
+        import timm
+
+        names, tags = (
+            timm.list_models(),
+            [n.partition(".")[2] for n in timm.list_pretrained(f"{model}.*")],
+        )
+    else:
+        import torchvision.models
+
+        names, tags = torchvision.models.list_models(torchvision.models), []
+        if model in names:
+            tags = list(torchvision.models.get_model_weights(model).__members__)
+    if model not in names:
+        near = difflib.get_close_matches(model, names, n=3)
+        hint = f"; did you mean {', '.join(f'{library}:{n}' for n in near)}?" if near else ""
+        raise ValueError(f"{library} has no network {model!r}{hint}")
+    if tag and tag not in tags:
+        raise ValueError(
+            f"{library}:{model} has no weights tagged {tag!r}; it has {', '.join(tags) or 'none'}"
+        )
+    return library, model, tag
