@@ -389,7 +389,7 @@ def _check_key(key: str, schema: DictConfig, source: str) -> None:
             return  # merging will say that a plain value has no parts
         if OmegaConf.get_type(node) is dict:
             return  # free keys, as in backbone.options
-        if part not in node:
+        if part not in list(node):  # `in node` is false for a key without a default
             known = list(_schema_keys(schema))
             same = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
             near = same[:3] or difflib.get_close_matches(key, known, n=3)
