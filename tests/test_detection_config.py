@@ -142,7 +142,7 @@ def test_every_recipe_opens_with_its_source_and_becomes_a_detectron2_config(reci
     assert f"--recipe {recipe.stem}" in text
     config = config_of(recipe)
     cfg = build_cfg(config, num_classes=80, input_format=InputFormat())
-    assert cfg.SOLVER.MAX_ITER == resolve_schedule(config).iterations
+    assert resolve_schedule(config).iterations == cfg.SOLVER.MAX_ITER
 
 
 def test_the_papers_recipe_is_the_papers_schedule():

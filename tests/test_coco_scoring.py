@@ -1,0 +1,156 @@
+"""AP and AR: equal to pycocotools' to the bit, and never -1 or NaN."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.scoring import METRICS, results_json, score, score_results
+
+CATEGORIES = [{"id": 1, "name": "circle"}, {"id": 3, "name": "square"}, {"id": 9, "name": "<b>"}]
+
+
+def truth_and_detections(seed, tmp_path, images=12, boxes=6):
+    """Boxes of three sizes, crowds, empty pictures, ties, doubles and misses, all by chance."""
+    rng = np.random.default_rng(seed)
+    rows, found = [], []
+    for image_id in range(1, images + 1):
+        for _ in range(int(rng.integers(0, boxes))):
+            x, y = rng.uniform(0, 200, 2)
+            width, height = np.exp(rng.uniform(1.5, 5.5, 2))
+            category = int(rng.choice([1, 3]))
+            row = {
+                "id": len(rows) + 1,
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": [float(v) for v in (x, y, width, height)],
+                "area": float(width * height),
+                "iscrowd": int(rng.uniform() < 0.1),
+            }
+            rows.append(row)
+            for _ in range(int(rng.integers(0, 4))):
+                moved = np.array(row["bbox"]) + rng.normal(0, 0.08, 4) * width
+                score_of = round(float(rng.uniform()), 1)  # many ties
+                category = category if rng.uniform() < 0.9 else 1
+                found.append([image_id, *np.maximum(moved, 0.5), score_of, category])
+        for _ in range(int(rng.integers(0, 30 if rng.uniform() < 0.9 else 130))):
+            found.append([image_id, *rng.uniform(1, 150, 4), rng.uniform(), rng.choice([1, 3])])
+    path = tmp_path / f"truth{seed}.json"
+    pictures = [
+        {"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 640}
+        for i in range(1, images + 1)
+    ]
+    path.write_text(json.dumps({"images": pictures, "categories": CATEGORIES, "annotations": rows}))
+    # float32, as a detector gives them
+    detections = np.array(found, np.float32).astype(np.float64)
+    return path, detections[rng.permutation(len(detections))]
+
+
+def pycocotools_stats(annotations, results):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_twelve_numbers_equal_pycocotools_to_the_bit(seed, evaluator, tmp_path):
+    annotations, detections = truth_and_detections(seed, tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(results_json(detections))
+    expected = [None if s < 0 else 100 * s for s in pycocotools_stats(annotations, results)]
+    from_arrays = score(annotations, detections, evaluator)
+    assert list(from_arrays["metrics"].values()) == expected
+    from_file = score_results(results, annotations, evaluator)
+    assert from_file["metrics"] == from_arrays["metrics"]
+    assert from_file["per_class"] == from_arrays["per_class"]
+
+
+@pytest.mark.parametrize("seed", range(5, 9))
+def test_both_evaluators_agree_on_every_category(seed, tmp_path):
+    annotations, detections = truth_and_detections(seed, tmp_path)
+    ours, theirs = (score(annotations, detections, e) for e in ("hotcoco", "pycocotools"))
+    assert ours == theirs
+    known = [row["AP"] for row in ours["per_class"] if row["AP"] is not None]
+    assert np.isclose(np.mean(known), ours["metrics"]["AP"])
+
+
+def one_box(tmp_path, box=(10, 10, 50, 50)):
+    path = tmp_path / "one.json"
+    row = {"id": 5, "image_id": 1, "category_id": 3, "bbox": list(box), "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 200, "height": 200}],
+        "categories": CATEGORIES,
+        "annotations": [{**row, "area": box[2] * box[3]}],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+def test_an_empty_size_or_category_has_a_reason_and_no_number(tmp_path, evaluator):
+    scores = score(one_box(tmp_path), np.array([[1, 10, 10, 50, 50, 0.9, 3]]), evaluator)
+    assert list(scores["metrics"]) == list(METRICS)
+    assert scores["metrics"]["AP"] == pytest.approx(100)
+    assert scores["metrics"]["APs"] is None
+    assert scores["missing"]["APs"] == "the set has no box under 32 x 32 pixels of area"
+    assert set(scores["missing"]) == {"APs", "APl", "ARs", "ARl"}
+    circle, square, _ = scores["per_class"]
+    assert circle["AP"] is None
+    assert circle["reason"] == "the set has no box of this category"
+    assert square == {"class": "square", "images": 1, "AP": pytest.approx(100)}
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+def test_a_detector_that_finds_nothing_has_zero_ap(tmp_path, evaluator):
+    scores = score(one_box(tmp_path), np.empty((0, 7)), evaluator)
+    assert (scores["metrics"]["AP"], scores["metrics"]["AR100"]) == (0, 0)
+
+
+def test_ap_by_hand(tmp_path):
+    # IoU 45/55 = 0.818: matched at 0.50 .. 0.80, seven of ten thresholds.
+    scores = score(one_box(tmp_path), np.array([[1, 15, 10, 50, 50, 0.9, 3]]))
+    assert scores["metrics"]["AP50"] == pytest.approx(100)
+    assert scores["metrics"]["AP"] == pytest.approx(70)
+
+
+def detection(**changes):
+    return {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([detection(image_id=7)], "image_id 7 is not in .*of another set"),
+        ([detection(category_id=2)], "category_id 2 is not in"),
+        ([detection(), detection(bbox=[1, 2, 3])], "detection 1 is not"),
+        ([{"image_id": 1}], "detection 0 is not"),
+        ([detection(score="high")], "detection 0 is not"),
+        ([detection(score=float("nan"))], "detection 0 holds a number that is not finite"),
+        ({"annotations": []}, "are a list of detections"),
+    ],
+)
+def test_wrong_results_are_refused_with_the_row_at_fault(tmp_path, content, message):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        score_results(results, one_box(tmp_path))
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no results file .*none\.json"):
+        score_results(tmp_path / "none.json", one_box(tmp_path))
+    broken = tmp_path / "broken.json"
+    broken.write_text("[{")
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        score_results(broken, one_box(tmp_path))
+    with pytest.raises(ValueError, match="choose from hotcoco, pycocotools"):
+        score(one_box(tmp_path), np.empty((0, 7)), "fast")
