@@ -1,0 +1,193 @@
+"""Experiments: typed, frozen, refused when unknown, equal exactly when the result must be equal."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools import sample_data
+from tools.experiment import (
+    TASKS,
+    describe_recipe,
+    list_recipes,
+    load_experiment,
+    prepare_directory,
+)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        textwrap.dedent(
+            """
+            backbone: {name: se_resnet50, options: {reduction: 8, stride_in_1x1: false}}
+            data: {name: imagenet}
+            train: {epochs: 3}
+            """
+        )
+    )
+    return str(path)
+
+
+def _load(recipe, *overrides, **named):
+    return load_experiment("classification", recipe, overrides, **named)
+
+
+def test_overrides_come_after_arguments_and_arguments_after_the_recipe(recipe):
+    assert _load(recipe).config.train.epochs == 3
+    assert _load(recipe, settings={"train": {"epochs": 4}}).config.train.epochs == 4
+    config = _load(
+        recipe, "train.epochs=5", "seed=2", settings={"train": {"epochs": 4}}, seed=1
+    ).config
+    assert (config.train.epochs, config.seed) == (5, 2)
+    with pytest.raises(AttributeError):
+        config.seed = 3
+
+
+def test_a_plain_twin_drops_the_attention_options_of_the_recipe(recipe):
+    assert _load(recipe, backbone="resnet50").config.backbone.options == {"stride_in_1x1": False}
+    assert _load(recipe, backbone="se_resnet50").config.backbone.options["reduction"] == 8
+    chosen = _load(recipe, backbone="se_resnet50", options={"reduction": 4})
+    assert chosen.config.backbone.options == {"reduction": 4}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown key 'train.epoch'; did you mean train.epochs"),
+        ("train.lr=3", "did you mean train.optimizer.lr"),
+        ("nonsense=3", "unknown key 'nonsense'; there are backbone, data,"),
+        ("train.epochs=many", "train.epochs=many: value 'many' of type 'str'.*Integer"),
+        ("train.epochs=1.5", "could not be converted to Integer"),
+        ("train.epochs.x=3", "train.epochs.x=3"),
+        ("train=3", "'train' is a group of settings; set train.epochs"),
+        ("seed=null", "seed=null: incompatible value"),
+        ("data.mean=3", "data.mean=3: expected a list"),
+        ("data.name=imagnet", "did you mean 'imagenet'"),
+        ("backbone.name=se_resnet5", "unknown backbone 'se_resnet5'; did you mean"),
+        ("train.epochs", "write an override as key=value"),
+        ("train.epochs=[1,", "not readable as YAML"),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_full_name(recipe, override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        _load(recipe, override)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_get_near_matches(tmp_path):
+    with pytest.raises(ValueError, match="unknown task 'detecton'; did you mean detection"):
+        load_experiment("detecton", "tiny")
+    with pytest.raises(ValueError, match="unknown detection recipe 'tny'; did you mean tiny"):
+        load_experiment("detection", "tny")
+    with pytest.raises(ValueError, match="it is one of detection"):
+        load_experiment("classification", "tiny")
+    with pytest.raises(ValueError, match="no such file"):
+        load_experiment("classification", str(tmp_path / "none.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("train: [1,")
+    with pytest.raises(ValueError, match=r"broken\.yaml: not readable as YAML"):
+        load_experiment("classification", str(broken))
+
+
+@pytest.mark.parametrize(
+    "change", ["device=cpu", "data.workers=0", "data.root=/elsewhere", "train.log_every=7"]
+)
+def test_what_cannot_change_the_result_does_not_change_the_hash(recipe, change):
+    assert _load(recipe, change).hash == _load(recipe).hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "train.epochs=4",
+        "backbone.options.reduction=16",
+        "data.mean=[1,2,3]",
+        "data.skip_bad_images=1",
+    ],
+)
+def test_what_can_change_the_result_changes_the_hash(recipe, change):
+    assert _load(recipe, change).hash != _load(recipe).hash
+
+
+def test_twins_and_seeds_share_their_condition_and_nothing_else_does(recipe):
+    condition = _load(recipe).condition
+    assert _load(recipe, backbone="resnet50", seed=3).condition == condition
+    assert _load(recipe, "train.epochs=4").condition != condition
+    assert _load(recipe, action="evaluate").condition != condition
+
+
+def test_equal_settings_are_the_same_experiment_whatever_the_recipe_is_called(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(recipe).read_text().replace("epochs: 3", "epochs: 9"))
+    assert _load(str(other), "train.epochs=3").hash == _load(recipe).hash
+
+
+def test_weights_count_by_content_and_made_data_differ_from_real_ones(recipe, tmp_path):
+    one, two, three = (tmp_path / name for name in ("1.pth", "2.pth", "3.pth"))
+    one.write_bytes(b"a")
+    two.write_bytes(b"a")
+    three.write_bytes(b"b")
+    assert _load(recipe, weights=one).hash == _load(recipe, weights=two).hash
+    assert _load(recipe, weights=one).hash != _load(recipe, weights=three).hash
+    made = sample_data.make_cifar10(tmp_path / "made", 1, 1)
+    assert _load(recipe, data_root=made).hash != _load(recipe, data_root=tmp_path).hash
+
+
+def test_evaluation_does_not_depend_on_how_one_would_train(recipe):
+    first = _load(recipe, action="evaluate")
+    assert first.hash == _load(recipe, "train.epochs=99", action="evaluate").hash
+    assert "train" not in first.settings
+
+
+def test_the_directory_of_another_experiment_is_refused_and_the_difference_named(recipe, tmp_path):
+    run = tmp_path / "run"
+    prepare_directory(_load(recipe), run)
+    prepare_directory(_load(recipe), run)
+    with pytest.raises(ValueError, match=r"another experiment.*train.epochs: there 3, here 4"):
+        prepare_directory(_load(recipe, "train.epochs=4"), run)
+    (run / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match="interrupted; go on with --resume"):
+        prepare_directory(_load(recipe), run)
+    prepare_directory(_load(recipe), run, resume=True)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds no experiment"):
+        prepare_directory(_load(recipe), full)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        prepare_directory(_load(recipe), tmp_path / "new", resume=True)
+
+
+def test_the_settings_of_a_run_are_a_recipe_that_gives_the_same_experiment(recipe, tmp_path):
+    experiment = _load(recipe, "train.label_smoothing=0.2", seed=5)
+    prepare_directory(experiment, tmp_path / "run")
+    again = _load(str(tmp_path / "run" / "settings.yaml"))
+    assert again.hash == experiment.hash
+    with pytest.raises(ValueError, match="settings of classification, not of scene"):
+        load_experiment("scene", str(tmp_path / "run" / "settings.yaml"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_shipped_recipe_loads_and_opens_with_what_it_reproduces(task):
+    recipes = list_recipes(task)
+    assert recipes
+    for name, path in recipes.items():
+        assert describe_recipe(path)
+        assert yaml.safe_load(path.read_text())
+        load_experiment(task, name)
+
+
+def test_loading_experiments_does_not_import_torch():
+    import subprocess
+
+    code = (
+        "import sys; from tools.experiment import load_experiment as load;"
+        "load('classification', 'cifar-preact'); load('scene', 'places365-paper');"
+        "load('detection', 'tiny'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
