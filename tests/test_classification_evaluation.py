@@ -1,0 +1,211 @@
+"""Evaluation is exact: every image once, the same numbers under any number of processes."""
+
+import json
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from classification import run
+from classification.config import (
+    AugmentSettings,
+    ClassificationConfig,
+    DataSettings,
+    EvaluateSettings,
+    OptimizerSettings,
+    TrainSettings,
+)
+from classification.datasets import read_folder
+from classification.transforms import build_views, normalize
+from tools import sample_data
+
+TINY = "se_resnet_tiny"
+FORMAT = InputFormat(channel_order="BGR", mean=(104, 117, 123), std=(50, 60, 70))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "imagenet"
+    return sample_data.make_imagenet(path, 6, train_per_class=4, val_per_class=3, size=40)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, photos):
+    """Three files of random weights for the six classes."""
+    folder = tmp_path_factory.mktemp("weights")
+    classes = sorted(path.name for path in (photos / "val").iterdir())
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = build_network(TINY, 6)
+        file = folder / f"{seed}.safetensors"
+        settings = BackboneSettings(TINY)
+        save_weights(
+            network, file, backbone=settings, num_classes=6, input_format=FORMAT, classes=classes
+        )
+    return [str(folder / f"{seed}.safetensors") for seed in range(3)]
+
+
+def config(photos, file=None, **evaluate):
+    evaluate = {
+        "protocol": "imagenet-256-224",
+        "resize": 40,
+        "crop": 32,
+        "batch_size": 4,
+    } | evaluate
+    return ClassificationConfig(
+        backbone=BackboneSettings(TINY, weights=file),
+        data=DataSettings(name="folder", root=str(photos), workers=0),
+        evaluate=EvaluateSettings(**evaluate),
+        device="cpu",
+    )
+
+
+def samples(directory):
+    return pq.read_table(directory / "samples.parquet").to_pydict()
+
+
+@pytest.fixture
+def odd(tmp_path, photos):
+    """A list of 17 of the 18 images."""
+    names = sorted(path.name for path in photos.glob("val/*/*"))[:-1]
+    file = tmp_path / "odd.txt"
+    file.write_text("\n".join(names))
+    return str(file)
+
+
+# One process -------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_network_on_the_protocols_views(photos, files, tmp_path):
+    settings = config(photos, files[0], flip=True)
+    result = run.evaluate(settings, tmp_path)
+    rows = samples(tmp_path)
+    dataset = read_folder(settings.data, "val")
+    torch.manual_seed(0)
+    network = build_network(TINY, 6).eval()
+    _, protocol = run.choose_protocol(settings.evaluate)
+    right = 0
+    for place, image_id in enumerate(dataset.ids):
+        image = Image.open(photos / "val" / image_id).convert("RGB")
+        with torch.inference_mode():
+            logits = network(normalize(build_views(protocol)(image), FORMAT))
+        scores = logits.softmax(1).mean(0)
+        assert rows["image"][place] == image_id
+        assert rows["label"][place] == dataset.labels[place]
+        np.testing.assert_allclose(rows["scores"][place], scores.sort(descending=True)[0][:5], 1e-4)
+        right += rows["top5"][place][0] == rows["label"][place]
+    assert result["metrics"]["top1_accuracy"] == 100 * right / 18
+    assert result["input_format"]["channel_order"] == "BGR"
+
+
+def test_an_ensemble_averages_the_scores_of_its_members(photos, files, tmp_path):
+    def scores(*members):
+        settings = config(photos, members[0], ensemble=list(members[1:]))
+        result = run.evaluate(settings, tmp_path / "run")
+        rows = samples(tmp_path / "run")
+        table = np.zeros((18, 6))
+        for row, (classes, values) in enumerate(zip(rows["top5"], rows["scores"], strict=True)):
+            table[row, classes] = values
+            table[row, list(set(range(6)) - set(classes))] = 1 - sum(values)
+        return table, result
+
+    alone = [scores(file)[0] for file in files]
+    together, result = scores(*files)
+    np.testing.assert_allclose(together, sum(alone) / 3, atol=1e-6)
+    assert [member["path"] for member in result["weights"]["ensemble"]] == files[1:]
+
+
+def test_a_list_of_images_is_what_is_counted(photos, files, odd, tmp_path):
+    result = run.evaluate(config(photos, files[0], images=odd), tmp_path)
+    assert result["dataset"]["images"] == result["dataset"]["images_seen"] == 17
+    assert len(samples(tmp_path)["image"]) == 17
+
+
+def test_an_ensemble_needs_images_resized_in_one_way(photos, files, tmp_path):
+    other = tmp_path / "bicubic.safetensors"
+    network = build_network(TINY, 6)
+    form = replace(FORMAT, interpolation="bicubic")
+    settings = BackboneSettings(TINY)
+    save_weights(network, other, backbone=settings, num_classes=6, input_format=form)
+    with pytest.raises(ValueError, match="bicubic"):
+        run.evaluate(config(photos, files[0], ensemble=[str(other)]), tmp_path)
+
+
+def test_evaluation_without_weights_is_refused(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"backbone\.weights"):
+        run.evaluate(config(photos), tmp_path)
+
+
+# Many processes ----------------------------------------------------------------------------------
+
+
+def join(door, rank, count, port, settings, directory):
+    """What torchrun does for a process, then one of the doors."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    result = door(settings, directory)
+    assert (result is None) == (rank > 0)
+    if rank == 0:
+        (directory / "result.json").write_text(json.dumps(result))
+
+
+def in_processes(door, count, settings, directory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    arguments = [(door, rank, count, port, settings, directory) for rank in range(count)]
+    started = [fork.Process(target=join, args=args) for args in arguments]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * count
+    return json.loads((directory / "result.json").read_text())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_the_numbers_of_one(photos, files, odd, tmp_path, count):
+    settings = config(photos, files[0], images=odd, protocol="imagenet-256-224-ten-crop")
+    one = run.evaluate(settings, tmp_path / "one")
+    many = in_processes(run.evaluate, count, settings, tmp_path / "many")
+    for key in ("metrics", "per_class", "dataset", "protocol"):
+        assert many[key] == one[key]
+    assert samples(tmp_path / "many") == samples(tmp_path / "one")
+
+
+def test_training_in_two_processes_gives_the_weights_of_one(photos, odd, tmp_path):
+    # Without batch statistics the mean gradient of two halves is that of the whole.
+    settings = replace(
+        config(photos, images=odd),
+        augment=AugmentSettings(size=32),
+        train=TrainSettings(
+            epochs=2,
+            batch_size=8,
+            accumulate=2,
+            freeze_norms_epochs=2,
+            ema_decay=0.5,
+            optimizer=OptimizerSettings(lr=0.01),
+            tensorboard=False,
+        ),
+    )
+    two = in_processes(run.train, 2, settings, tmp_path / "two")
+    run.train(settings, tmp_path / "one")
+    ours = load_file(tmp_path / "one" / "weights.safetensors")
+    theirs = load_file(tmp_path / "two" / "weights.safetensors")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    assert two["dataset"]["images_seen"] == 17
+    # What two processes say of these weights is what one says.
+    file = str(tmp_path / "two" / "weights.safetensors")
+    again = run.evaluate(config(photos, file, images=odd), tmp_path / "again")
+    assert again["metrics"] == two["metrics"]
+    assert samples(tmp_path / "again") == samples(tmp_path / "two")
