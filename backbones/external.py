@@ -68,7 +68,7 @@ class ExternalBackbone(Backbone):
         super().__init__()
         self.name, self.options = name, options
         plan = _plan(name, tuple(sorted(options.items())))
-        model = _build_model(name, options)
+        model = build_model(name, options)
         self.feature_specs = dict(plan.specs)
         self.units = plan.units
         for stage in plan.specs:
@@ -97,7 +97,7 @@ class ExternalHead(nn.Module):
     def __init__(self, backbone: ExternalBackbone, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.stage = list(backbone.feature_specs)[-1]
-        self.model = _build_model(backbone.name, backbone.options, num_classes)
+        self.model = build_model(backbone.name, backbone.options, num_classes)
         for _, unit in backbone.units:
             self.model.set_submodule(unit, nn.Identity())
         drops = [module for module in self.model.modules() if isinstance(module, nn.Dropout)]
@@ -230,7 +230,7 @@ def _no_retries_without_network() -> Iterator[None]:
 def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
     """Run the network on shapes alone and cut its chain of modules at the strides 4, 8, 16, 32."""
     with torch.device("meta"):
-        model = _build_model(name, dict(options)).eval()
+        model = build_model(name, dict(options)).eval()
         picture = torch.empty(2, 3, _PROBE, _PROBE)
     chain = _chain(model, picture, name)
     strides = [2 ** round(math.log2(_PROBE / out.shape[-1])) for _, out in chain]
@@ -343,7 +343,7 @@ def _key(unit: str) -> str:
 # The libraries ------------------------------------------------------------------------------------
 
 
-def _build_model(name: str, options: dict[str, Any], num_classes: int = 1000) -> nn.Module:
+def build_model(name: str, options: dict[str, Any], num_classes: int = 1000) -> nn.Module:
     """Build a library's network with random weights, on the device that torch is set to."""
     try:
         try:

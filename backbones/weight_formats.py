@@ -8,7 +8,7 @@ its names, the structure and the input that its weights were trained with.
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,11 +58,30 @@ class Names:
 
 
 @dataclass(frozen=True)
+class SameOrder:
+    """Names of a network that has the layers of one of ours, in the same order."""
+
+    network: str  # ours
+    theirs: str  # for `external.build_model`
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (our name, their name) of every layer."""
+        from backbones.build import build_network
+        from backbones.external import build_model
+
+        with torch.device("meta"):
+            ours, theirs = build_network(self.network), build_model(self.theirs, {})
+        for one, other in zip(_layers(ours), _layers(theirs), strict=True):
+            assert one[1] == other[1], (one, other)
+            yield one[0], other[0]
+
+
+@dataclass(frozen=True)
 class WeightFormat:
     name: str
     title: str
     marker: str  # a pattern that some name has in this format, and none in the formats after it
-    names: Names
+    names: Names | SameOrder
     input_format: InputFormat
     # Tensors in our names -> options that the network must have.
     structure: Callable[[Tensors], dict[str, Any]]
@@ -116,17 +135,17 @@ def from_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor
     return renamed
 
 
-def fitting_network(tensors: Tensors, structure: Mapping[str, Any]) -> BackboneSettings | None:
-    """Find the network of the table that takes these tensors (in our names), and its options.
-
-    Args:
-        structure: options the format demands; those that a network cannot change are left out.
-    """
+def fitting_network(tensors: Tensors, weight_format: WeightFormat) -> BackboneSettings | None:
+    """Find the network of the table that takes these tensors (in our names), and its options."""
     depths = _depths(tensors)
     has_gates = any(".se." in name for name in tensors)
+    structure = weight_format.structure(tensors)
     given = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("backbone.")}
     for pair in PAIRS:
-        if tuple(pair.arguments.get("layers", depths)) != depths:
+        if isinstance(weight_format.names, SameOrder):
+            if pair.plain != weight_format.names.network:
+                continue
+        elif pair.arguments.get("layers") != depths:
             continue
         name = pair.se if has_gates else pair.plain
         options = {key: value for key, value in structure.items() if key in pair.options}
@@ -154,8 +173,16 @@ def _shapes(name: str, options: tuple[tuple[str, Any], ...]) -> dict[str, tuple[
     return {f"backbone.{n}": tuple(t.shape) for n, t in backbone.state_dict().items()}
 
 
+def _layers(module: torch.nn.Module) -> list[tuple[str, list[torch.Size]]]:
+    """Return every layer that has tensors, in order, with their shapes."""
+    layers: dict[str, list[torch.Size]] = {}
+    for name, tensor in module.state_dict().items():
+        layers.setdefault(name.rpartition(".")[0], []).append(tensor.shape)
+    return list(layers.items())
+
+
 @functools.cache
-def _inverse(names: Names) -> dict[str, str]:
+def _inverse(names: Names | SameOrder) -> dict[str, str]:
     return {theirs: ours for ours, theirs in names.pairs()}
 
 
@@ -184,6 +211,11 @@ def _gate_options(tensors: Tensors, pair: Pair) -> dict[str, Any]:
     if len(stages) != len(_depths(tensors)):
         options["se_stages"] = tuple(stages)
     return options
+
+
+def _no_choice(tensors: Tensors) -> dict[str, Any]:
+    """Networks that are built in one way only."""
+    return {}
 
 
 def _strided_in_3x3(tensors: Tensors) -> dict[str, Any]:
@@ -255,6 +287,11 @@ def _from_msra(tensors: Tensors) -> Tensors:
             result[f"{layer}.running_mean"] = torch.zeros_like(tensor)
             result[f"{layer}.running_var"] = torch.ones_like(tensor) - 1e-5
     return result
+
+
+def _without_auxiliary(tensors: Tensors) -> Tensors:
+    """Drop the second classifier that torchvision's Inception-v3 trains with."""
+    return {name: t for name, t in tensors.items() if not name.startswith("AuxLogits.")}
 
 
 def _from_detectron2(tensors: Tensors) -> Tensors:
@@ -336,6 +373,11 @@ def _msra_names() -> Names:
 
 _RGB = InputFormat(size=224, crop=0.875)
 _RGB_BICUBIC = InputFormat(size=224, crop=0.875, interpolation="bicubic")
+_INCEPTION = InputFormat(
+    mean=(127.5,) * 3, std=(127.5,) * 3, interpolation="bicubic", size=299, crop=0.8975
+)
+# Of the TensorFlow and torchvision weights; Gluon's had ImageNet's mean, which names do not tell.
+_INCEPTION_V3 = replace(_INCEPTION, crop=0.875)
 _CAFFE_INPUT = InputFormat("BGR", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), size=224, crop=0.875)
 _MSRA_INPUT = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), size=224, crop=0.875)
 
@@ -370,5 +412,15 @@ FORMATS: tuple[WeightFormat, ...] = (
         "torchvision", "torchvision's ResNets; timm's plain ones and Places365's have the same names",
         r"^layer1\.0\.conv1\.weight$",
         _torchvision_names(), _RGB, _strided_in_3x3),
+    WeightFormat(
+        "torchvision-vgg16-bn", "torchvision's vgg16_bn", r"^features\.40\.weight$",
+        SameOrder("vgg16_bn", "torchvision:vgg16_bn"), _RGB, _no_choice),
+    WeightFormat(
+        "timm-inception-resnet-v2", "timm's inception_resnet_v2", r"^conv2d_1a\.conv\.weight$",
+        SameOrder("inception_resnet_v2", "timm:inception_resnet_v2"), _INCEPTION, _no_choice),
+    WeightFormat(
+        "inception-v3", "timm's and torchvision's inception_v3", r"^Mixed_5b\.branch1x1\.conv\.weight$",
+        SameOrder("inception_v3", "timm:inception_v3"), _INCEPTION_V3, _no_choice,
+        _without_auxiliary),
 )
 # fmt: on

@@ -255,7 +255,7 @@ def _interpret(file: TensorFile) -> Weights:
         weights = replace(weights, structure={}, input_format=None)
     if metadata:
         return _with_metadata(weights, metadata)
-    return replace(weights, backbone=fitting_network(tensors, weights.structure))
+    return replace(weights, backbone=fitting_network(tensors, weight_format))
 
 
 def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
