@@ -213,9 +213,13 @@ def resolve_schedule(config: DetectionConfig) -> Schedule:
     base_iterations, base_steps = SCHEDULES[train.schedule]
     scale = train.batch_size / REFERENCE_BATCH_SIZE
     iterations = train.iterations or round(base_iterations / scale)
-    steps = train.steps
-    if steps is None:
-        steps = [round(step * iterations / base_iterations) for step in base_steps]
+    if train.steps is None:
+        places = {round(step * iterations / base_iterations) for step in base_steps}
+        steps = sorted(place for place in places if 0 < place < iterations)
+    else:
+        steps = train.steps
+        if steps and not 0 < steps[0] <= steps[-1] < iterations:
+            raise ValueError(f"train.steps={steps}: must lie inside the {iterations} iterations")
     warmup = train.warmup_iterations
     if warmup is None:
         warmup = min(round(REFERENCE_WARMUP / scale), iterations // 10)

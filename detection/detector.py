@@ -85,7 +85,7 @@ def save_detector(
         "detector": _parts_of(config),
         "class_names": detector.class_names,
         "category_ids": detector.category_ids,
-        "input_format": asdict(detector.input_format),
+        "input_format": plain_input_format(detector.input_format),
         "initial": initial,
     }
     return save_state(path, detector.model.state_dict(), metadata)
@@ -198,6 +198,14 @@ def describe_initial(config: DetectionConfig) -> dict[str, Any] | None:
         return None
     weights = read_weights(config.backbone.weights)
     return {"path": weights.path, "format": weights.format, "sha256": weights.sha256}
+
+
+def plain_input_format(input_format: InputFormat) -> dict[str, Any]:
+    """As JSON has it, with lists for tuples."""
+    values = asdict(input_format)
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+    }
 
 
 def trunk_input_size(min_size: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -41,6 +42,7 @@ from .detector import (
     describe_initial,
     is_detector,
     load_detector,
+    plain_input_format,
     save_detector,
     trunk_input_size,
 )
@@ -172,7 +174,7 @@ def _evaluate(
         "detections": DETECTIONS,
         "curve": CURVE if (directory / CURVE).exists() else None,
         "weights": origin,
-        "input_format": asdict(detector.input_format),
+        "input_format": plain_input_format(detector.input_format),
         "timing": {
             "train_seconds": None,
             "train_images_per_second": None,
@@ -337,13 +339,17 @@ def _log_to(directory: Path) -> Iterator[None]:
     handler = logging.FileHandler(directory / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    # Detectron2 asks torch in words that torch has since renamed; nothing for a person to do.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     before = [(each.level, each.propagate) for each in loggers]
     for each in loggers:
         each.addHandler(handler)
         each.setLevel(logging.INFO)
         each.propagate = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.meshgrid")
+            yield
     finally:
         for each, (level, propagate) in zip(loggers, before, strict=True):
             each.removeHandler(handler)

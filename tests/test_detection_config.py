@@ -75,6 +75,12 @@ def test_schedules_scale_linearly_with_the_batch(train, expected):
     assert schedule(**train) == expected
 
 
+def test_steps_outside_the_run_are_refused_and_a_run_of_one_iteration_has_none():
+    assert schedule(iterations=1).steps == ()
+    with pytest.raises(ValueError, match=r"steps=\[9\]: must lie inside the 9 iterations"):
+        schedule(iterations=9, steps=[9])
+
+
 def test_retinanet_has_half_the_learning_rate():
     assert schedule("retinanet", schedule="1x").lr == 0.01
 

@@ -1,0 +1,285 @@
+"""Training, stopping, going on and evaluating a real, tiny Faster R-CNN on drawn shapes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from detection import load_detector, run, score_results
+from detection.config import (
+    DataSettings,
+    DetectionConfig,
+    DetectorSettings,
+    EvaluateSettings,
+    InputSettings,
+    TrainSettings,
+)
+from detection.train import _SeededBatches
+from tools import sample_data
+
+RECIPE = Path(__file__).parent.parent / "detection" / "recipes" / "tiny.yaml"
+ITERATIONS = 6
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "coco"
+    return sample_data.make_coco(folder, train=10, val=7, size=64)
+
+
+@pytest.fixture(scope="module")
+def config(coco):
+    """The tiny recipe, tinier."""
+    return DetectionConfig(
+        backbone=BackboneSettings("se_resnet_tiny"),
+        detector=DetectorSettings(norm="BN", freeze_at=0, fpn_channels=32),
+        data=DataSettings(root=str(coco), workers=0),
+        train=TrainSettings(
+            batch_size=2,
+            iterations=ITERATIONS,
+            lr=0.01,
+            warmup_iterations=2,
+            min_size=[64, 80],
+            log_every=2,
+            checkpoint_every=3,
+            tensorboard=False,
+        ),
+        evaluate=EvaluateSettings(min_size=64, max_size=96),
+        detectron2=yaml.safe_load(RECIPE.read_text())["detectron2"],
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    changed = replace(config, evaluate=replace(config.evaluate, every=4))
+    return directory, run.train(changed, directory)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_a_record_needs(trained, coco):
+    directory, result = trained
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert set(result["metrics"]) | set(result["missing"]) == set(result["metrics"])
+    assert result["dataset"]["images"] == 7
+    assert result["dataset"]["train_images"] == 10
+    assert result["dataset"]["synthetic"]
+    assert [row["class"] for row in result["per_class"]] == ["circle", "square", "triangle"]
+    assert result["selection"] == "last iteration"
+    assert result["cost"]["input_size"] == [3, 64, 96]
+    scored = score_results(
+        directory / result["detections"],
+        coco / "annotations" / "instances_val2017.json",
+        "pycocotools",
+    )
+    assert scored["metrics"] == result["metrics"]
+
+
+def test_the_curve_has_means_rates_and_validation_points(trained):
+    directory, _ = trained
+    rows = lines(directory / "curve.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+    # 10 pictures, one of them without boxes and left out
+    assert rows[0]["epoch"] == pytest.approx(2 * 2 / 10, rel=0.2)
+    (point,) = [row for row in rows if "val_AP" in row]
+    assert point["step"] == 4
+    assert all(row["images_per_second"] for row in rows[1:] if "loss" in row)
+
+
+def test_the_saved_detector_evaluates_to_the_same_numbers(trained, config, tmp_path):
+    directory, result = trained
+    weights = str(directory / "weights.safetensors")
+    # Norm and frozen stages are training's affair: the file knows them.
+    again = replace(
+        config,
+        backbone=replace(config.backbone, weights=weights),
+        detector=replace(config.detector, norm="FrozenBN", freeze_at=2),
+    )
+    found = run.evaluate(again, tmp_path)
+    assert found["metrics"] == result["metrics"]
+    assert found["weights"]["sha256"] == result["weights"]["sha256"]
+    assert found["curve"] is None
+    detector, origin = load_detector(weights, device="cpu")
+    assert detector.class_names == ["circle", "square", "triangle"]
+    assert origin["format"] == "sebench-detector"
+    with pytest.raises(ValueError, match=r"backbone.name is 'se_resnet_tiny' there and 'resnet_t"):
+        run.evaluate(
+            replace(again, backbone=BackboneSettings("resnet_tiny", {}, weights)), tmp_path
+        )
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_curve(trained, config, tmp_path, monkeypatch):
+    directory, _ = trained
+
+    class Killed(Exception):
+        pass
+
+    def kill(hook):
+        if hook.trainer.iter == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detection.train._SeedOfStep.after_step", kill, raising=False)
+        with pytest.raises(Killed):
+            run.train(config, tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()
+    # Other reading processes change nothing.
+    run.train(replace(config, data=replace(config.data, workers=1)), tmp_path, resume=True)
+    expected = load_file(directory / "weights.safetensors")
+    found = load_file(tmp_path / "weights.safetensors")
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    steps = [row["step"] for row in lines(tmp_path / "curve.jsonl")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == ITERATIONS
+
+
+def test_a_damaged_checkpoint_is_refused(trained, config, tmp_path):
+    content = (trained[0] / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        run.train(config, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, config, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes())
+    plain = replace(config, backbone=BackboneSettings("resnet_tiny"))
+    with pytest.raises(ValueError, match="is of another model"):
+        run.train(plain, tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_iteration_and_learning_rate(config, tmp_path):
+    wild = replace(config.train, lr=1e12, warmup_iterations=0)
+    with pytest.raises(ValueError, match=r"not finite at iteration \d+, learning rate 1e\+12"):
+        run.train(replace(config, train=wild), tmp_path)
+
+
+def test_a_detector_starts_from_classification_weights_in_their_input_format(
+    config, tmp_path, monkeypatch
+):
+    path = tmp_path / "classifier.safetensors"
+    network = build_network("se_resnet_tiny", num_classes=4)
+    bgr = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+    settings = BackboneSettings("se_resnet_tiny")
+    save_weights(network, path, backbone=settings, num_classes=4, input_format=bgr)
+    config = replace(
+        config,
+        backbone=replace(settings, weights=str(path)),
+        train=replace(config.train, iterations=1),
+        detector=replace(config.detector, norm="FrozenBN", freeze_at=5),
+    )
+    for module in network.backbone.modules():
+        if hasattr(module, "running_mean"):
+            torch.nn.init.normal_(module.running_mean)
+    save_weights(network, path, backbone=settings, num_classes=4, input_format=bgr)
+    result = run.train(config, tmp_path / "run")
+    assert result["input_format"]["channel_order"] == "BGR"
+    assert result["weights"]["initial"]["format"] == "sebench"
+    detector, _ = load_detector(tmp_path / "run" / "weights.safetensors", device="cpu")
+    assert detector.cfg.INPUT.FORMAT == "BGR"
+    kept = detector.model.backbone.bottom_up.stages.state_dict()
+    assert torch.equal(kept["res2.0.se.fc1.weight"], network.backbone.res2[0].se.fc1.weight)
+    wrong = replace(config, input=InputSettings(channel_order="RGB"))
+    with pytest.raises(ValueError, match=r"feeds RGB .*was trained on BGR"):
+        run.check(wrong)
+    with pytest.raises(ValueError, match="holds no detector"):
+        run.evaluate(config, tmp_path / "other")
+
+
+def test_retinanet_trains_and_detects(config, tmp_path):
+    small = replace(
+        config,
+        detector=replace(config.detector, architecture="retinanet"),
+        train=replace(config.train, iterations=1),
+        detectron2={},
+    )
+    assert run.train(small, tmp_path)["metrics"]["AP"] is not None
+
+
+def test_test_time_augmentation_is_detectron2s(trained, config, tmp_path):
+    settings = replace(config.evaluate, tta=True, tta_sizes=[48, 64])
+    weights = str(trained[0] / "weights.safetensors")
+    augmented = replace(
+        config, evaluate=settings, backbone=replace(config.backbone, weights=weights)
+    )
+    result = run.evaluate(augmented, tmp_path)
+    assert result["protocol"]["name"] == "coco-bbox-tta"
+    plain, augmented = (
+        (folder / "detections.json").read_text() for folder in (trained[0], tmp_path)
+    )
+    assert plain != augmented
+
+
+def test_the_stream_of_pictures_is_the_same_from_any_start_and_shared_by_processes():
+    wide = [bool(i % 3) for i in range(11)]
+
+    def batches(start, rank, count, size=2, take=40):
+        stream = iter(_SeededBatches(wide, size, 7, start, rank, count))
+        return [next(stream) for _ in range(take)]
+
+    whole = batches(0, 0, 1)
+    assert batches(25, 0, 1, take=15) == whole[25:]
+    assert all(len({wide[index] for _, index in batch}) == 1 for batch in whole)
+    first = sorted(pair for batch in batches(0, 0, 1, take=200) for pair in batch)[:110]
+    # Ten epochs: each picture ten times.
+    assert np.bincount([index for _, index in first]).tolist() == [10] * 11
+    places = [{place for batch in batches(0, r, 2) for place, _ in batch} for r in (0, 1)]
+    assert {place % 2 for place in places[0]} == {0}
+    assert not places[0] & places[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"detector": DetectorSettings()},
+            "from scratch: frozen norms without statistics do nothing",
+        ),
+        ({"detector": DetectorSettings(norm="BN", freeze_at=2)}, "frozen stages stay random"),
+        ({"processes": 3}, "batch_size=2 does not divide among 3"),
+        ({"backbone": BackboneSettings("se_resnet20")}, "cannot serve detection: made for 32x32"),
+        ({"backbone": BackboneSettings("se_resnet_tin")}, "did you mean"),
+        ({"backbone": BackboneSettings("se_resnet_tiny", {"reducton": 2})}, "did you mean"),
+        ({"backbone": BackboneSettings("resnet_tiny", {}, "none.pth")}, "none.pth"),
+        ({"device": "cuda:99"}, "cuda:99: this machine has"),
+        ({"device": "tpu"}, "choose auto, cpu, cuda"),
+        ({"data": DataSettings(root="nowhere")}, "no folder nowhere"),
+        ({"detectron2": {"MODEL.RPM": 1}}, "no such key"),
+        (
+            {"detector": DetectorSettings(norm="GN", freeze_at=0, fpn_channels=32)},
+            "multiples of 32",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_compute(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        run.check(replace(config, **change))
+
+
+def test_precision_and_augmentation_that_cannot_be_had_are_refused(config):
+    half = replace(config, train=replace(config.train, precision="fp16"))
+    with pytest.raises(ValueError, match="precision=fp16: needs a CUDA device"):
+        run.check(half)
+    retinanet = replace(
+        config,
+        detector=replace(config.detector, architecture="retinanet"),
+        evaluate=EvaluateSettings(tta=True),
+    )
+    with pytest.raises(ValueError, match="not for retinanet"):
+        run.check(retinanet)
+
+
+def test_check_sums_up_data_and_schedule(config):
+    summary = run.check(config)
+    assert summary["dataset"]["class_names"] == ["circle", "square", "triangle"]
+    assert summary["schedule"]["iterations"] == ITERATIONS
