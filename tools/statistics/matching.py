@@ -48,13 +48,14 @@ class GroundTruth:
 class Detections:
     """Detections that count, as columns, ordered by image, category and falling score.
 
-    ``area`` in square pixels; ``matched`` and ``ignored``, (areas, IoU thresholds, D): matched to
+    ``box`` is (D, 4) x, y, width, height in pixels, ``area`` their square pixels; ``matched`` and ``ignored``, (areas, IoU thresholds, D): matched to
     a box, and not counted because that box is not.
     """
 
     image: np.ndarray
     category: np.ndarray
     score: np.ndarray
+    box: np.ndarray
     area: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
@@ -104,10 +105,9 @@ def match_detections(truth: GroundTruth, results: str | Path | list[dict]) -> De
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
     kept = rank < MAX_DETECTIONS
-    matched, ignored = _match(truth, group[kept], box[kept])
-    return Detections(
-        image[kept], category[kept], score[kept], (box[:, 2] * box[:, 3])[kept], matched, ignored
-    )
+    image, category, box, score = image[kept], category[kept], box[kept], score[kept]
+    matched, ignored = _match(truth, group[kept], box)
+    return Detections(image, category, score, box, box[:, 2] * box[:, 3], matched, ignored)
 
 
 def _match(truth: GroundTruth, group: np.ndarray, box: np.ndarray):

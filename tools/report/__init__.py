@@ -1,0 +1,64 @@
+"""Records in, a report out: is the candidate better, on which tasks, by how much, at what cost,
+and how sure is that?
+
+``report.html`` is the page; Markdown, CSV, JSON, LaTeX and a model-index block hold the same
+numbers, all from one table in memory (``build_table``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tools.record import load_records, write_whole
+
+
+def write_report(
+    paths: Iterable[str | Path],
+    directory: str | Path,
+    *,
+    title: str = "sebench report",
+    allow_unequal: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Path]:
+    """Report on every record in or under ``paths``.
+
+    Args:
+        directory: made if it is not there; files of an earlier report are replaced, each whole.
+        allow_unequal: pair twins that differ in recipe, data, protocol, commit or seed, and mark
+            them; otherwise they are listed with what differs.
+        resamples, seed: of the bootstrap.
+
+    Returns the files written, ``report.html`` first.
+
+    Raises:
+        ValueError: a path does not exist, or there is no sound record in any.
+    """
+    from tools.report import exports
+    from tools.report.page import render_page
+    from tools.report.table import build_table
+
+    paths = list(paths)
+    records, warnings = load_records(paths)
+    if not records:
+        skipped = f"; {warnings[0]}" if warnings else ""
+        raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}{skipped}")
+    table = build_table(
+        records, warnings, allow_unequal=allow_unequal, resamples=resamples, seed=seed
+    )
+    files = {
+        "report.html": render_page(table, title),
+        "report.md": exports.as_markdown(table, title),
+        "report.json": exports.as_json(table),
+        exports.SCHEMA: exports.schema(),
+        "differences.csv": exports.differences_csv(table),
+        "runs.csv": exports.runs_csv(table),
+        "report.tex": exports.as_latex(table),
+        "model-index.yaml": exports.as_model_index(table),
+    }
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_whole(directory / name, text)
+    return [directory / name for name in files]

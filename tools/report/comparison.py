@@ -1,0 +1,383 @@
+"""One pair of twins compared: differences, classes, costs, and the published numbers beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tools import statistics
+from tools.record import HEADLINE_METRICS, METRICS, Record
+from tools.references import judge, references_of
+from tools.report.pairs import Pair, describe_network
+from tools.statistics import Difference
+
+UNTESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of a pair. ``gain`` is the difference with its sign such that more is better."""
+
+    name: str
+    label: str
+    unit: str
+    higher_is_better: bool
+    headline: bool  # the metric its task is known by
+    difference: Difference
+    gain: float | None
+    p_holm: float | None  # headline metrics only: corrected over all comparisons
+    verdict: str
+    effects: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    name: str
+    images: int | None
+    plain: float | None
+    candidate: float | None
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    p_holm: float | None = None  # corrected over the classes of the comparison
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    network: str
+    where: str
+    published_network: str
+    metric: str
+    published: float
+    unit: str
+    mark: str
+    protocol: str
+    measured: float | None
+    verdict: str
+    reason: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    pair: Pair
+    key: str  # unique, a word: for links
+    task: str
+    dataset: str  # name and split
+    images: int
+    synthetic: bool
+    protocol: str
+    recipe: str
+    plain: str
+    candidate: str
+    seeds: tuple[int, ...]
+    marks: tuple[str, ...]  # what a reader must know beside the numbers
+    metrics: tuple[MetricRow, ...]
+    class_metric: str
+    classes: tuple[ClassRow, ...]
+    costs: dict[str, tuple[float | None, float | None]]  # plain, candidate
+    cost_scope: str | None
+    tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
+    references: tuple[ReferenceRow, ...]
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the twins differ in more than the backbone, and were paired all the same."""
+        return bool(self.pair.unequal)
+
+    @property
+    def headline(self) -> MetricRow:
+        return next(row for row in self.metrics if row.headline)
+
+
+def compare_pair(key: str, pair: Pair, resamples: int, seed: int) -> Comparison:
+    """Compare twins; without ``resamples`` by their records alone."""
+    first, plain = pair.candidate[0], pair.plain[0]
+    task = first.task
+    found: dict[str, Difference] = {}
+    classes: dict[str, Difference] = {}
+    tide: dict[str, tuple[float, float]] = {}
+    if resamples == 0:
+        why = "no interval: too many pairs in one report; report fewer runs"
+    else:
+        try:
+            if task == "detection":
+                found, classes, tide = _compare_detectors(pair, resamples, seed)
+                why = "no interval is computed for this metric"
+            else:
+                found, classes = _compare_classifiers(pair, resamples, seed)
+                why = "no interval is computed for this metric"
+        except ValueError as error:
+            why = f"no interval: {error}"
+    costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
+    metrics = tuple(_metric_row(name, pair, found, why, costs) for name in _shared_metrics(pair))
+    data = first.dataset
+    return Comparison(
+        pair,
+        key,
+        task,
+        f"{data['name']} {data['split']}",
+        data["images"],
+        first.synthetic or plain.synthetic,
+        str(first.protocol.get("name")),
+        first.experiment["recipe"],
+        describe_network(plain.backbone),
+        describe_network(first.backbone),
+        tuple(record.seed for record in pair.candidate),
+        _marks(pair),
+        metrics,
+        "AP" if task == "detection" else "top1_accuracy",
+        tuple(_class_rows(pair, classes)),
+        costs,
+        first.cost.get("scope"),
+        tide,
+        tuple(_pair_references(pair, {row.name: row.difference for row in metrics})),
+    )
+
+
+def _compare_classifiers(pair: Pair, resamples: int, seed: int):
+    sides = [
+        [statistics.load_predictions(_file(record, "samples")) for record in records]
+        for records in (pair.plain, pair.candidate)
+    ]
+    first = sides[0][0]
+    for record, rows in zip([*pair.plain, *pair.candidate], [*sides[0], *sides[1]], strict=True):
+        if not np.array_equal(rows.image, first.image):
+            raise ValueError("the per-image rows of the twins name other images")
+        if not np.array_equal(rows.label, first.label):
+            raise ValueError("the per-image rows of the twins have other labels")
+        measured = record.metrics["top1_error"].value
+        if measured is None or abs(100 * (1 - rows.correct(1).mean()) - measured) > 1e-6:
+            raise ValueError(f"the per-image rows of seed {record.seed} disagree with its record")
+    found = {}
+    for k in (1, 5):
+        if first.top.shape[1] < k:
+            continue
+        plain, candidate = ([rows.correct(k) for rows in side] for side in sides)
+        accuracy = statistics.compare_accuracy(
+            np.stack(plain), np.stack(candidate), resamples, seed
+        )
+        found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, _flip(accuracy)
+    classes = {}
+    if len(pair.plain) == 1:
+        plain, candidate = (side[0].correct(1) for side in sides)
+        for index, name in enumerate(pair.candidate[0].dataset.get("class_names") or []):
+            rows = first.label == index
+            if rows.any():
+                p_value = statistics.mcnemar(plain[rows], candidate[rows])
+                classes[name] = Difference(None, None, None, p_value=p_value)
+    return found, classes
+
+
+def _compare_detectors(pair: Pair, resamples: int, seed: int):
+    annotations = pair.candidate[0].dataset.get("annotations")
+    if not annotations:
+        raise ValueError("the record names no annotation file")
+    plain = [_file(record, "detections") for record in pair.plain]
+    candidate = [_file(record, "detections") for record in pair.candidate]
+    found, classes = statistics.compare_average_precision(
+        annotations, plain, candidate, resamples, seed
+    )
+    for side, records in (("plain", pair.plain), ("candidate", pair.candidate)):
+        values = [record.metrics["AP"].value for record in records]
+        scored = getattr(found["AP"], side)
+        if None not in values and scored is not None and abs(np.mean(values) - scored) > 1e-6:
+            raise ValueError("detections and annotations give another AP than the record")
+    return found, classes, _tide(annotations, plain[0], candidate[0])
+
+
+def _tide(annotations: str, plain, candidate) -> dict[str, tuple[float, float]]:
+    """What each kind of error costs, in points of AP50 (TIDE, arXiv 2008.08115), seed one."""
+    import hotcoco
+
+    lost = []
+    for results in (plain, candidate):
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = hotcoco.COCO(str(annotations))
+            try:
+                evaluation = hotcoco.COCOeval(truth, truth.load_res(str(results)), "bbox")
+                evaluation.evaluate()
+                lost.append(evaluation.tide_errors()["delta_ap"])
+            except (ValueError, RuntimeError):  # a result without detections has no errors
+                return {}
+    kinds = {
+        "Cls": "wrong class", "Loc": "badly placed", "Both": "wrong class and badly placed",
+        "Dupe": "found twice", "Bkg": "background taken for an object", "Miss": "not found",
+    }  # fmt: skip
+    return {label: (100 * lost[0][kind], 100 * lost[1][kind]) for kind, label in kinds.items()}
+
+
+def _file(record: Record, kind: str):
+    path = record.file(kind)
+    if path is None:
+        raise ValueError(f"seed {record.seed} of {record.backbone['name']} has no {kind} file")
+    return path
+
+
+def _flip(found: Difference) -> Difference:
+    """The same of the error, 100 minus the accuracy."""
+
+    def turn(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        return None if interval is None else (100 - interval[1], 100 - interval[0])
+
+    return replace(
+        found,
+        plain=100 - found.plain,
+        candidate=100 - found.candidate,
+        difference=-found.difference,
+        low=None if found.high is None else -found.high,
+        high=None if found.low is None else -found.low,
+        plain_interval=turn(found.plain_interval),
+        candidate_interval=turn(found.candidate_interval),
+    )
+
+
+def _shared_metrics(pair: Pair) -> list[str]:
+    runs = [*pair.plain, *pair.candidate]
+    return [name for name in METRICS if all(name in record.metrics for record in runs)]
+
+
+def _metric_row(name: str, pair: Pair, found, why: str, costs) -> MetricRow:
+    kind = METRICS[name]
+    difference = found.get(name)
+    if difference is None:
+        difference = _from_records(name, pair, why)
+    change = difference.difference
+    gain = None if change is None else (change if kind.higher_is_better else -change)
+    added = {
+        cost: None if None in costs[cost] else costs[cost][1] - costs[cost][0]
+        for cost in ("parameters", "multiply_adds")
+    }
+    effects = statistics.effect_sizes(
+        change, difference.plain, added["parameters"], added["multiply_adds"]
+    )
+    headline = name == HEADLINE_METRICS.get(pair.candidate[0].task, ("top1_error",))[0]
+    return MetricRow(
+        name, kind.label, kind.unit, kind.higher_is_better, headline, difference, gain, None,
+        UNTESTED, effects,
+    )  # fmt: skip
+
+
+def _from_records(name: str, pair: Pair, why: str) -> Difference:
+    """The difference alone, where nothing but the records' values is to be had."""
+    sides = [[record.metrics[name] for record in side] for side in (pair.plain, pair.candidate)]
+    for metric in (*sides[0], *sides[1]):
+        if metric.value is None:
+            return Difference(None, None, None, seeds=len(pair.plain), reason=metric.reason)
+    plain, candidate = (np.array([metric.value for metric in side]) for side in sides)
+    several = len(plain) > 1
+    return Difference(
+        float(plain.mean()),
+        float(candidate.mean()),
+        float(candidate.mean() - plain.mean()),
+        p_value=statistics.paired_seeds_test(plain, candidate),
+        p_value_method="paired t-test over seeds" if several else None,
+        n=sides[0][0].n,
+        seeds=len(plain),
+        plain_sd=float(plain.std(ddof=1)) if several else None,
+        candidate_sd=float(candidate.std(ddof=1)) if several else None,
+        reason=why,
+    )
+
+
+def _marks(pair: Pair) -> tuple[str, ...]:
+    runs = [*pair.plain, *pair.candidate]
+    marks = [f"unequal twins: {text}" for text in pair.unequal]
+    if len(pair.candidate) == 1:
+        marks.append("one seed: the noise of training is not in the interval")
+    if any(record.git.get("dirty") for record in runs):
+        marks.append("made with uncommitted changes to the suite")
+    if any(not str(record.selection).startswith("last") for record in runs):
+        marks.append(f"selection: {runs[0].selection}")
+    return tuple(marks)
+
+
+def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
+    key = "AP" if pair.candidate[0].task == "detection" else "top1_accuracy"
+    sides = [
+        [{row.get("class"): row for row in record.per_class} for record in side]
+        for side in (pair.plain, pair.candidate)
+    ]
+    adjusted = dict(
+        zip(classes, statistics.holm([found.p_value for found in classes.values()]), strict=True)
+    )
+    rows = []
+    for name, row in sides[1][0].items():
+        values = [[table.get(name, {}).get(key) for table in side] for side in sides]
+        known = None not in (*values[0], *values[1])
+        plain, candidate = (float(np.mean(side)) if known else None for side in values)
+        found = classes.get(name)
+        rows.append(
+            ClassRow(
+                str(name),
+                row.get("images"),
+                plain,
+                candidate,
+                candidate - plain if known else None,
+                found.low if found else None,
+                found.high if found else None,
+                adjusted.get(name),
+                None if known else row.get("reason", "not measured in every run"),
+            )
+        )
+    return sorted(rows, key=lambda row: (row.difference is None, -(row.difference or 0), row.name))
+
+
+def _milliseconds(record: Record) -> float | None:
+    rate = record.timing.get("evaluate_images_per_second")
+    return 1000 / rate if rate else None
+
+
+COSTS: dict[str, Callable[[Record], float | None]] = {
+    "parameters": lambda record: record.cost.get("parameters"),
+    "multiply_adds": lambda record: record.cost.get("multiply_adds"),
+    "latency_ms": _milliseconds,  # an image of the evaluation, its reading included
+    "train_seconds": lambda record: record.timing.get("train_seconds"),
+    "peak_memory_bytes": lambda record: record.timing.get("peak_memory_bytes"),
+}
+
+
+# Published numbers -------------------------------------------------------------------------------
+
+
+def _pair_references(pair: Pair, differences: dict[str, Difference]) -> list[ReferenceRow]:
+    intervals = [
+        {name: found.plain_interval for name, found in differences.items()},
+        {name: found.candidate_interval for name, found in differences.items()},
+    ]
+    rows = published_beside(pair.plain[0], intervals[0], pair.plain)
+    return rows + published_beside(pair.candidate[0], intervals[1], pair.candidate)
+
+
+def published_beside(
+    record: Record,
+    intervals: dict[str, tuple[float, float] | None],
+    runs: tuple[Record, ...] | None = None,
+) -> list[ReferenceRow]:
+    rows = []
+    for table, published in references_of(record):
+        values = [run.metrics[published.metric].value for run in runs or (record,)]
+        measured = None if None in values else float(np.mean(values))
+        interval = intervals.get(published.metric)
+        if measured is not None and len(values) == 1 and published.metric.startswith("top"):
+            interval = _wilson(measured, record, published.metric)
+        verdict = judge(record, table, published, interval)
+        rows.append(
+            ReferenceRow(
+                describe_network(record.backbone), published.where, published.network,
+                published.metric, published.value, published.unit, published.mark,
+                published.protocol, measured, verdict.word, verdict.reason,
+                (*published.notes, *table.notes),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _wilson(percent: float, record: Record, metric: str) -> tuple[float, float]:
+    n = record.metrics[metric].n
+    return statistics.wilson_interval(round(percent * n / 100), n)

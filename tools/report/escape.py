@@ -1,0 +1,69 @@
+"""Text of records made harmless: on reading for every format, and for each format's own syntax.
+
+HTML is escaped by Jinja2 itself.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import replace
+from typing import Any
+
+from tools.record import Record
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "\ufffd": "?",
+}  # fmt: skip
+
+
+def clean(text: str) -> str:
+    """Text without control, format and surrogate characters, each shown as U+FFFD."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text
+    )
+
+
+def harmless(record: Record) -> Record:
+    """The record with all its text cleaned; the files it names are left as they are."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, str):
+            return clean(value)
+        if isinstance(value, dict):
+            return {walk(key): walk(entry) for key, entry in value.items()}
+        return [walk(entry) for entry in value] if isinstance(value, list) else value
+
+    keys = (
+        "created", "experiment", "dataset", "protocol", "backbone", "per_class", "selection",
+        "command", "git", "versions", "device", "cost",
+    )  # fmt: skip
+    metrics = {
+        name: replace(metric, reason=metric.reason and clean(metric.reason))
+        for name, metric in record.metrics.items()
+    }
+    return replace(record, metrics=metrics, **{key: walk(getattr(record, key)) for key in keys})
+
+
+def escape_markdown(text: object) -> str:
+    """Text that Markdown shows as it is, in a table cell too; no HTML, no link, no emphasis."""
+    entities = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", entities)
+
+
+def escape_latex(text: object) -> str:
+    return "".join(_LATEX.get(character, character) for character in str(text))
+
+
+def escape_csv(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    risky = value[:1] in tuple("=+-@\t\r\n") or value.lstrip()[:1] in tuple("=+-@")
+    return f"'{value}" if risky else value

@@ -1,0 +1,349 @@
+"""The table as Markdown, CSV, JSON, LaTeX and the model-index block of a model card."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from tools.record import METRICS
+from tools.report import words
+from tools.report.comparison import Comparison, ReferenceRow
+from tools.report.escape import escape_csv, escape_latex, escape_markdown
+from tools.report.table import Table
+
+SCHEMA = "report.schema.json"
+_MARKDOWN_REFERENCES, _MARKDOWN_RUNS = 200, 500
+
+
+def as_json(table: Table) -> str:
+    """Everything, as ``report.schema.json`` describes it."""
+    content = {
+        "$schema": SCHEMA,
+        "schema": 1,
+        "headline": words.headline(table),
+        "synthetic": table.synthetic,
+        "comparisons": [_comparison(comparison) for comparison in table.comparisons],
+        "runs": [
+            {
+                "directory": str(run.record.directory),
+                "network": run.network,
+                "task": run.record.task,
+                "dataset": _dataset(run.record.dataset),
+                "seed": run.record.seed,
+                "experiment": run.record.hash,
+                "condition": run.record.condition,
+                "metrics": {
+                    name: dataclasses.asdict(metric) for name, metric in run.record.metrics.items()
+                },
+                "cost": run.record.cost,
+                "paired": run.paired,
+                "why_not_paired": run.why_not,
+                "references": [dataclasses.asdict(row) for row in run.references],
+            }
+            for run in table.runs
+        ],
+        "skipped": list(table.warnings),
+        "methods": list(words.METHODS),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def schema() -> str:
+    return (resources.files("tools.report") / SCHEMA).read_text("utf-8")
+
+
+def differences_csv(table: Table) -> str:
+    """One row a pair and metric."""
+    rows = []
+    for c in table.comparisons:
+        for row in c.metrics:
+            found = row.difference
+            rows.append(
+                {
+                    "task": c.task,
+                    "dataset": c.dataset,
+                    "images": c.images,
+                    "synthetic": c.synthetic,
+                    "protocol": c.protocol,
+                    "recipe": c.recipe,
+                    "candidate_network": c.candidate,
+                    "plain_network": c.plain,
+                    "seeds": " ".join(map(str, c.seeds)),
+                    "metric": row.name,
+                    "unit": row.unit,
+                    "higher_is_better": row.higher_is_better,
+                    "headline": row.headline,
+                    "plain": found.plain,
+                    "candidate": found.candidate,
+                    "plain_sd": found.plain_sd,
+                    "candidate_sd": found.candidate_sd,
+                    "difference": found.difference,
+                    "low": found.low,
+                    "high": found.high,
+                    "gain": row.gain,
+                    "p_value": found.p_value,
+                    "p_holm": row.p_holm,
+                    "verdict": row.verdict,
+                    "interval_method": found.interval_method,
+                    "p_value_method": found.p_value_method,
+                    **{f"effect_{name}": value for name, value in row.effects.items()},
+                    "marks": "; ".join(c.marks),
+                    "reason": found.reason,
+                }
+            )
+    return _csv(rows)
+
+
+def runs_csv(table: Table) -> str:
+    """One row a run and metric."""
+    rows = []
+    for run in table.runs:
+        record = run.record
+        for name, metric in record.metrics.items():
+            rows.append(
+                {
+                    "task": record.task,
+                    "dataset": record.dataset["name"],
+                    "split": record.dataset["split"],
+                    "synthetic": record.synthetic,
+                    "protocol": record.protocol.get("name"),
+                    "recipe": record.experiment["recipe"],
+                    "network": run.network,
+                    "is_se": record.backbone["is_se"],
+                    "seed": record.seed,
+                    "metric": name,
+                    "unit": metric.unit,
+                    "higher_is_better": metric.higher_is_better,
+                    "value": metric.value,
+                    "n": metric.n,
+                    "reason": metric.reason,
+                    "parameters": record.cost.get("parameters"),
+                    "multiply_adds": record.cost.get("multiply_adds"),
+                    "train_seconds": record.timing.get("train_seconds"),
+                    "evaluate_images_per_second": record.timing.get("evaluate_images_per_second"),
+                    "commit": record.git.get("commit"),
+                    "experiment": record.hash,
+                    "paired": run.paired,
+                    "why_not_paired": run.why_not,
+                }
+            )
+    return _csv(rows)
+
+
+def as_markdown(table: Table, title: str) -> str:
+    e = escape_markdown
+    lines = [f"# {e(title)}", "", f"**{e(words.headline(table))}**", ""]
+    if table.synthetic:
+        lines += [
+            "Numbers marked *synthetic* come from made pictures and say nothing of the world.",
+            "",
+        ]
+    if table.comparisons:
+        lines += [
+            "| Benchmark | Candidate | Plain | Metric | Plain % | Candidate % | Difference |"
+            " 95 % interval | p (Holm) | Verdict | Parameters | Multiply-adds | Seeds |",
+            "|---|---|---|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+        ]
+    for c in table.comparisons:
+        row, found = c.headline, c.headline.difference
+        made = " *synthetic*" if c.synthetic else ""
+        cells = [
+            f"{e(c.dataset)}{made}",
+            e(c.candidate),
+            e(c.plain),
+            f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
+            words.number(found.plain),
+            words.number(found.candidate),
+            f"{words.signed(found.difference)} ({words.change_in_words(row)})",
+            words.interval(found.low, found.high) or "–",
+            e(words.p_text(row.p_holm)),
+            row.verdict,
+            words.more(c.costs["parameters"]),
+            words.more(c.costs["multiply_adds"]),
+            str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    marked = [
+        (c, (*c.marks, *filter(None, [c.headline.difference.reason]))) for c in table.comparisons
+    ]
+    notes = [
+        f"- {e(c.dataset)}, {e(c.candidate)}: {e('; '.join(texts))}."
+        for c, texts in marked
+        if texts
+    ]
+    if notes:
+        lines += ["", *notes]
+    references = [row for c in table.comparisons for row in c.references]
+    references += [row for run in table.runs for row in run.references]
+    if references:
+        lines += ["", "## Published numbers", "", *_markdown_references(references)]
+    lines += ["", "## Runs", "", "| Network | Data | Recipe | Seed | Metric | % | In a pair |"]
+    lines.append("|---|---|---|--:|---|--:|---|")
+    for run in table.runs[:_MARKDOWN_RUNS]:
+        record = run.record
+        name, metric = next(iter(record.metrics.items()))
+        made = " *synthetic*" if record.synthetic else ""
+        value = (
+            words.number(metric.value) if metric.value is not None else f"– ({e(metric.reason)})"
+        )
+        paired = "yes" if run.paired else f"no: {e(run.why_not)}"
+        data = f"{e(record.dataset['name'])} {e(record.dataset['split'])}{made}"
+        lines.append(
+            f"| {e(run.network)} | {data} | {e(record.experiment['recipe'])} | {record.seed} |"
+            f" {METRICS[name].label} | {value} | {paired} |"
+        )
+    if len(table.runs) > _MARKDOWN_RUNS:
+        lines += ["", f"{len(table.runs) - _MARKDOWN_RUNS} more runs are in runs.csv."]
+    if table.warnings:
+        lines += ["", "## Skipped", "", *(f"- {e(text)}" for text in table.warnings)]
+    lines += [
+        "",
+        "## How these numbers were made",
+        "",
+        *(f"- {text}" for text in words.METHODS),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_latex(table: Table) -> str:
+    """A booktabs table of the headline differences: ``\\\\usepackage{booktabs}``."""
+    e = escape_latex
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{lllrrrrrr}",
+        r"\toprule",
+        r"Benchmark & Network & Metric & Plain & SE & Difference (95\,\%) & $p$ & Params & Mult-adds"
+        r" \\",
+        r"\midrule",
+    ]
+    for c in table.comparisons:
+        row, found = c.headline, c.headline.difference
+        p_value = words.p_text(row.p_holm)
+        difference = f"{words.signed(found.difference)} {words.interval(found.low, found.high)}"
+        cells = [
+            e(c.dataset) + (r"$^{\dagger}$" if c.synthetic else ""),
+            e(c.candidate),
+            e(row.label) + (r" $\uparrow$" if row.higher_is_better else r" $\downarrow$"),
+            _latex_number(words.number(found.plain)),
+            _latex_number(words.number(found.candidate)),
+            _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
+            f"${p_value}$" if p_value != "–" else "--",
+            _latex_number(words.more(c.costs["parameters"])),
+            _latex_number(words.more(c.costs["multiply_adds"])),
+        ]
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = ["In percent; arrows point to better; $p$ after Holm's correction."]
+    if any(len(c.seeds) == 1 for c in table.comparisons):
+        notes.append("$^{1}$One seed.")
+    if table.synthetic:
+        notes.append(r"$^{\dagger}$Synthetic data, which say nothing of the world.")
+    notes += [
+        f"Unequal twins ({e(c.candidate)}, {e(c.dataset)}): {e('; '.join(c.pair.unequal))}."
+        for c in table.comparisons
+        if c.unequal
+    ]
+    return "\n".join([*lines, r"\par\footnotesize " + " ".join(notes), ""])
+
+
+def as_model_index(table: Table) -> str:
+    """A ``model-index`` block for the card of each candidate, in the Hugging Face form."""
+    kinds = {
+        "classification": "image-classification",
+        "scene": "image-classification",
+        "detection": "object-detection",
+    }
+    models: dict[str, list[dict[str, Any]]] = {}
+    for c in table.comparisons:
+        made = " (synthetic data)" if c.synthetic else ""
+        metrics = [
+            {
+                "type": {"top1_accuracy": "accuracy"}.get(row.name, row.name),
+                "name": row.label,
+                "value": round(row.difference.candidate, 4),
+                "verified": False,
+            }
+            for row in c.metrics
+            if row.difference.candidate is not None
+        ]
+        result = {
+            "task": {"type": kinds.get(c.task, c.task), "name": words.TASKS.get(c.task, c.task)},
+            "dataset": {
+                "type": c.pair.candidate[0].dataset["name"],
+                "name": f"{c.dataset}{made}",
+                "split": c.pair.candidate[0].dataset["split"],
+                "args": {"images": c.images, "protocol": c.protocol, "seeds": list(c.seeds)},
+            },
+            "metrics": metrics,
+        }
+        models.setdefault(c.candidate, []).append(result)
+    index = [{"name": name, "results": results} for name, results in models.items()]
+    text = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n"
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    simple = (
+        "key", "task", "dataset", "images", "synthetic", "protocol", "recipe", "plain",
+        "candidate", "seeds", "marks", "unequal", "class_metric", "cost_scope",
+    )  # fmt: skip
+    return {
+        **{name: getattr(c, name) for name in simple},
+        "sentence": words.verdict_sentence(c),
+        "experiments": {
+            "plain": [record.hash for record in c.pair.plain],
+            "candidate": [record.hash for record in c.pair.candidate],
+        },
+        "metrics": [dataclasses.asdict(row) for row in c.metrics],
+        "classes": [dataclasses.asdict(row) for row in c.classes],
+        "costs": {
+            name: {"plain": plain, "candidate": candidate}
+            for name, (plain, candidate) in c.costs.items()
+        },
+        "errors": {
+            kind: {"plain": plain, "candidate": candidate}
+            for kind, (plain, candidate) in c.tide.items()
+        },
+        "references": [dataclasses.asdict(row) for row in c.references],
+    }
+
+
+def _dataset(dataset: dict[str, Any]) -> dict[str, Any]:
+    return {key: dataset.get(key) for key in ("name", "split", "images", "classes", "synthetic")}
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: escape_csv(value) for name, value in row.items()})
+    return buffer.getvalue()
+
+
+def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
+    e = escape_markdown
+    lines = [
+        "| Network | Published as | Metric | Published | Measured | Verdict | Mark |",
+        "|---|---|---|--:|--:|---|---|",
+    ]
+    for row in rows[:_MARKDOWN_REFERENCES]:
+        lines.append(
+            f"| {e(row.network)} | {e(row.published_network)}, {e(row.where)} |"
+            f" {METRICS[row.metric].label} | {words.number(row.published)} |"
+            f" {words.number(row.measured)} | **{row.verdict}**: {e(row.reason)} | {row.mark} |"
+        )
+    notes = dict.fromkeys((row.where, note) for row in rows for note in row.notes)
+    return [*lines, "", *(f"- {e(where)}: {e(note)}" for where, note in notes)]
+
+
+def _latex_number(text: str) -> str:
+    return text.replace("−", "$-$").replace("–", "--").replace("%", r"\,\%").replace(" \\,", r"\,")

@@ -1,0 +1,115 @@
+"""The report as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from importlib import resources
+
+import jinja2
+from markupsafe import Markup
+
+from tools.record import HEADLINE_METRICS, METRICS
+from tools.report import figures, words
+from tools.report.comparison import Comparison
+from tools.report.pictures import find_pictures
+from tools.report.table import BETTER, WORSE, Run, Table
+
+# What a browser should be asked to show; the CSV and JSON files hold everything.
+CARDS, DETAILED, PICTURED, ROWS, SETTINGS = 12, 60, 10, 500, 120
+COST_PLOTS = 8
+
+
+def render_page(table: Table, title: str) -> str:
+    """The whole page. Every text of a record is escaped by Jinja2."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tools.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "number": words.number,
+        "signed": words.signed,
+        "interval": words.interval,
+        "count": words.count,
+        "more": words.more,
+        "p": words.p_text,
+        "change": words.change_in_words,
+        "tone": _tone,
+        "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
+    }
+    comparisons = table.comparisons
+    detailed = comparisons[:DETAILED]
+    home = resources.files("tools.report")
+    return environment.get_template("page.html").render(
+        title=title,
+        headline=words.headline(table),
+        table=table,
+        cards=comparisons[:CARDS],
+        rows=comparisons[:ROWS],
+        details=[_details(c, number < PICTURED) for number, c in enumerate(detailed)],
+        runs=[_run_row(run) for run in table.runs[:ROWS]],
+        settings=table.runs[:SETTINGS],
+        refused=_reasons(table),
+        forest=_markup(figures.forest_plot(comparisons[:40])),
+        cost_plots=_cost_plots(comparisons),
+        tasks=words.TASKS,
+        methods=words.METHODS,
+        metrics=METRICS,
+        css=Markup((home / "page.css").read_text("utf-8")),
+        js=Markup((home / "page.js").read_text("utf-8")),
+    )
+
+
+def _details(comparison: Comparison, pictured: bool) -> dict:
+    pictures, why_none = find_pictures(comparison) if pictured else ([], None)
+    classes = comparison.classes
+    return {
+        "comparison": comparison,
+        "curve": _markup(figures.curve_plot(comparison)),
+        "class_plot": _markup(figures.class_plot(comparison)),
+        "classes": classes if len(classes) <= 400 else (*classes[:100], *classes[-100:]),
+        "pictures": pictures,
+        "why_no_pictures": why_none,
+    }
+
+
+def _run_row(run: Run) -> dict:
+    record = run.record
+    name = HEADLINE_METRICS.get(record.task, ("top1_error",))[0]
+    metric = record.metrics.get(name)
+    rate = record.timing.get("evaluate_images_per_second")
+    return {"run": run, "metric": name, "value": metric, "rate": rate}
+
+
+def _reasons(table: Table) -> list[tuple[str, int]]:
+    """Why runs are in no pair, and how many for each reason."""
+    reasons: dict[str, int] = defaultdict(int)
+    for run in table.runs:
+        if run.why_not and not run.why_not.startswith("no run of an SE twin"):
+            reasons[f"{run.network}: {run.why_not}"] += 1
+    return sorted(reasons.items(), key=lambda item: -item[1])[:ROWS]
+
+
+def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, Markup]]:
+    groups: dict[tuple, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        groups[comparison.task, comparison.dataset, comparison.synthetic].append(comparison)
+    plots = []
+    for number, ((task, dataset, _), group) in enumerate(list(groups.items())[:COST_PLOTS]):
+        svg = figures.cost_plot(group[:60], f"cost-{number}")
+        if svg:
+            made = " (synthetic data)" if group[0].synthetic else ""
+            plots.append((f"{words.TASKS.get(task, task)}: {dataset}{made}", Markup(svg)))
+    return plots
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return None if svg is None else Markup(svg)
+
+
+def _tone(verdict: str) -> str:
+    """The CSS class of a verdict."""
+    return {BETTER: "better", WORSE: "worse"}.get(verdict, "unclear")

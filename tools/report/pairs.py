@@ -1,0 +1,178 @@
+"""Which runs are twins: the same in everything but the backbone.
+
+A pair is refused, with the reasons, when recipe, data, protocol, commit or seed differ; asked for
+all the same, it is made and marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from tools.record import Record
+
+NEAR_MISSES = 200  # runs of the twin looked at for what differs, where none is equal
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A candidate and its plain twin, run for run: one of each a seed."""
+
+    plain: tuple[Record, ...]
+    candidate: tuple[Record, ...]
+    unequal: tuple[str, ...] = ()  # what differs all the same, asked for
+
+
+@dataclass(frozen=True)
+class Pairing:
+    pairs: list[Pair]
+    unpaired: list[tuple[Record, str]]  # every run in no pair, and why
+
+
+def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
+    """Find the twins among ``records``.
+
+    Of runs that repeat an experiment only the latest counts; the others are unpaired.
+    """
+    latest: dict[tuple, Record] = {}
+    unpaired: list[tuple[Record, str]] = []
+    for record in records:  # oldest first
+        key = (record.hash, _key(_commit(record)))
+        if key in latest:
+            unpaired.append((latest[key], "repeated later: only the latest run counts"))
+        latest[key] = record
+    exact = {_identity(record, record.backbone): record for record in latest.values()}
+    by_network = defaultdict(list)
+    for record in latest.values():
+        by_network[record.task, _network(record.backbone)].append(record)
+
+    together: dict[tuple, list[tuple[Record, Record]]] = defaultdict(list)
+    taken: set[tuple] = set()  # plain runs of a group of candidates: each serves one seed
+    paired: set[int] = set()
+    reasons: dict[int, str] = {}
+    candidates = [record for record in latest.values() if record.backbone["twin"] is not None]
+    twins = {id(r): exact.get(_identity(r, r.backbone["twin"])) for r in candidates}
+    for candidate in sorted(candidates, key=lambda record: twins[id(record)] is None):
+        twin = candidate.backbone["twin"]
+        group = (
+            candidate.task, _network(candidate.backbone), candidate.condition, _data(candidate),
+            _key(candidate.protocol), candidate.experiment["action"], _commit(candidate),
+        )  # fmt: skip
+        plain, differences = twins[id(candidate)], ()
+        if plain is None:
+            name = describe_network(twin)
+            found = by_network[candidate.task, _network(twin)][-NEAR_MISSES:]
+            free = [run for run in found if (group, id(run)) not in taken]
+            if not free:
+                reasons[id(candidate)] = f"no {'further ' if found else ''}run of its twin {name}"
+                continue
+            differences, plain = min(
+                ((_differences(run, candidate), run) for run in reversed(free)), key=_rank
+            )
+            if not allow_unequal:
+                listed = "; ".join(differences)
+                reasons[id(candidate)] = f"refused as a pair with {name}: {listed}"
+                label = describe_network(candidate.backbone)
+                reasons.setdefault(id(plain), f"refused as a pair with {label}: {listed}")
+                continue
+        paired |= {id(plain), id(candidate)}
+        taken.add((group, id(plain)))
+        together[(*group, _untangle(differences))].append((plain, candidate))
+    for record in latest.values():
+        if id(record) not in paired:
+            without = "no run of an SE twin" if record.backbone["twin"] is None else "no twin"
+            unpaired.append((record, reasons.get(id(record), without)))
+    pairs = []
+    for key, rows in together.items():
+        rows.sort(key=lambda row: row[1].seed)
+        plain, candidate = zip(*rows, strict=True)
+        pairs.append(Pair(plain, candidate, key[-1]))
+    return Pairing(pairs, unpaired)
+
+
+def describe_network(backbone: dict[str, Any]) -> str:
+    """Name and options of a backbone, as in "se_resnet50 (reduction=4)"."""
+    options = ", ".join(f"{key}={value}" for key, value in sorted(backbone["options"].items()))
+    return f"{backbone['name']} ({options})" if options else backbone["name"]
+
+
+def _differences(plain: Record, candidate: Record) -> tuple[str, ...]:
+    """What twins must have in common and these have not."""
+    checks = {
+        "recipe": (plain.experiment["recipe"], candidate.experiment["recipe"]),
+        "action": (plain.experiment["action"], candidate.experiment["action"]),
+        "data": (_data_name(plain), _data_name(candidate)),
+        "protocol": (plain.protocol.get("name"), candidate.protocol.get("name")),
+        "commit": (_commit(plain), _commit(candidate)),
+        "seed": (plain.seed, candidate.seed),
+    }
+    found = [f"{what}: {one} and {other}" for what, (one, other) in checks.items() if one != other]
+    if _data(plain) != _data(candidate) and _data_name(plain) == _data_name(candidate):
+        found.append("data: other content")
+    if plain.condition != candidate.condition and not found:
+        found.append(f"settings: {_unequal_settings(plain, candidate)}")
+    elif _key(plain.protocol) != _key(candidate.protocol) and not found:
+        found.append("protocol: other settings")
+    return tuple(found)
+
+
+def _rank(row: tuple[tuple[str, ...], Record]) -> tuple[int, bool]:
+    """Fewest differences first; a differing seed is the least of them."""
+    return len(row[0]), not all(text.startswith("seed") for text in row[0])
+
+
+def _untangle(differences: tuple[str, ...]) -> tuple[str, ...]:
+    """The seeds' own numbers left out, so that seeds that differ stay in one pair."""
+    return tuple("unequal seeds" if text.startswith("seed") else text for text in differences)
+
+
+def _identity(record: Record, backbone: dict[str, Any]) -> tuple:
+    """What a run of ``backbone`` has in common with its twin ``record``, and nothing else has."""
+    return (
+        record.task, _network(backbone), record.condition, record.experiment["recipe"],
+        record.experiment["action"], _data(record), _key(record.protocol), _commit(record),
+        record.seed,
+    )  # fmt: skip
+
+
+def _unequal_settings(plain: Record, candidate: Record) -> str:
+    def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in settings.items():
+            name = f"{prefix}{key}"
+            flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        return flat
+
+    one, other = flatten(plain.experiment["settings"]), flatten(candidate.experiment["settings"])
+    names = [
+        name
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name) and not name.startswith(("backbone.", "seed"))
+    ]
+    shown = [f"{name} {one.get(name)} and {other.get(name)}" for name in names[:3]]
+    return ", ".join(shown) or "data or weights"
+
+
+def _network(backbone: dict[str, Any]) -> str:
+    return _key([backbone["name"], backbone["options"]])
+
+
+def _data(record: Record) -> str:
+    keys = ("name", "split", "images", "sha256", "synthetic")
+    return _key([record.dataset.get(key) for key in keys])
+
+
+def _data_name(record: Record) -> str:
+    data = record.dataset
+    made = "synthetic " if data["synthetic"] else ""
+    return f"{made}{data['name']} {data['split']}, {data['images']} images"
+
+
+def _commit(record: Record) -> str | None:
+    return record.git.get("commit")
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

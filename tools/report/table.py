@@ -1,0 +1,107 @@
+"""The one table every format is made from: pairs of twins compared, and each run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from tools import statistics
+from tools.record import Record
+from tools.report.comparison import (
+    Comparison,
+    MetricRow,
+    ReferenceRow,
+    compare_pair,
+    published_beside,
+)
+from tools.report.escape import clean, harmless
+from tools.report.pairs import describe_network, pair_twins
+
+LEVEL = 0.05  # of the p-value after Holm's correction
+STATISTICS_FOR = 200  # pairs; reading the files of more would take too long
+BETTER, WORSE, UNCLEAR = "better", "worse", "no clear difference"
+
+
+@dataclass(frozen=True)
+class Run:
+    record: Record
+    network: str
+    paired: bool
+    why_not: str | None
+    references: tuple[ReferenceRow, ...]  # of runs in no pair
+
+
+@dataclass(frozen=True)
+class Table:
+    comparisons: tuple[Comparison, ...]
+    runs: tuple[Run, ...]
+    warnings: tuple[str, ...]  # files that were skipped
+
+    @property
+    def synthetic(self) -> bool:
+        return any(run.record.synthetic for run in self.runs)
+
+
+def build_table(
+    records: list[Record],
+    warnings: Iterable[str] = (),
+    *,
+    allow_unequal: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """Pair the twins and compare them.
+
+    Args:
+        records: as ``load_records`` gives them. Their text is made harmless first: control
+            characters go.
+        allow_unequal: pair twins that differ in more than the backbone, and mark them.
+        resamples, seed: of the bootstrap.
+    """
+    records = [harmless(record) for record in records]
+    pairing = pair_twins(records, allow_unequal)
+    order = {"classification": 0, "scene": 1, "detection": 2}
+    pairs = sorted(
+        pairing.pairs,
+        key=lambda p: (order.get(p.candidate[0].task, 9), p.candidate[0].dataset["name"]),
+    )
+    comparisons = [
+        compare_pair(f"pair-{number}", pair, resamples if number <= STATISTICS_FOR else 0, seed)
+        for number, pair in enumerate(pairs, start=1)
+    ]
+    why_not = {id(record): reason for record, reason in pairing.unpaired}
+    runs = tuple(
+        Run(
+            record,
+            describe_network(record.backbone),
+            id(record) not in why_not,
+            why_not.get(id(record)),
+            tuple(published_beside(record, {})) if id(record) in why_not else (),
+        )
+        for record in records
+    )
+    return Table(tuple(_corrected(comparisons)), runs, tuple(clean(text) for text in warnings))
+
+
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+    """Verdicts: those of the headline metrics after Holm's correction over all comparisons."""
+    adjusted = statistics.holm([c.headline.difference.p_value for c in comparisons])
+    return [
+        replace(
+            comparison,
+            metrics=tuple(
+                _with_verdict(row, p_holm if row.headline else None) for row in comparison.metrics
+            ),
+        )
+        for comparison, p_holm in zip(comparisons, adjusted, strict=True)
+    ]
+
+
+def _with_verdict(row: MetricRow, p_holm: float | None) -> MetricRow:
+    found = row.difference
+    p_value = p_holm if row.headline else found.p_value
+    if p_value is None or found.low is None:
+        return replace(row, p_holm=p_holm)
+    clear = p_value < LEVEL and not found.low <= 0 <= found.high
+    verdict = UNCLEAR if not clear else BETTER if row.gain > 0 else WORSE
+    return replace(row, p_holm=p_holm, verdict=verdict)

@@ -1,0 +1,128 @@
+"""Sentences made from the numbers of the table."""
+
+from __future__ import annotations
+
+from tools.report.comparison import Comparison, MetricRow
+from tools.report.table import BETTER, UNCLEAR, WORSE, Table
+
+TASKS = {
+    "classification": "image classification",
+    "scene": "scene classification",
+    "detection": "object detection",
+}
+METHODS = (
+    "A difference is the candidate minus its plain twin, on the same images. Errors are better"
+    " when lower, accuracies and AP when higher; the words say which way it went.",
+    "Intervals are 95 %: a paired bootstrap over images with one seed, a hierarchical bootstrap"
+    " over seeds and images with several. AP is scored anew in every resample, with each image as"
+    " often as it was drawn.",
+    "p-values: McNemar's exact test for one seed of classifiers, the paired bootstrap for one seed"
+    " of detectors, a paired t-test over seeds where there are several; Holm's correction over all"
+    " headline metrics of this report, and over the classes within a comparison.",
+    '"Better" or "worse" is said when the corrected p-value is below 0.05 and the interval leaves'
+    ' out zero; otherwise "no clear difference".',
+    "Multiply-adds count convolutions, fully connected layers and residual additions.",
+)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """With a true minus sign, and no sign for zero."""
+    if value is None:
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "−") + text
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    return "" if low is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def p_text(p_value: float | None) -> str:
+    if p_value is None:
+        return "–"
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def count(value: float | None) -> str:
+    """A count as people say it: 25.6 M, 3.86 G."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.0f}"
+
+
+def more(costs: tuple[float | None, float | None]) -> str:
+    """How much more the candidate costs: "+9.9 %"."""
+    if None in costs or not costs[0]:
+        return "–"
+    percent = 100 * (costs[1] / costs[0] - 1)
+    return f"{signed(percent, 1 if abs(percent) >= 1 else 2)} %"
+
+
+def change_in_words(row: MetricRow) -> str:
+    """ "1.51 points better", whatever the metric's direction."""
+    if row.gain is None:
+        return "not measured"
+    points = f"{abs(row.gain):.2f}"
+    if float(points) == 0:
+        return "equal"
+    return f"{points} points {BETTER if row.gain > 0 else WORSE}"
+
+
+def verdict_sentence(comparison: Comparison) -> str:
+    row, costs = comparison.headline, comparison.costs
+    found = row.difference
+    if found.difference is None:
+        return f"{row.label} was not measured in both twins: {found.reason}"
+    made = " (synthetic data)" if comparison.synthetic else ""
+    bounds = interval(found.low, found.high)
+    return (
+        f"{comparison.dataset}{made}: {row.label} {signed(found.difference)}"
+        f"{' ' + bounds if bounds else ''} points, {row.verdict}, for"
+        f" {more(costs['parameters'])} parameters and {more(costs['multiply_adds'])} multiply-adds"
+    )
+
+
+def headline(table: Table) -> str:
+    """The report in one sentence."""
+    comparisons = table.comparisons
+    if not comparisons:
+        return "No pair of twins to compare."
+    total = len(comparisons)
+    verdicts = [comparison.headline.verdict for comparison in comparisons]
+    names = {comparison.candidate for comparison in comparisons}
+    plain = {comparison.plain for comparison in comparisons}
+    who = names.pop() if len(names) == 1 else "The SE network"
+    than = plain.pop() if len(plain) == 1 else "its plain twin"
+    parts = []
+    for verdict, words in ((BETTER, f"better than {than}"), (WORSE, "worse")):
+        if found := verdicts.count(verdict):
+            parts.append(f"{words} on {_of(found, total)}")
+    if not parts and verdicts.count(UNCLEAR) == 0:
+        return f"{total} pair{'s' if total > 1 else ''} of twins, none of them tested."
+    if not parts:
+        parts.append(f"neither clearly better nor clearly worse than {than} on {_tasks(total)}")
+    elif unclear := verdicts.count(UNCLEAR):
+        parts.append(f"without a clear difference on {unclear}")
+    if untested := total - sum(verdicts.count(v) for v in (BETTER, WORSE, UNCLEAR)):
+        parts.append(f"not tested on {untested}")
+    sentence = f"{who} is {', '.join(parts)}."
+    if all(comparison.synthetic for comparison in comparisons):
+        sentence = f"On synthetic data: {sentence}"
+    return sentence
+
+
+def _of(found: int, total: int) -> str:
+    if total == 1:
+        return "the one benchmark"
+    return f"all {total} benchmarks" if found == total else f"{found} of {total} benchmarks"
+
+
+def _tasks(total: int) -> str:
+    return f"the {total} benchmarks" if total > 1 else "the one benchmark"
