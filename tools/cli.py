@@ -475,6 +475,7 @@ def main() -> None:
         return
     # torch says at every import that torchvision uses a function it has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")
     try:
         app(prog_name="sebench")
     except Exception as error:

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ from tools.record import (
 
 SETTINGS_FILE = "settings.yaml"
 CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "log.txt"
 ACTIONS = ("train", "evaluate")
 
 
@@ -215,13 +217,18 @@ def run_experiment(
     for path in experiment.config.backbone.imports:
         load_user_module(path)
     door = experiment.door()
-    door.check(experiment.config)
     if first:
         prepare_directory(experiment, directory, resume)
-    if experiment.action == "train":
-        result = door.train(experiment.config, directory, resume=resume)
-    else:
-        result = door.evaluate(experiment.config, directory)
+    try:
+        if experiment.action == "train":
+            result = door.train(experiment.config, directory, resume=resume)
+        else:
+            result = door.evaluate(experiment.config, directory)
+    except ValueError:
+        # Bad input, found before anything was computed, must not bar the way to a better try.
+        if first and {path.name for path in directory.iterdir()} <= {SETTINGS_FILE, LOG_FILE}:
+            shutil.rmtree(directory)
+        raise
     if not first or result is None:
         return None
     record = build_record(experiment, result, directory, command=command)

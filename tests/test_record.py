@@ -1,0 +1,237 @@
+"""Records: sound or refused, whole or not there, read back equal, damaged ones named."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tools.experiment import load_experiment, read_recorded, run_experiment
+from tools.record import METRICS, build_record, load_records, read_record, write_record
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("backbone: {name: se_resnet20, options: {reduction: 8}}\n")
+    return load_experiment("classification", str(recipe), seed=3)
+
+
+@pytest.fixture
+def result():
+    """What a benchmark's door returns."""
+    return {
+        "metrics": {"top1_error": 40.0, "top5_error": None},
+        "missing": {"top5_error": "fewer than 6 classes"},
+        "dataset": {
+            "name": "cifar10",
+            "split": "test",
+            "images": 5,
+            "classes": 2,
+            "class_names": ["a", "b"],
+            "synthetic": False,
+            "root": "/data",
+            "annotations": None,
+            "train_images": 8,
+            "sha256": "0" * 64,
+        },
+        "protocol": {"name": "full-image", "resize": ()},
+        "selection": "last epoch",
+        "per_class": [{"class": "a", "images": 5, "top1_accuracy": 60.0}],
+        "samples": "samples.parquet",
+        "detections": None,
+        "curve": "curve.jsonl",
+        "weights": {"path": "weights.safetensors", "sha256": "1" * 64, "format": "sebench"},
+        "input_format": {"channel_order": "RGB"},
+        "timing": {"train_seconds": 1.0, "evaluate_seconds": 0.5},
+        "cost": {"parameters": 10, "multiply_adds": 100, "input_size": [3, 32, 32]},
+    }
+
+
+def test_a_record_reads_back_equal_and_says_where_it_came_from(experiment, result, tmp_path):
+    record = build_record(experiment, result, tmp_path, command="sebench train x")
+    write_record(record, tmp_path)
+    assert read_record(tmp_path / "record.json") == record
+    content = json.loads((tmp_path / "record.json").read_text())
+    assert content["schema"] == 1
+    assert content["command"] == "sebench train x"
+    assert content["backbone"]["twin"] == {"name": "resnet20", "options": {}}
+    assert content["metrics"]["top1_error"] == {
+        "value": 40.0, "unit": "percent", "higher_is_better": False, "n": 5, "reason": None
+    }  # fmt: skip
+    assert content["experiment"]["hash"] == experiment.hash
+    assert {"python", "torch", "numpy"} <= set(content["versions"])
+    assert content["device"]["name"]
+    assert content["seed"] == 3
+
+
+def test_the_commit_is_this_checkouts_and_never_a_foreign_ones(monkeypatch, tmp_path):
+    import subprocess
+
+    from tools import record
+
+    home = Path(record.__file__).resolve().parent.parent
+    if (home / ".git").exists():
+        head = subprocess.run(
+            ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
+        assert record._git()["commit"] == head
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    installed = tmp_path / "site-packages" / "tools"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(record, "__file__", str(installed / "record.py"))
+    assert record._git() == {"commit": None, "dirty": None}
+
+
+def _set(path):
+    def change(result, value):
+        *parents, last = path.split(".")
+        for key in parents:
+            result = result[key]
+        result[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("metrics.top1_error", math.nan, "top1_error=nan: must be a finite number"),
+        ("metrics.top1_error", math.inf, "must be a finite number"),
+        ("metrics.top1_error", 140.0, "percent are from 0 to 100"),
+        ("metrics.top1_error", "40", "must be a finite number"),
+        ("metrics.top1", 40.0, "unknown metric 'top1'"),
+        ("missing", {}, "top5_error has neither a value nor a reason"),
+        ("metrics", {}, "no metric"),
+        ("dataset.images", 0, "dataset.images=0"),
+    ],
+)
+def test_a_result_that_cannot_be_true_is_not_recorded(
+    experiment, result, tmp_path, path, value, message
+):
+    _set(path)(result, value)
+    with pytest.raises(ValueError, match=message):
+        build_record(experiment, result, tmp_path)
+
+
+def test_a_row_for_every_image_or_no_record(experiment, result, tmp_path):
+    rows = pyarrow.table({"image": ["a", "b", "c", "d"]})
+    pyarrow.parquet.write_table(rows, tmp_path / "samples.parquet")
+    with pytest.raises(ValueError, match="has 4 rows for 5 images"):
+        build_record(experiment, result, tmp_path)
+
+
+def test_a_write_that_fails_leaves_no_half_file(experiment, result, tmp_path, monkeypatch):
+    record = build_record(experiment, result, tmp_path)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="disk full"):
+        write_record(record, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "not readable as JSON"),
+        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99; this version reads"),
+        (lambda text: text.replace('"dataset"', '"data"'), "not a sound record"),
+        (lambda text: text.replace('"value": 40.0', '"value": NaN'), "must be a finite number"),
+        (lambda text: text.replace('"n": 5', '"n": 4'), "counts 4 of 5 images"),
+        (lambda text: "[]", "not a sound record"),
+        (lambda text: "", "not readable as JSON"),
+    ],
+)
+def test_a_damaged_record_is_named_and_skipped(experiment, result, tmp_path, damage, message):
+    record = build_record(experiment, result, tmp_path)
+    for name in ("good", "bad"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_record(record, tmp_path / "runs" / name)
+    bad = tmp_path / "runs" / "bad" / "record.json"
+    bad.write_text(damage(bad.read_text()))
+    records, warnings = load_records([tmp_path / "runs"])
+    assert records == [record]
+    assert records[0].directory == tmp_path / "runs" / "good"
+    assert len(warnings) == 1
+    assert str(bad) in warnings[0]
+    assert message in warnings[0]
+
+
+def test_keys_of_a_later_version_do_not_hinder_reading(experiment, result, tmp_path):
+    record = build_record(experiment, result, tmp_path)
+    path = write_record(record, tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "weather": "rain"}))
+    assert read_record(path) == record
+
+
+def test_a_path_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        load_records([tmp_path / "none"])
+
+
+def test_every_metric_has_a_unit_and_a_direction():
+    for name, kind in METRICS.items():
+        assert kind.unit == "percent"
+        assert kind.higher_is_better == ("error" not in name)
+
+
+class _Door:
+    """A benchmark that returns a result without computing anything."""
+
+    def __init__(self, result, error=None):
+        self.result, self.error, self.calls = result, error, []
+
+    def train(self, config, directory, resume=False):
+        self.calls.append(f"train resume={resume}")
+        assert (directory / "settings.yaml").is_file()
+        if self.error:
+            (directory / "checkpoint.pt").touch()
+            raise self.error
+        return self.result
+
+
+def test_a_run_is_recorded_once_and_not_run_again(experiment, result, tmp_path, monkeypatch):
+    door = _Door(result)
+    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    record = run_experiment(experiment, tmp_path / "run")
+    assert door.calls == ["train resume=False"]
+    assert run_experiment(experiment, tmp_path / "run") == record
+    assert door.calls == ["train resume=False"]
+    assert read_recorded(experiment, tmp_path / "run") == record
+
+
+def test_a_run_that_breaks_leaves_no_record_and_goes_on_when_asked(
+    experiment, result, tmp_path, monkeypatch
+):
+    broken, sound = _Door(result, RuntimeError("out of memory")), _Door(result)
+    doors = iter([broken, sound, sound])
+    monkeypatch.setattr(type(experiment), "door", lambda self: next(doors))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_experiment(experiment, tmp_path / "run")
+    assert not (tmp_path / "run" / "record.json").exists()
+    with pytest.raises(ValueError, match="go on with --resume"):
+        run_experiment(experiment, tmp_path / "run")
+    assert run_experiment(experiment, tmp_path / "run", resume=True) is not None
+    assert sound.calls[-1] == "train resume=True"
+
+
+def test_bad_input_leaves_no_directory_behind(experiment, result, tmp_path, monkeypatch):
+    door = _Door(result)
+    door.train = lambda *_, **__: (_ for _ in ()).throw(ValueError("no such data root"))
+    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    with pytest.raises(ValueError, match="no such data root"):
+        run_experiment(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_first_process_writes(experiment, result, tmp_path, monkeypatch):
+    door = _Door(None)
+    door.train = lambda config, directory, resume: None
+    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    monkeypatch.setenv("RANK", "1")
+    assert run_experiment(experiment, tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
