@@ -115,6 +115,20 @@ def test_a_detector_that_finds_nothing_has_zero_ap(tmp_path, evaluator):
     assert (scores["metrics"]["AP"], scores["metrics"]["AR100"]) == (0, 0)
 
 
+def test_a_file_without_areas_and_crowds_counts_boxes_and_none(tmp_path):
+    annotations, detections = truth_and_detections(20, tmp_path)
+    content = json.loads(annotations.read_text())
+    for row in content["annotations"]:
+        row.update(area=row["bbox"][2] * row["bbox"][3], iscrowd=0)
+    annotations.write_text(json.dumps(content))
+    whole = score(annotations, detections)
+    for row in content["annotations"]:
+        del row["area"], row["iscrowd"]
+    annotations.write_text(json.dumps(content))
+    assert score(annotations, detections) == whole
+    assert score(annotations, detections, "pycocotools") == whole
+
+
 def test_ap_by_hand(tmp_path):
     # IoU 45/55 = 0.818: matched at 0.50 .. 0.80, seven of ten thresholds.
     scores = score(one_box(tmp_path), np.array([[1, 15, 10, 50, 50, 0.9, 3]]))
