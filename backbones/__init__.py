@@ -31,6 +31,8 @@ _NEEDS_TORCH = {
     "count_multiply_adds": "cost",
     "count_parameters": "cost",
     "measure_latency": "cost",
+    "LoadedWeights": "weights",
+    "fit_backbone": "weights",
     "load_weights": "weights",
     "read_weights": "weights",
     "save_weights": "weights",

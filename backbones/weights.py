@@ -60,6 +60,12 @@ class LoadedWeights:
     missing: list[str]  # left as they were: a head that is replaced, what `allow_missing` names
     unexpected: list[str]  # in the file and not used: the head that was replaced or dropped
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a record keeps of it, as plain values."""
+        values = asdict(self)
+        del values["input_format"]
+        return values
+
 
 def save_weights(
     network: Network,

@@ -1,7 +1,7 @@
 """The door: check, train and evaluate an experiment, and return its plain result."""
 
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from backbones import (
+    BackboneSettings,
     InputFormat,
+    LoadedWeights,
     Network,
     build_network,
     count_multiply_adds,
     count_parameters,
+    fit_backbone,
     load_user_module,
     load_weights,
     read_weights,
@@ -50,10 +53,11 @@ def check(
     name, protocol = _protocol(config, splits.reported)
     # Weights need a real network to be tried on; without them its shape is enough.
     weights = config.backbone.weights
+    backbone = _fitted(config.backbone)
     with torch.device("cpu" if weights else "meta"):
-        network = _build(config, splits.reported, training)
+        network = _build(config, backbone, splits.reported, training)
     if weights:
-        _load(network, weights, splits.reported, replace_head=training)
+        _load(network, backbone, splits.reported, replace_head=training)
     elif not training:
         raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
     summary = {
@@ -90,12 +94,13 @@ def train(
         _, protocol = _protocol(config, splits.reported)
         check_batches(config, splits.train, processes.count)
         torch.manual_seed(config.seed)
-        network = _build(config, splits.reported, training=True)
+        backbone = _fitted(config.backbone)
+        network = _build(config, backbone, splits.reported, training=True)
         input_format, initial = _recipe_format(config), None
-        if config.backbone.weights:
-            loaded = _load(network, config.backbone.weights, splits.reported, replace_head=True)
+        if backbone.weights:
+            loaded = _load(network, backbone, splits.reported, replace_head=True)
             input_format = loaded.input_format or input_format
-            initial = {"path": loaded.path, "sha256": loaded.sha256, "format": loaded.format}
+            initial = loaded.describe()
 
         def score(dataset: Split, product: nn.Module) -> Predictions:
             networks, size = [(product, input_format)], config.evaluate.batch_size
@@ -106,7 +111,7 @@ def train(
                 save_weights(
                     product,
                     directory / WEIGHTS,
-                    backbone=config.backbone,
+                    backbone=backbone,
                     num_classes=len(splits.reported.class_names),
                     input_format=input_format,
                     classes=splits.reported.class_names,
@@ -174,8 +179,9 @@ def evaluate(
         _, protocol = _protocol(config, splits.reported)
         networks, files = [], []
         for path in (config.backbone.weights, *config.evaluate.ensemble):
-            network = _build(config, splits.reported, training=False)
-            loaded = _load(network, path, splits.reported, replace_head=False)
+            backbone = _fitted(replace(config.backbone, weights=path))
+            network = _build(config, backbone, splits.reported, training=False)
+            loaded = _load(network, backbone, splits.reported, replace_head=False)
             network.to(processes.device, memory_format=torch.channels_last)
             networks.append((network, loaded.input_format or _recipe_format(config)))
             files.append(loaded)
@@ -190,9 +196,7 @@ def evaluate(
             "selection": "weights as given",
             "curve": None,
             "weights": {
-                "path": first.path,
-                "sha256": first.sha256,
-                "format": first.format,
+                **first.describe(),
                 "initial": None,
                 "ensemble": [{"path": f.path, "sha256": f.sha256} for f in files[1:]],
             },
@@ -213,16 +217,25 @@ def _protocol(config: ClassificationConfig, reported: Split) -> tuple[str, Proto
     return name, protocol
 
 
-def _build(config: ClassificationConfig, reported: Split, training: bool) -> Network:
-    for path in config.backbone.imports:
+def _fitted(backbone: BackboneSettings) -> BackboneSettings:
+    """Complete the network's options by what its weights demand."""
+    for path in backbone.imports:
         load_user_module(path)
+    return fit_backbone(backbone)
+
+
+def _build(
+    config: ClassificationConfig, backbone: BackboneSettings, reported: Split, training: bool
+) -> Network:
     dropout = config.train.dropout if training else 0.0
-    backbone = config.backbone
     return build_network(backbone.name, len(reported.class_names), dropout, **backbone.options)
 
 
-def _load(network: Network, path: str, reported: Split, replace_head: bool) -> Any:
+def _load(
+    network: Network, backbone: BackboneSettings, reported: Split, replace_head: bool
+) -> LoadedWeights:
     """Load weights, and refuse a classifier whose classes are known to be others."""
+    path, patterns = backbone.weights, backbone.allow_missing
     classes = read_weights(path).classes
     if not replace_head and classes is not None and classes != list(reported.class_names):
         wrong = [f"{a!r} for {b!r}" for a, b in zip(classes, reported.class_names, strict=False)]
@@ -233,7 +246,7 @@ def _load(network: Network, path: str, reported: Split, replace_head: bool) -> A
             f"{path} was trained for {len(classes)} other classes than {reported.name}'s "
             f"{len(reported.class_names)}" + (f": {wrong[0]}" if wrong else "")
         )
-    return load_weights(network, path, replace_head=replace_head)
+    return load_weights(network, path, replace_head=replace_head, allow_missing=patterns)
 
 
 def _recipe_format(config: ClassificationConfig) -> InputFormat:

@@ -376,7 +376,7 @@ def test_unknown_settings_are_refused_with_near_matches(root):
 def test_weights_of_another_architecture_are_refused(learned, root):
     settings, directory, _ = learned
     other = BackboneSettings("resnet_tiny", weights=str(directory / "weights.safetensors"))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="holds a se_resnet_tiny; the settings ask for resnet_tiny"):
         run.check(replace(settings, backbone=other), training=False)
 
 
