@@ -2,18 +2,35 @@
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import yaml
 
 from tools import references
+from tools.experiment import TASKS, list_recipes, load_experiment
 from tools.record import METRICS, Metric, Record
 
+SETTINGS = load_experiment("classification", "imagenet-paper").settings
 
-def run(backbone="se_resnet50", *, top1=23.3, recipe="imagenet_paper", action="train", **changes):
+
+def run(
+    backbone="se_resnet50",
+    *,
+    top1=23.3,
+    recipe="imagenet-paper",
+    action="train",
+    settings=None,
+    **changes,
+):
     record = Record(
         created="2026-01-01T00:00:00+00:00",
-        experiment={"task": "classification", "action": action, "recipe": recipe},
+        experiment={
+            "task": "classification",
+            "action": action,
+            "recipe": recipe,
+            "settings": json.loads(json.dumps(settings or SETTINGS)),
+        },
         dataset={"name": "imagenet", "split": "val", "images": 50000, "synthetic": False},
         protocol={"name": "imagenet-256-224"},
         backbone={"name": backbone, "options": {}},
@@ -111,8 +128,9 @@ def test_a_reference_inside_the_interval_is_reproduced_else_better_or_worse():
         ({"protocol": {"name": "imagenet-320"}}, "other protocol"),
         ({"dataset": {"name": "imagenet", "split": "val", "images": 100, "synthetic": False}}, "100"),
         ({"dataset": {"name": "imagenet", "split": "val", "images": 50000, "synthetic": True}}, "synth"),
-        ({"recipe": "imagenet_modern"}, "other recipe"),
+        ({"recipe": "imagenet-modern"}, "other recipe"),
         ({"action": "evaluate"}, "unknown training"),
+        ({"settings": {**SETTINGS, "train": {**SETTINGS["train"], "epochs": 2}}}, "train.epochs=2"),
     ],
 )  # fmt: skip
 def test_what_differs_is_not_comparable_and_says_why(changes, reason):
@@ -169,3 +187,9 @@ def test_no_recalled_or_inferred_number_is_shipped():
     for file in resources.files(references).iterdir():
         if file.name.endswith(".yaml"):
             assert yaml.safe_load(file.read_text("utf-8"))["mark"] in references.MARKS
+
+
+def test_the_recipes_that_tables_name_are_there():
+    for table in references.load_references().values():
+        assert table.task in TASKS
+        assert set(table.recipes) <= set(list_recipes(table.task)), table.name

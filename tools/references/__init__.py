@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from tools.experiment import load_experiment
 from tools.record import METRICS, Record
 
 MARKS = {"1": "seen in one source", "2": "seen in two or more sources", "C": "computed"}
@@ -236,7 +238,34 @@ def _not_comparable(record: Record, table: Table, published: Reference) -> str |
     if not weights and record.experiment["recipe"] not in table.recipes:
         recipes = ", ".join(table.recipes) or "none of this suite"
         return f"other recipe: {record.experiment['recipe']}, the table's is {recipes}"
-    return None
+    changed = [] if weights else _changed_settings(record)
+    return f"the recipe was changed: {', '.join(changed[:3])}" if changed else None
+
+
+def _changed_settings(record: Record) -> list[str]:
+    """Settings in which a run departs from its recipe, apart from network, data and seed."""
+    recipe = _recipe_settings(record.task, record.experiment["recipe"])
+    used = _flatten(record.experiment["settings"])
+    return [
+        f"{name}={used[name]}"
+        for name, value in recipe.items()
+        if name in used and json.dumps(used[name]) != json.dumps(value)
+    ]
+
+
+@functools.cache
+def _recipe_settings(task: str, recipe: str) -> dict[str, Any]:
+    identity = load_experiment(task, recipe).identity
+    parts = {k: v for k, v in identity.items() if k not in ("task", "action", "backbone", "seed")}
+    return {k: v for k, v in _flatten(parts).items() if not k.startswith("data.")}
+
+
+def _flatten(part: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in part.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _same_data(data: dict[str, Any], published: dict[str, Any]) -> bool:

@@ -85,11 +85,11 @@ def _run_row(run: Run) -> dict:
 
 
 def _reasons(table: Table) -> list[tuple[str, int]]:
-    """Why runs are in no pair, and how many for each reason."""
+    """Why runs with a plain twin are in no pair, and how many for each reason."""
     reasons: dict[str, int] = defaultdict(int)
     for run in table.runs:
-        if run.why_not and not run.why_not.startswith("no run of an SE twin"):
-            reasons[f"{run.network}: {run.why_not}"] += 1
+        if run.why_not and run.record.backbone["twin"] is not None:
+            reasons[f"{run.network} on {run.record.dataset['name']}: {run.why_not}"] += 1
     return sorted(reasons.items(), key=lambda item: -item[1])[:ROWS]
 
 

@@ -105,7 +105,7 @@ def _differences(plain: Record, candidate: Record) -> tuple[str, ...]:
         "action": (plain.experiment["action"], candidate.experiment["action"]),
         "data": (_data_name(plain), _data_name(candidate)),
         "protocol": (plain.protocol.get("name"), candidate.protocol.get("name")),
-        "commit": (_commit(plain), _commit(candidate)),
+        "commit": ((_commit(plain) or "")[:9], (_commit(candidate) or "")[:9]),
         "seed": (plain.seed, candidate.seed),
     }
     found = [f"{what}: {one} and {other}" for what, (one, other) in checks.items() if one != other]
