@@ -7,6 +7,7 @@ Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -389,6 +390,7 @@ def _run(
             print_summary(experiment, summary, output, as_json)
         return
     recorded = read_recorded(experiment, output)
+    _show_log()
     with _resume_hint("the same command with --resume"):
         record = recorded or run_experiment(experiment, output, resume=resume)
     if record is None or not _first_process:
@@ -457,6 +459,18 @@ def _resume_hint(how: str) -> Iterator[None]:
     except KeyboardInterrupt:
         _say(f"stopped; go on with {how}")
         raise typer.Exit(130) from None
+
+
+def _show_log() -> None:
+    """Print what the benchmarks log, epoch by epoch, above the progress bar."""
+
+    class Stderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(self.format(record), file=sys.stderr)  # looked up now: the bar redirects it
+
+    if _first_process:
+        for room in ("backbones", "classification", "scene"):
+            logging.getLogger(room).addHandler(Stderr())
 
 
 def _say(text: str) -> None:

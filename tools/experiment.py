@@ -15,9 +15,11 @@ import difflib
 import hashlib
 import importlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -220,10 +222,11 @@ def run_experiment(
     if first:
         prepare_directory(experiment, directory, resume)
     try:
-        if experiment.action == "train":
-            result = door.train(experiment.config, directory, resume=resume)
-        else:
-            result = door.evaluate(experiment.config, directory)
+        with _log_to(directory / LOG_FILE) if first else nullcontext():
+            if experiment.action == "train":
+                result = door.train(experiment.config, directory, resume=resume)
+            else:
+                result = door.evaluate(experiment.config, directory)
     except ValueError:
         # Bad input, found before anything was computed, must not bar the way to a better try.
         if first and {path.name for path in directory.iterdir()} <= {SETTINGS_FILE, LOG_FILE}:
@@ -234,6 +237,23 @@ def run_experiment(
     record = build_record(experiment, result, directory, command=command)
     write_record(record, directory)
     return record
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Append what the rooms of this suite log to a file; Detectron2 has a log of its own there."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(room) for room in ("backbones", "classification", "scene")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 def read_recorded(experiment: Experiment, directory: Path) -> Record | None:

@@ -1,0 +1,189 @@
+"""The command line: quick, one clear line for what goes wrong, numbers on stdout."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tools import cli, sample_data
+
+
+@pytest.fixture
+def sebench(monkeypatch, capsys):
+    """Run the command line here; returns exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sebench", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "recipes"]])
+def test_help_and_lists_do_not_import_torch(arguments):
+    code = (
+        "import sys; from tools.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\nsys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout
+
+
+def test_backbones_are_listed_with_twins_and_costs(sebench):
+    code, out, _ = sebench("list", "backbones", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["se_resnet50"]["twin"] == "resnet50"
+    assert rows["resnet50"]["parameters"] == 25_557_032
+    code, out, _ = sebench("list", "backbones")
+    assert "28,088,024" in out
+
+
+@pytest.mark.parametrize("what", ["recipes", "datasets", "attentions"])
+def test_every_list_comes_as_a_table_and_as_json(sebench, what):
+    code, out, _ = sebench("list", what)
+    assert code == 0
+    rows = json.loads(sebench("list", what, "--json")[1])
+    assert rows
+    assert all(row["name"] in out for row in rows)
+
+
+def test_every_data_set_of_the_settings_is_listed():
+    from classification.config import DATASETS
+    from detection.config import DATASETS as COCO
+    from tools.listing import DATASETS as LISTED
+
+    assert set(LISTED) == {*DATASETS, *COCO}
+
+
+def test_a_network_of_ones_own_is_listed(sebench, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from backbones import register_backbone, build_backbone\n"
+        "register_backbone('cli_test_net', lambda **o: build_backbone('resnet20', **o),"
+        " family='mine', input_size=32)\n"
+    )
+    code, out, err = sebench("list", "backbones", "--import", mine, "--json")
+    assert code == 0, err
+    assert json.loads(out)[-1]["name"] == "cli_test_net"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "bakbones"], "unknown list 'bakbones'; did you mean backbones?"),
+        (["train", "clasification"], "unknown task 'clasification'; did you mean classification?"),
+        (["train", "scene"], "--recipe is missing: choose from places365"),
+        (["train", "classification", "-r", "cifar-sort"], "did you mean cifar-short"),
+        (["train", "classification", "-r", "cifar-short", "-b", "resnet2"], "did you mean resnet2"),
+        (["train", "classification", "-r", "cifar-short", "train.epoch=1"], "train.epochs"),
+        (["train", "classification", "-r", "cifar-short", "--data", "cifr10"], "'cifar10'"),
+        (["train", "classification", "-r", "cifar-short", "--import", "no.py"], "no such file"),
+        (["evaluate", "classification", "-r", "cifar-short"], "--weights is missing"),
+        (["evaluate", "scene", "--results", "x.json"], "--results is for detection"),
+        (["evaluate", "detection", "--results", "x.json"], "--annotations is missing"),
+        (["run", "none.yaml", "-o", "out"], "unknown suite 'none.yaml'"),
+        (["report", "none", "-o", "out"], "no such file or folder: none"),
+        (["data", "sample", "x", "--only", "mnist"], "unknown sample data 'mnist'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_a_failure(
+    sebench, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sebench(*arguments)
+    assert code == 1
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistyped_commands_and_options_get_near_matches(sebench):
+    code, _, err = sebench("trian")
+    assert code == 2
+    assert "train" in err
+    code, _, err = sebench("train", "scene", "--recpe", "x")
+    assert code == 2
+    assert "--recipe" in err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch):
+    for arguments in (["--debug", "list", "x"], ["list", "x", "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["sebench", *arguments])
+        with pytest.raises(ValueError, match="unknown list"):
+            cli.main()
+
+
+def test_a_fault_of_ours_says_so(monkeypatch, sebench):
+    from tools import listing
+
+    monkeypatch.setitem(listing.LISTS, "datasets", lambda: {}["oops"])
+    code, _, err = sebench("list", "datasets")
+    assert code == 1
+    assert "KeyError: 'oops' (this is a fault of sebench; --debug shows where)" in err
+
+
+def test_names_are_completed():
+    assert "se_resnet50" in cli._complete_backbones("se_resnet5")
+    assert cli._complete_tasks("d") == ["detection"]
+    assert cli._complete_datasets("cifar") == ["cifar10", "cifar100"]
+
+    class Context:
+        params = {"task": "detection"}  # noqa: RUF012
+
+    assert cli._complete_recipes(Context(), "t") == ["tiny"]
+
+
+def test_only_the_first_process_speaks(monkeypatch, sebench):
+    monkeypatch.setattr(cli, "_first_process", False)
+    assert sebench("list", "x") == (1, "", "")
+
+
+def test_sample_data_are_made_and_named(sebench, tmp_path):
+    code, out, _ = sebench("data", "sample", tmp_path / "d", "--only", "coco")
+    assert code == 0
+    assert out.strip() == str(tmp_path / "d" / "coco")
+    assert (tmp_path / "d" / "coco" / "annotations").is_dir()
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(sebench, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = sample_data.make_cifar10(tmp_path / "cifar", train_per_class=20, test_per_class=2)
+    arguments = ["train", "classification", "-r", "cifar-short", "--data-root", root, "--dry-run"]
+    code, out, err = sebench(*arguments, "train.batch_size=20", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["dataset"]["images"] == 20
+    assert found["dataset"]["synthetic"] is True
+    assert found["steps"] == 30 * 10
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar"]
+    code, _, err = sebench(*arguments[:-3], "--data-root", tmp_path / "none", "--dry-run")
+    assert code == 1
+    assert str(tmp_path / "none") in err
+
+
+def test_a_results_file_is_scored_as_json_and_as_a_table(sebench, tmp_path):
+    root = sample_data.make_coco(tmp_path / "c", train=1, val=3)
+    annotations = root / "annotations" / "instances_val2017.json"
+    truth = json.loads(annotations.read_text())["annotations"]
+    keys = ("image_id", "category_id", "bbox")
+    rows = [{**{key: row[key] for key in keys}, "score": 0.9} for row in truth]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(rows))
+    arguments = ["evaluate", "detection", "--results", results, "--annotations", annotations]
+    for evaluator in ("hotcoco", "pycocotools"):
+        code, out, err = sebench(*arguments, "--json", "--evaluator", evaluator)
+        assert code == 0, err
+        assert json.loads(out)["metrics"]["AP"] == pytest.approx(100.0)
+    code, out, err = sebench(*arguments)
+    assert code == 0, err
+    assert "100.00 %" in out
