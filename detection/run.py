@@ -59,14 +59,20 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     """Find what is wrong with an experiment before anything is computed.
 
     Returns:
-        The data set as a record describes it, and the schedule when `training`.
+        The data set and the protocol as a record has them, and the schedule when `training`.
     Raises:
         ValueError: naming what is wrong, what was allowed, and the mend.
     """
     data = _check(config, training)
-    summary = {"dataset": _describe_dataset(config, data)}
+    summary = {
+        "dataset": _describe_dataset(config, data),
+        "protocol": _describe_protocol(config),
+    }
     if training:
         summary["schedule"] = asdict(resolve_schedule(config))
+    else:
+        detector, _ = load_detector(config.backbone.weights, config, "cpu")
+        _require_same_classes(detector, data, config.backbone.weights)
     return summary
 
 
@@ -333,23 +339,29 @@ def _processes(config: DetectionConfig) -> Iterator[torch.device]:
 @contextmanager
 def _log_to(directory: Path) -> Iterator[None]:
     """Detectron2's and our own log into log.txt; the terminal is for the progress bar."""
-    if not comm.is_main_process():
-        yield
-        return
-    handler = logging.FileHandler(directory / LOG, encoding="utf-8")
+    with warnings.catch_warnings():
+        # What Detectron2 asks of torch in words since renamed; nothing a person could mend.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="torch.meshgrid|`broadcast_buffers`")
+        if comm.is_main_process():
+            with _log_file(directory / LOG):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    # Detectron2 asks torch in words that torch has since renamed; nothing for a person to do.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     before = [(each.level, each.propagate) for each in loggers]
     for each in loggers:
         each.addHandler(handler)
         each.setLevel(logging.INFO)
         each.propagate = False
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")
-            yield
+        yield
     finally:
         for each, (level, propagate) in zip(loggers, before, strict=True):
             each.removeHandler(handler)

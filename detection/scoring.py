@@ -107,7 +107,9 @@ def score(
             from pycocotools.cocoeval import COCOeval
 
             truth = COCO(str(annotations))
-            for row in truth.dataset["annotations"]:  # hotcoco's defaults for what a file leaves out
+            for row in truth.dataset[
+                "annotations"
+            ]:  # hotcoco's defaults for what a file leaves out
                 row.setdefault("area", row["bbox"][2] * row["bbox"][3])
                 row.setdefault("iscrowd", 0)
             found = truth.loadRes(detections) if len(detections) else _nothing_found(truth)
