@@ -82,7 +82,8 @@ def predict(
         score = 0
         for network, input_format in networks:
             # A view at a time: the memory of a forward pass is that of `batch_size` images.
-            logits = [network(normalize(images[:, v], input_format)) for v in range(views)]
+            inputs = (normalize(images[:, v], input_format) for v in range(views))
+            logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
             score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
         top, scores = best_classes(score)
         right = score[torch.arange(count), batch.labels.to(device)]

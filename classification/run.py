@@ -1,6 +1,7 @@
 """The door: check, train and evaluate an experiment, and return its plain result."""
 
 import resource
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from backbones import (
     read_weights,
     save_weights,
 )
+from backbones.inference import prepare_for_inference
 from classification.config import ClassificationConfig
 from classification.datasets import ImageArray
 from classification.distributed import Processes, choose_device, join_processes
@@ -133,17 +135,17 @@ def train(
         trainer.fit()
         product, selection = trainer.product, "last epoch"
         if config.train.select == "best":
-            processes.wait()
-            load_weights(product, directory / WEIGHTS)
+            if processes.is_first:
+                load_weights(product, directory / WEIGHTS)
             count = len(splits.held_out)
             selection = f"best epoch, {trainer.best['epoch']}, on {count} images held out of train"
         else:
-            processes.copy_from_first(product)
             keep(product)
-        seen = score(splits.reported, product)
+        processes.copy_from_first(product)
+        seen = score(splits.reported, prepare_for_inference(product, config.evaluate.inference))
         if not processes.is_first:
             return None
-        result = _result(config, directory, splits, seen, product, input_format, processes)
+        result = _result(config, directory, splits, seen, [product], input_format, processes)
         images = config.train.batch_size * trainer.total_steps
         saved = read_weights(directory / WEIGHTS)
         result |= {
@@ -177,20 +179,22 @@ def evaluate(
     with join_processes(config.device) as processes:
         splits = load_splits(config, False, readers)
         _, protocol = _protocol(config, splits.reported)
-        networks, files = [], []
+        networks, members, files = [], [], []
         for path in (config.backbone.weights, *config.evaluate.ensemble):
             backbone = _fitted(replace(config.backbone, weights=path))
             network = _build(config, backbone, splits.reported, training=False)
             loaded = _load(network, backbone, splits.reported, replace_head=False)
             network.to(processes.device, memory_format=torch.channels_last)
-            networks.append((network, loaded.input_format or _recipe_format(config)))
+            prepared = prepare_for_inference(network, config.evaluate.inference)
+            networks.append((prepared, loaded.input_format or _recipe_format(config)))
+            members.append(network)
             files.append(loaded)
         size = config.evaluate.batch_size
         seen = predict(networks, splits.reported, protocol, config.data, size, processes)
         if not processes.is_first:
             return None
-        network, input_format = networks[0]
-        result = _result(config, directory, splits, seen, network, input_format, processes)
+        input_format = networks[0][1]
+        result = _result(config, directory, splits, seen, members, input_format, processes)
         first = files[0]
         result |= {
             "selection": "weights as given",
@@ -238,13 +242,11 @@ def _load(
     path, patterns = backbone.weights, backbone.allow_missing
     classes = read_weights(path).classes
     if not replace_head and classes is not None and classes != list(reported.class_names):
-        wrong = [f"{a!r} for {b!r}" for a, b in zip(classes, reported.class_names, strict=False)]
-        wrong = [
-            pair for pair, a, b in zip(wrong, classes, reported.class_names, strict=False) if a != b
-        ]
+        pairs = zip(classes, reported.class_names, strict=False)
+        other = next((f": {a!r} for {b!r}" for a, b in pairs if a != b), "")
         raise ValueError(
-            f"{path} was trained for {len(classes)} other classes than {reported.name}'s "
-            f"{len(reported.class_names)}" + (f": {wrong[0]}" if wrong else "")
+            f"{path} was trained for {len(classes)} other classes than the "
+            f"{len(reported.class_names)} of {reported.name}{other}"
         )
     return load_weights(network, path, replace_head=replace_head, allow_missing=patterns)
 
@@ -258,11 +260,14 @@ def _result(
     directory: Path,
     splits: Splits,
     seen: Predictions,
-    network: nn.Module,
+    members: Sequence[nn.Module],
     input_format: InputFormat,
     processes: Processes,
 ) -> dict[str, Any]:
-    """What training and evaluation have in common; writes the per-image file."""
+    """What training and evaluation have in common; writes the per-image file.
+
+    The cost is that of one view by all `members` of the ensemble.
+    """
     name, protocol = choose_protocol(config.evaluate)
     reported = splits.reported
     write_samples(seen, reported.ids, directory / SAMPLES)
@@ -289,8 +294,8 @@ def _result(
             "peak_memory_bytes": peak,
         },
         "cost": {
-            "parameters": count_parameters(network),
-            "multiply_adds": count_multiply_adds(network, size),
+            "parameters": sum(count_parameters(network) for network in members),
+            "multiply_adds": sum(count_multiply_adds(network, size) for network in members),
             "input_size": list(size),
         },
     }

@@ -41,13 +41,16 @@ class Splits:
     held_out: Split | None = None
 
     def describe(self, skipped: list[str]) -> dict[str, Any]:
-        """The reported set as plain values, for the result."""
+        """The reported set as plain values, for the result.
+
+        `images` counts what was seen: with `skipped_images` it adds up to `images_in_set`.
+        """
         reported = self.reported
         return {
             "name": reported.name,
             "split": reported.split,
-            "images": len(reported),
-            "images_seen": len(reported) - len(skipped),
+            "images": len(reported) - len(skipped),
+            "images_in_set": len(reported),
             "skipped_images": skipped,
             "classes": len(reported.class_names),
             "class_names": list(reported.class_names),

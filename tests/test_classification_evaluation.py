@@ -125,7 +125,7 @@ def test_an_ensemble_averages_the_scores_of_its_members(photos, files, tmp_path)
 
 def test_a_list_of_images_is_what_is_counted(photos, files, odd, tmp_path):
     result = run.evaluate(config(photos, files[0], images=odd), tmp_path)
-    assert result["dataset"]["images"] == result["dataset"]["images_seen"] == 17
+    assert result["dataset"]["images"] == result["dataset"]["images_in_set"] == 17
     assert len(samples(tmp_path)["image"]) == 17
 
 
@@ -203,7 +203,7 @@ def test_training_in_two_processes_gives_the_weights_of_one(photos, odd, tmp_pat
     theirs = load_file(tmp_path / "two" / "weights.safetensors")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
-    assert two["dataset"]["images_seen"] == 17
+    assert two["dataset"]["images"] == 17
     # What two processes say of these weights is what one says.
     file = str(tmp_path / "two" / "weights.safetensors")
     again = run.evaluate(config(photos, file, images=odd), tmp_path / "again")

@@ -103,7 +103,7 @@ def learned(tmp_path_factory):
 def test_a_tiny_network_learns_far_above_chance(learned):
     _, directory, result = learned
     assert result["metrics"]["top1_accuracy"] > 30
-    assert result["dataset"]["images"] == result["dataset"]["images_seen"] == 100
+    assert result["dataset"]["images"] == result["dataset"]["images_in_set"] == 100
     assert result["dataset"]["synthetic"] is True
     assert result["selection"] == "last epoch"
     rows = curve(directory)
@@ -376,7 +376,9 @@ def test_unknown_settings_are_refused_with_near_matches(root):
 def test_weights_of_another_architecture_are_refused(learned, root):
     settings, directory, _ = learned
     other = BackboneSettings("resnet_tiny", weights=str(directory / "weights.safetensors"))
-    with pytest.raises(ValueError, match="holds a se_resnet_tiny; the settings ask for resnet_tiny"):
+    with pytest.raises(
+        ValueError, match="holds a se_resnet_tiny; the settings ask for resnet_tiny"
+    ):
         run.check(replace(settings, backbone=other), training=False)
 
 
@@ -401,7 +403,7 @@ def test_bad_files_stop_a_run_before_it_starts_or_are_skipped_and_counted(root, 
     allowed = for_files(config(root, epochs=1), broken, skip_bad_images=1)
     result = run.train(allowed, tmp_path / "run")
     data = result["dataset"]
-    assert (data["images"], data["images_seen"], len(data["skipped_images"])) == (18, 17, 1)
+    assert (data["images_in_set"], data["images"], len(data["skipped_images"])) == (18, 17, 1)
     assert data["skipped_images"][0].startswith("n01440764/")
 
 
