@@ -1,8 +1,9 @@
 """From a name and options to a network."""
 
 import importlib
-import inspect
 from typing import Any
+
+from torch import nn
 
 from backbones.features import Backbone, Network
 from backbones.slot import ATTENTIONS, attention_options, build_slot, unknown
@@ -29,40 +30,35 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     entry = find_backbone(name)
     if not isinstance(entry, Pair):
         return entry.builder(**options)
+    structure = {key: value for key, value in options.items() if key in entry.options}
+    attention = {key: value for key, value in options.items() if key not in entry.options}
+    _check_names(name, entry, attention)
+    if attention.get("attention", "se") == "se":
+        attention = {**entry.se_defaults, **attention}
     module, _, attribute = entry.builder.partition(":")
     network = getattr(importlib.import_module(f"backbones.{module}"), attribute)
-    arguments = dict(entry.arguments)
-    arguments.update((key, value) for key, value in options.items() if key in entry.options)
-    for key in entry.options:  # the paper's ablations are booleans and words: a typo must not pass
-        default = inspect.signature(network).parameters[key].default
-        if key in options and not isinstance(options[key], type(default)):
-            kind = type(default).__name__
-            raise ValueError(f"{name}: option {key} is of type {kind}, not {options[key]!r}")
-    rest = {key: value for key, value in options.items() if key not in entry.options}
-    if name == entry.plain:
-        if rest:
-            raise ValueError(_unknown_option(name, entry, next(iter(rest)), is_se=False))
-        return network(**arguments)
-
-    rest = _with_defaults(entry, rest)
-    known = {*_SLOT_OPTIONS, *(key for a in ATTENTIONS for key in attention_options(a))}
-    for key in rest:
-        if key not in known:
-            raise ValueError(_unknown_option(name, entry, key, is_se=True))
+    arguments = {**entry.arguments, **structure}
     try:
-        slot = build_slot(rest, entry.input_size)
+        if name == entry.plain:
+            return network(**arguments)
+        slot = build_slot(attention, entry.input_size)
         if slot.placement not in network.placements:
             raise ValueError(
-                f"placement {slot.placement!r} needs residual blocks, which family"
-                f" {entry.family} does not offer; allowed: {', '.join(network.placements)}"
+                f"placement {slot.placement!r} is for ResNet's blocks; family {entry.family} has"
+                f" attention at one place, {', '.join(network.placements)}"
             )
         backbone = network(**arguments, slot=slot)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    stages = [int(stage[3:]) for stage in backbone.feature_specs if stage.startswith("res")]
-    if slot.stages and not set(slot.stages) <= set(stages):
-        raise ValueError(f"{name}: se_stages {list(slot.stages)} are not all among {stages}")
+    for stage in slot.stages or ():
+        if not _holds_attention(backbone, stage):
+            raise ValueError(f"{name}: se_stages names {stage}, where this network has no place")
     return backbone
+
+
+def _holds_attention(backbone: Backbone, stage: int) -> bool:
+    modules = getattr(backbone, f"res{stage}", nn.Module()).named_modules()
+    return any(name.endswith(".se") and not isinstance(m, nn.Identity) for name, m in modules)
 
 
 def build_network(
@@ -72,19 +68,16 @@ def build_network(
     return Network(build_backbone(name, **options), num_classes, dropout)
 
 
-def _with_defaults(entry: Pair, options: dict[str, Any]) -> dict[str, Any]:
-    """Add the network's own defaults (e.g. a smaller reduction) where the attention has them."""
-    attention = options.get("attention", "se")
-    if attention not in ATTENTIONS:
-        return options
-    takes = attention_options(attention)
-    return {**{k: v for k, v in entry.se_defaults.items() if k in takes}, **options}
-
-
-def _unknown_option(name: str, entry: Pair, option: str, is_se: bool) -> str:
-    known = [*entry.options]
-    if is_se:
-        known += [*_SLOT_OPTIONS, *attention_options("se")]
-    elif option in _SLOT_OPTIONS or option in attention_options("se"):
-        return f"{name} is plain and has no option {option!r}; its SE twin is {entry.se}"
-    return f"{name}: " + unknown("option", option, known)
+def _check_names(name: str, entry: Pair, options: dict[str, Any]) -> None:
+    """Refuse options that neither the attention slot nor any attention has."""
+    attention = {*_SLOT_OPTIONS, *(key for each in ATTENTIONS for key in attention_options(each))}
+    for option in options:
+        if name == entry.plain and option in attention:
+            raise ValueError(
+                f"{name} is plain and has no option {option!r}; its twin is {entry.se}"
+            )
+        if name == entry.plain:
+            raise ValueError(f"{name}: {unknown('option', option, entry.options)}")
+        if option not in attention:
+            known = [*entry.options, *_SLOT_OPTIONS, *attention_options("se")]
+            raise ValueError(f"{name}: {unknown('option', option, known)}")

@@ -51,6 +51,8 @@ class ResNet(Backbone):
         slot: Slot = PLAIN,
     ) -> None:
         super().__init__()
+        if not isinstance(stride_in_1x1, bool):
+            raise ValueError(f"stride_in_1x1 is true or false, not {stride_in_1x1!r}")
         self.stem, channels = _build_stem(stem_width, deep_stem, stem_pool)
         self.feature_specs = {"stem": FeatureSpec(channels, 4)}
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):

@@ -110,4 +110,4 @@ def unknown(kind: str, value: object, allowed: Any) -> str:
     """Word the error for a name that is not in `allowed`, with near matches."""
     near = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=3)
     hint = f"did you mean {', '.join(near)}? " if near else ""
-    return f"unknown {kind} {value!r}; {hint}allowed: {', '.join(map(str, allowed))}"
+    return f"unknown {kind} {value!r}; {hint}allowed: {', '.join(map(str, allowed)) or 'none'}"

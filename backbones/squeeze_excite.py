@@ -45,6 +45,8 @@ class SEBlock(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden_units(channels, reduction)
+        if not isinstance(se_bias, bool):
+            raise ValueError(f"se_bias is true or false, not {se_bias!r}")
         self.squeeze = _choice("squeeze", squeeze, SQUEEZES)
         self.excitation = _choice("excitation", excitation, EXCITATIONS)
         self.fc1 = nn.Linear(channels, hidden, bias=se_bias)

@@ -85,11 +85,8 @@ class Registered:
     input_size: int
 
 
-_SMALL = "made for 32x32 pictures: its last stage has stride 4, a detector needs 4, 8, 16, 32"
-_UNPADDED = (
-    "its convolutions are not padded, so a map is smaller than the input over its stride and a"
-    " feature pyramid cannot add neighbours"
-)
+_SMALL = "made for 32x32 pictures: its last stage has stride 4, not 32"
+_UNPADDED = "unpadded convolutions: a map is smaller than the input over its stride"
 _BASIC = ("stem_pool",)
 _BOTTLENECK = ("stride_in_1x1", "stem_pool")
 
@@ -255,7 +252,8 @@ def register_backbone(
 
     Args:
         name: how settings and the command line will call it.
-        builder: `builder(**options)` returns a `backbones.Backbone`.
+        builder: `builder(**options)` returns a `backbones.Backbone`. To hold attention, it takes a
+            `slot` from `backbones.slot.build_slot(options, input_size)` and asks it for modules.
         family: what it is listed under.
         twin: the name of the same network without SE, if it has one; it gets the same options.
         is_se: whether it holds SE or another attention.

@@ -30,7 +30,7 @@ def on_meta(build, *args, **kwargs):
 def test_features_have_the_promised_names_channels_and_sizes(name):
     backbone = on_meta(build_backbone, name)
     reason = INFOS[name].detection
-    unpadded = "not padded" in (reason or "")
+    unpadded = "unpadded" in (reason or "")
     height, width = (299, 299) if unpadded else (64, 160)
     features = backbone(torch.empty(2, 3, height, width, device="meta"))
     stages = ["stem", "res2", "res3", "res4", "res5"]
@@ -47,7 +47,7 @@ def test_features_have_the_promised_names_channels_and_sizes(name):
 def test_networks_that_cannot_serve_detection_say_why():
     reasons = {name: info.detection for name, info in INFOS.items() if info.detection}
     assert "last stage has stride 4" in reasons["se_resnet110"]
-    assert "not padded" in reasons["inception_v3"]
+    assert "unpadded" in reasons["inception_v3"]
     assert "resnet50" not in reasons
 
 
@@ -211,17 +211,23 @@ def test_every_placement_trains_on_every_residual_network_or_says_why_not(placem
     ("name", "options", "words"),
     [
         ("se_resnet5", {}, "unknown backbone 'se_resnet5'; did you mean se_resnet5"),
-        ("resnet50", {"reduction": 8}, "resnet50 is plain .* its SE twin is se_resnet50"),
+        ("resnet50", {"reduction": 8}, "resnet50 is plain .* its twin is se_resnet50"),
         ("resnet50", {"stride_in_1x2": True}, "unknown option .* did you mean stride_in_1x1"),
         ("se_resnet50", {"reducton": 8}, "unknown option 'reducton'; did you mean reduction"),
-        ("se_resnet50", {"stride_in_1x1": 1}, "option stride_in_1x1 is of type bool, not 1"),
+        ("se_resnet50", {"stride_in_1x1": 1}, "stride_in_1x1 is true or false, not 1"),
         ("se_resnet50", {"stem_pool": "same"}, "stem_pool is one of padded, ceil, not 'same'"),
         ("se_resnet50", {"placement": "prior"}, "unknown placement 'prior'"),
         ("se_resnet50", {"se_stages": []}, "se_stages is a non-empty subset of 2, 3, 4, 5"),
         ("se_resnet50", {"se_stages": [6]}, "se_stages is a non-empty subset of 2, 3, 4, 5"),
-        ("se_resnet20", {"se_stages": [5]}, r"se_stages \[5\] are not all among \[2, 3, 4\]"),
+        ("se_resnet20", {"se_stages": [5]}, "se_stages names 5, where this network has no place"),
+        ("se_shufflenet", {"se_stages": [2, 3]}, "se_stages names 2, where"),
+        ("se_vgg16_bn", {"se_stages": [5]}, "se_stages names 5, where"),
         ("se_resnet20", {"reduction": 32}, "reduction 32 leaves no hidden unit of 16 channels"),
-        ("se_mobilenet", {"placement": "pre"}, "placement 'pre' needs residual blocks"),
+        (
+            "se_mobilenet",
+            {"placement": "pre"},
+            "placement 'pre' is for ResNet's blocks; family MobileNet has",
+        ),
     ],
 )
 def test_bad_options_are_refused_with_the_name_and_the_mend(name, options, words):
