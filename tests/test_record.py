@@ -78,12 +78,12 @@ def test_the_commit_is_this_checkouts_and_never_a_foreign_ones(monkeypatch, tmp_
         head = subprocess.run(
             ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
-        assert record._git()["commit"] == head
+        assert record.read_git()["commit"] == head
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     installed = tmp_path / "site-packages" / "tools"
     installed.mkdir(parents=True)
     monkeypatch.setattr(record, "__file__", str(installed / "record.py"))
-    assert record._git() == {"commit": None, "dirty": None}
+    assert record.read_git() == {"commit": None, "dirty": None}
 
 
 def _set(path):

@@ -201,7 +201,12 @@ def describe_recipe(path: Path) -> str:
 
 
 def run_experiment(
-    experiment: Experiment, directory: Path, *, resume: bool = False, command: str | None = None
+    experiment: Experiment,
+    directory: Path,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+    git: dict[str, Any] | None = None,
 ) -> Record | None:
     """Run, evaluate and record an experiment; the record is written last and whole.
 
@@ -234,7 +239,7 @@ def run_experiment(
         raise
     if not first or result is None:
         return None
-    record = build_record(experiment, result, directory, command=command)
+    record = build_record(experiment, result, directory, command, git)
     write_record(record, directory)
     return record
 

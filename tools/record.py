@@ -130,9 +130,15 @@ class Record:
 
 
 def build_record(
-    experiment: Experiment, result: dict[str, Any], directory: Path, command: str | None = None
+    experiment: Experiment,
+    result: dict[str, Any],
+    directory: Path,
+    command: str | None = None,
+    git: dict[str, Any] | None = None,
 ) -> Record:
     """Check what a benchmark returned and join it with where it came from.
+
+    ``command`` and ``git`` are this process's and this moment's unless given.
 
     Raises:
         ValueError: an unknown, infinite or unexplained metric, or images that do not add up.
@@ -176,7 +182,7 @@ def build_record(
         selection=result["selection"],
         files={kind: result.get(kind) for kind in ("samples", "detections", "curve")},
         command=command or shlex.join(["sebench", *sys.argv[1:]]),
-        git=_git(),
+        git=git or read_git(),
         versions=_versions(),
         device=_device(experiment.config.device),
         input_format=result.get("input_format") or {},
@@ -320,7 +326,7 @@ def _check(record: Record) -> None:
 _PACKAGES = ("sebench", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco")
 
 
-def _git() -> dict[str, Any]:
+def read_git() -> dict[str, Any]:
     """Commit of the checkout this package lies in; a foreign repository around it is not ours."""
     home = Path(__file__).resolve().parent.parent
 

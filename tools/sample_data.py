@@ -422,31 +422,34 @@ def _picture(
     augmentations leave the labels true.
     """
     side = min(height, width)
-    y, x = np.mgrid[:height, :width].astype(np.float32) / side
-    y = y - height / side * rng.uniform(0.35, 0.65)
-    x = x - width / side * rng.uniform(0.35, 0.65)
+    # A column and a row of places, in units of the shorter side, from the silhouette's centre.
+    y = np.arange(height, dtype=np.float32)[:, None] / side - height / side * rng.uniform(
+        0.35, 0.65
+    )
+    x = np.arange(width, dtype=np.float32)[None] / side - width / side * rng.uniform(0.35, 0.65)
+    away = np.hypot(x, y)
     wave = 2 * np.pi * rng.uniform(3.0, 5.0)
-    phase_y, phase_x = rng.uniform(0, 2 * np.pi, size=2)
+    phase_y, phase_x = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
     vertical, horizontal = np.sin(wave * y + phase_y), np.sin(wave * x + phase_x)
     pattern = (
-        vertical,
-        horizontal,
-        np.sign(vertical * horizontal),
-        np.sin(1.5 * wave * np.hypot(x, y) + phase_x),
-        np.where(vertical + horizontal > 1.0, 1.0, -0.6),
-    )[label % 5]
+        lambda: np.broadcast_to(vertical, away.shape),
+        lambda: np.broadcast_to(horizontal, away.shape),
+        lambda: np.sign(vertical * horizontal),
+        lambda: np.sin(1.5 * wave * away + phase_x),
+        lambda: np.where(vertical + horizontal > 1.0, np.float32(1.0), np.float32(-0.6)),
+    )[label % 5]()
     radius = rng.uniform(0.30, 0.45)
     distance = (
-        np.hypot(x, y),
-        np.maximum(abs(x), abs(y)) * 1.1,
-        (abs(x) + abs(y)) * 0.8,
-        abs(np.hypot(x, y) - 0.25) * 3,
-    )[label // 5 % 4]
-    inside = np.clip((radius - distance) * side / 2, 0, 1)[..., None]
+        lambda: away,
+        lambda: np.maximum(abs(x), abs(y)) * 1.1,
+        lambda: (abs(x) + abs(y)) * 0.8,
+        lambda: abs(away - 0.25) * 3,
+    )[label // 5 % 4]()
+    inside = np.clip((radius - distance) * (side / 2), 0, 1)[..., None]
 
     def colour(hue: float, saturation: tuple[float, float]) -> np.ndarray:
         parts = (hue % 1.0, rng.uniform(*saturation), rng.uniform(0.5, 1.0))
-        return np.array(colorsys.hsv_to_rgb(*parts), np.float32)
+        return np.array(colorsys.hsv_to_rgb(*parts), np.float32)  # (3,), 0..1
 
     hue = label / classes + rng.normal(0, 0.08)
     # Faint patterns and hues that overlap their neighbours' keep some pictures hard.
@@ -454,7 +457,8 @@ def _picture(
     front = colour(hue, (0.2, 0.65)) * (1 - contrast + contrast * pattern[..., None])
     back = colour(rng.uniform(), (0.0, 0.5)) * rng.uniform(0.3, 1.0)
     back = back * (1 + 0.4 * np.sin(4 * x + 3 * y + phase_y)[..., None])
-    noise = rng.normal(0, rng.uniform(0.05, 0.16), size=(height, width, 3))
+    strength = np.float32(rng.uniform(0.05, 0.16))
+    noise = strength * rng.standard_normal((height, width, 3), np.float32)
     values = inside * front + (1 - inside) * back + noise
     return (255 * np.clip(values, 0, 1)).astype(np.uint8)
 
@@ -489,7 +493,7 @@ def _picture_of_shapes(
                     kind = int(rng.integers(len(COCO_CATEGORIES)))
                     shapes.append(_draw_shape(rng, draw, ground, kind, x, y, side))
                     break
-    noise = rng.normal(0, 10, size=(height, width, 3))
+    noise = 10 * rng.standard_normal((height, width, 3), np.float32)
     pixels = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels), shapes
 

@@ -34,7 +34,7 @@ from tools.experiment import (
     run_experiment,
     unknown,
 )
-from tools.record import Record
+from tools.record import Record, read_git
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -198,6 +198,8 @@ def run_cells(
             [TASKS[task].door for task in sorted({cell.experiment.task for cell in cells})]
         )
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    # One for all: the code that runs is what was imported when the first cell started.
+    origin = {"command": command, "git": read_git()}
     try:
         while waiting or running:
             for cell in list(waiting):
@@ -215,7 +217,7 @@ def run_cells(
                 else:
                     started(cell)
                     slot = min(set(range(jobs)) - {slot for _, _, slot in running.values()})
-                    process = _start(context, cell, output, threads, slot, command)
+                    process = _start(context, cell, output, threads, slot, origin)
                     running[process[1]] = (cell, process, slot)
                     continue
                 ended[cell.directory] = outcome
@@ -283,13 +285,13 @@ def _fresh(experiment: Experiment) -> Experiment:
 
 
 def _start(
-    context: Any, cell: Cell, output: Path, threads: int, slot: int, command: str | None
+    context: Any, cell: Cell, output: Path, threads: int, slot: int, origin: dict[str, Any]
 ) -> tuple[Any, Connection, float]:
     receiver, sender = context.Pipe(duplex=False)
     log = _log_path(cell, output)
     log.parent.mkdir(parents=True, exist_ok=True)
     experiment = _fresh(cell.experiment)
-    arguments = (experiment, cell.directory, log, threads, slot, command, sender)
+    arguments = (experiment, cell.directory, log, threads, slot, origin, sender)
     process = context.Process(target=_run_cell, args=arguments, name=cell.label)
     process.start()
     sender.close()
@@ -317,7 +319,7 @@ def _run_cell(
     log: Path,
     threads: int,
     slot: int,
-    command: str | None,
+    origin: dict[str, Any],
     sender: Connection,
 ) -> None:
     """Body of a cell's process: run it and send (record, error)."""
@@ -333,7 +335,7 @@ def _run_cell(
                 config = dataclasses.replace(experiment.config, device=f"cuda:{slot % gpus}")
                 experiment = dataclasses.replace(experiment, config=config)
             resume = (directory / SETTINGS_FILE).exists() and (directory / CHECKPOINT_FILE).exists()
-            record = run_experiment(experiment, directory, resume=resume, command=command)
+            record = run_experiment(experiment, directory, resume=resume, **origin)
             sender.send((record, None))
         except (Exception, KeyboardInterrupt) as error:
             traceback.print_exc()
