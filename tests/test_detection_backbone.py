@@ -13,8 +13,15 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 import detection.backbone
-from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from backbones import (
+    BackboneSettings,
+    InputFormat,
+    build_backbone,
+    build_network,
+    save_weights,
+)
 from detection import add_sebench_config, build_stages, register_backbones, use_weights
+from detection.backbone import _convert_norms
 
 TINY = "build_se_resnet_tiny_backbone"
 
@@ -252,6 +259,27 @@ def test_stride_in_1x1_of_a_foreign_config_is_obeyed():
     cfg.MODEL.BACKBONE.NAME = "build_resnet50_backbone"
     block = build_tiny(cfg).stages.res3[0]
     assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_a_network_of_timm_serves_with_the_activations_inside_its_norms_kept():
+    name = "timm:regnetx_002"  # its norms are timm's BatchNormAct2d
+    expected = build_backbone(name).eval()
+    cfg = tiny_cfg()
+    add_sebench_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SEBENCH.NAME = "build_sebench_backbone", name
+    stages = build_tiny(cfg)
+    assert not [m for m in stages.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {p.requires_grad for p in stages.stages.res2.parameters()} == {False}
+    stages = build_stages(name, freeze_at=0, norm="BN").eval()
+    stages.stages.load_state_dict(
+        dict(zip(stages.stages.state_dict(), expected.state_dict().values(), strict=True))
+    )
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = expected(pictures)
+        assert torch.equal(stages(pictures)["res5"], features["res5"])
+        _convert_norms(expected, [expected], "FrozenBN")
+        assert torch.equal(expected(pictures)["res5"], features["res5"])
 
 
 def test_the_pyramid_stands_on_the_stages():
