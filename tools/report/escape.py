@@ -5,6 +5,7 @@ HTML is escaped by Jinja2 itself.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import replace
@@ -44,6 +45,11 @@ def harmless(record: Record) -> Record:
         "created", "experiment", "dataset", "protocol", "backbone", "per_class", "selection",
         "command", "git", "versions", "device", "cost",
     )  # fmt: skip
+    # In JSON whatever is not plain text has a backslash: most records need no walk through them.
+    whole = [getattr(record, key) for key in keys]
+    reasons = [metric.reason for metric in record.metrics.values()]
+    if "\\" not in json.dumps([whole, reasons], default=str):
+        return record
     metrics = {
         name: replace(metric, reason=metric.reason and clean(metric.reason))
         for name, metric in record.metrics.items()

@@ -19,6 +19,7 @@ from tools.report.table import Table
 
 SCHEMA = "report.schema.json"
 _MARKDOWN_REFERENCES, _MARKDOWN_RUNS = 200, 500
+_READABLE = 500  # runs
 
 
 def as_json(table: Table) -> str:
@@ -51,7 +52,8 @@ def as_json(table: Table) -> str:
         "skipped": list(table.warnings),
         "methods": list(words.METHODS),
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    indent = 1 if len(table.runs) <= _READABLE else None  # indenting takes ten times as long
+    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def schema() -> str:
@@ -285,7 +287,8 @@ def as_model_index(table: Table) -> str:
         }
         models.setdefault(c.candidate, []).append(result)
     index = [{"name": name, "results": results} for name, results in models.items()]
-    text = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # of libyaml, where there is one
+    text = yaml.dump({"model-index": index}, Dumper=dumper, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n"
 
 

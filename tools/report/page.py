@@ -16,7 +16,8 @@ from tools.report.pictures import find_pictures
 from tools.report.table import BETTER, WORSE, Run, Table
 
 # What a browser should be asked to show; the CSV and JSON files hold everything.
-CARDS, DETAILED, PICTURED, ROWS, SETTINGS = 12, 60, 10, 500, 120
+CARDS, PICTURED, ROWS, SETTINGS = 12, 10, 500, 120
+DETAILED, DETAILED_OF_MANY = 60, 20  # pairs; plots take time
 COST_PLOTS = 8
 
 
@@ -41,7 +42,9 @@ def render_page(table: Table, title: str) -> str:
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
     }
     comparisons = table.comparisons
-    detailed = comparisons[:DETAILED]
+    detailed = comparisons
+    if len(comparisons) > DETAILED:
+        detailed = comparisons[:DETAILED_OF_MANY]
     home = resources.files("tools.report")
     return environment.get_template("page.html").render(
         title=title,

@@ -39,7 +39,7 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
     latest: dict[tuple, Record] = {}
     unpaired: list[tuple[Record, str]] = []
     for record in records:  # oldest first
-        key = (record.hash, _key(_commit(record)))
+        key = (record.hash, _commit(record))
         if key in latest:
             unpaired.append((latest[key], "repeated later: only the latest run counts"))
         latest[key] = record
@@ -155,13 +155,13 @@ def _unequal_settings(plain: Record, candidate: Record) -> str:
     return ", ".join(shown) or "data or weights"
 
 
-def _network(backbone: dict[str, Any]) -> str:
-    return _key([backbone["name"], backbone["options"]])
+def _network(backbone: dict[str, Any]) -> tuple[str, str]:
+    return backbone["name"], _key(backbone["options"])
 
 
-def _data(record: Record) -> str:
+def _data(record: Record) -> tuple[str, ...]:
     keys = ("name", "split", "images", "sha256", "synthetic")
-    return _key([record.dataset.get(key) for key in keys])
+    return tuple(str(record.dataset.get(key)) for key in keys)
 
 
 def _data_name(record: Record) -> str:
@@ -175,4 +175,7 @@ def _commit(record: Record) -> str | None:
 
 
 def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return _ENCODER.encode(value) if value else ""
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)

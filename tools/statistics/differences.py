@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -83,7 +83,9 @@ def paired_seeds_test(plain: list[float], candidate: list[float]) -> float | Non
     differences = np.subtract(candidate, plain)
     if np.ptp(differences) == 0:
         return 1.0 if differences[0] == 0 else 0.0
-    return float(stats.ttest_rel(candidate, plain).pvalue)
+    n = len(differences)
+    t = np.mean(differences) / (np.std(differences, ddof=1) / np.sqrt(n))
+    return float(2 * special.stdtr(n - 1, -abs(t)))  # scipy.stats.ttest_rel, a hundredfold faster
 
 
 def bootstrap_p_value(resampled: np.ndarray) -> float:
