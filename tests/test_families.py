@@ -125,7 +125,6 @@ LEGACY = {"stem_pool": "ceil"}
 # Name -> (ours, theirs)
 RESIDUAL = {
     "resnet18": (network("resnet18"), of_timm("resnet18")),
-    "resnet50": (network("resnet50", **LATE), of_timm("resnet50")),
     "resnext50": (network("resnext50_32x4d"), of_timm("resnext50_32x4d")),
     "resnet34, torchvision": (
         network("resnet34"),
