@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +13,12 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from torch import nn
+
+from backbones.inference import prepare_for_inference
 
 from .coco import CocoPart, register_dataset
 from .detector import Detector
@@ -67,11 +72,13 @@ def detect(
     part: CocoPart,
     workers: int = 0,
     tta: bool = False,
+    inference: str = "eager",
     advance: Callable[[], None] = lambda: None,
 ) -> Detections | None:
     """Run a detector over every picture of `part`, once each, shared among the processes.
 
     Args:
+        inference: how the backbone computes: a mode of `backbones.inference`.
         tta: Detectron2's test-time augmentation, with the sizes of the detector's config.
         advance: called after each picture.
     Returns:
@@ -80,7 +87,9 @@ def detect(
     records = get_detection_dataset_dicts(register_dataset(part), filter_empty=False)
     mapper = DatasetMapper(detector.cfg, is_train=False)
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
-    model = GeneralizedRCNNWithTTA(detector.cfg, detector.model) if tta else detector.model
+    model = _prepared(detector.model, inference)
+    if tta:
+        model = GeneralizedRCNNWithTTA(detector.cfg, model)
     start = time.perf_counter()
     collected = inference_on_dataset(model, loader, _Collector(detector.category_ids, advance))
     seconds = time.perf_counter() - start
@@ -88,6 +97,14 @@ def detect(
         return None
     assert collected["images"] == part.image_count, "pictures were left out"
     return Detections(collected["rows"], collected["images"], seconds)
+
+
+def _prepared(model: nn.Module, inference: str) -> nn.Module:
+    if inference == "plain":
+        return model
+    # A frozen norm is a norm in evaluation mode, which is what the rewriting knows.
+    thaw = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d
+    return prepare_for_inference(thaw(copy.deepcopy(model)), inference)
 
 
 def write_detections(detections: Detections, path: Path) -> None:

@@ -135,7 +135,8 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
         detector = Detector(model, cfg, data.class_names, ids, input_format)
 
         def validate() -> dict[str, float | None]:
-            found = detect(detector, data.val, reader_processes(config.data))
+            workers, inference = reader_processes(config.data), config.evaluate.inference
+            found = detect(detector, data.val, workers, inference=inference)
             if found is None:
                 return {}
             scores = score(data.val.annotations, found.rows, config.evaluate.evaluator)
@@ -165,7 +166,7 @@ def _evaluate(
     settings = config.evaluate
     workers = reader_processes(config.data)
     with _progress(data.val.image_count) as advance:
-        found = detect(detector, data.val, workers, settings.tta, advance)
+        found = detect(detector, data.val, workers, settings.tta, settings.inference, advance)
     if found is None:
         return None
     write_detections(found, directory / DETECTIONS)
@@ -290,6 +291,7 @@ def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
         "max_size": settings.max_size,
         "max_detections": 100,
         "evaluator": settings.evaluator,
+        "inference": settings.inference,
         "tta": settings.tta,
     }
     if settings.tta:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.modeling import build_model
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
 from detection import load_detector, run, score_results
+from detection.coco import load_coco
 from detection.config import (
     DataSettings,
     DetectionConfig,
@@ -19,7 +21,9 @@ from detection.config import (
     EvaluateSettings,
     InputSettings,
     TrainSettings,
+    build_cfg,
 )
+from detection.evaluate import detect
 from detection.train import _SeededBatches
 from tools import sample_data
 
@@ -204,6 +208,21 @@ def test_retinanet_trains_and_detects(config, tmp_path):
         detectron2={},
     )
     assert run.train(small, tmp_path)["metrics"]["AP"] is not None
+
+
+def test_the_rewritten_backbone_finds_the_same_boxes(trained, config, coco):
+    frozen = replace(config, detector=DetectorSettings(fpn_channels=32, freeze_at=3))
+    torch.manual_seed(0)
+    cfg = build_cfg(frozen, num_classes=3, input_format=InputFormat())
+    detector, _ = load_detector(trained[0] / "weights.safetensors", config, "cpu")
+    part = load_coco(frozen.data, ("val",)).val
+    for model in (detector.model, build_model(cfg)):  # batch norms, and frozen ones
+        plain, eager = (
+            detect(replace(detector, model=model), part, inference=mode).rows
+            for mode in ("plain", "eager")
+        )
+        assert len(plain) == len(eager) > 0
+        assert np.allclose(plain[:, :6], eager[:, :6], rtol=1e-3, atol=1e-2)
 
 
 def test_test_time_augmentation_is_detectron2s(trained, config, tmp_path):
