@@ -90,6 +90,16 @@ class ExternalBackbone(Backbone):
             renamed[ours] = tensor
         return renamed
 
+    def library_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `rename`."""
+        units = {f"backbone.{stage}.{_key(unit)}.": f"{unit}." for stage, unit in self.units}
+        units["head.model."] = ""
+        renamed = {}
+        for name, tensor in tensors.items():
+            ours = next(prefix for prefix in units if name.startswith(prefix))
+            renamed[units[ours] + name.removeprefix(ours)] = tensor
+        return renamed
+
 
 class ExternalHead(nn.Module):
     """What a library's network does after its last stage: the network with its stages taken out."""
@@ -140,7 +150,7 @@ def twin(name: str) -> str | None:
     """Return the plain twin of the same recipe tag, or None where none is known."""
     import timm
 
-    library, model, tag = _split(name)
+    library, model, tag = split_name(name)
     if library != "timm" or model not in _TWINS:
         return None
     plain = _TWINS[model]
@@ -151,7 +161,7 @@ def twin(name: str) -> str | None:
 
 def input_format_of(name: str) -> InputFormat:
     """Return what the pretrained weights of a network expect, from the library's own tables."""
-    library, model, tag = _split(name)
+    library, model, tag = split_name(name)
     if library == "timm":
         import timm
 
@@ -180,7 +190,7 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
     Raises:
         ValueError: an unknown name, or no network and nothing in the cache.
     """
-    library, model, tag = _split(name)
+    library, model, tag = split_name(name)
     input_format = input_format_of(name)
     try:
         if library == "timm":
@@ -359,7 +369,7 @@ def build_model(name: str, options: dict[str, Any], num_classes: int = 1000) -> 
 
 
 def _construct(name: str, options: dict[str, Any], num_classes: int) -> nn.Module:
-    library, model, tag = _split(name)
+    library, model, tag = split_name(name)
     if library == "timm":
         import timm
 
@@ -388,7 +398,7 @@ def _torchvision_weights(model: str, tag: str) -> Any:
 
 
 @functools.cache
-def _split(name: str) -> tuple[str, str, str]:
+def split_name(name: str) -> tuple[str, str, str]:
     """Split `LIBRARY:NAME[.TAG]` and make sure that the library has it."""
     library, _, rest = name.partition(":")
     model, _, tag = rest.partition(".")

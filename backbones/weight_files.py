@@ -131,13 +131,21 @@ def save_torch(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def save_detectron2(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    by_last_words: bool,
 ) -> str:
-    """Write the pickle of arrays that Detectron2's checkpointer loads by exact names."""
+    """Write a pickle of arrays for Detectron2's checkpointer.
+
+    Args:
+        by_last_words: let it match `res2.0.conv1.weight` to `backbone.bottom_up.res2.0.conv1.weight`;
+            what it cannot match it skips, with no more than a line in the log.
+    """
     content = {
         "model": {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
         "__author__": "sebench",
-        "matching_heuristics": False,
+        "matching_heuristics": by_last_words,
         _OURS: json.dumps(dict(metadata)),
     }
     return _write_whole(path, lambda part: part.write_bytes(pickle.dumps(content, protocol=4)))
