@@ -92,6 +92,9 @@ def _spread(indices: np.ndarray) -> list[int]:
 
 def _reader(record: Record) -> Callable[[str], Image.Image]:
     """Images of the reported split by their name, through the reader the run itself used."""
+    root = Path(record.dataset["root"])
+    if not root.is_dir():
+        raise ValueError(f"the data are no longer at {root}")
     task = TASKS[record.task]
     module, _, name = task.config.partition(":")
     config_class = getattr(importlib.import_module(module), name)

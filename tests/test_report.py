@@ -1,0 +1,362 @@
+"""The report: what it pairs, what it says, and that hostile names come out harmless everywhere."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from written_runs import record, write_classifier, write_coco, write_detector, write_suite
+
+from tools import sample_data, statistics
+from tools.experiment import load_experiment
+from tools.record import Metric, load_records, write_record
+from tools.report import write_report
+from tools.report.escape import escape_csv
+from tools.report.pairs import pair_twins
+from tools.report.pictures import _reader
+from tools.report.table import build_table
+from tools.report.words import headline, signed
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    root = tmp_path_factory.mktemp("suite")
+    runs = write_suite(root)
+    (runs / "broken").mkdir()
+    (runs / "broken" / "record.json").write_text('{"schema": 1, "created"')
+    files = write_report([runs], root / "report")
+    return runs, {path.name: path for path in files}
+
+
+@pytest.fixture(scope="module")
+def content(suite):
+    return json.loads(suite[1]["report.json"].read_text())
+
+
+def comparison(content, task):
+    return next(c for c in content["comparisons"] if c["task"] == task)
+
+
+def headline_metric(comparison):
+    return next(m for m in comparison["metrics"] if m["headline"])
+
+
+# Pairs -------------------------------------------------------------------------------------------
+
+
+def test_twins_of_one_condition_are_paired_seed_by_seed():
+    runs = [record(network=n, seed=s) for s in (1, 0) for n in ("resnet20", "se_resnet20")]
+    (pair,) = pair_twins(runs).pairs
+    assert [r.seed for r in pair.plain] == [r.seed for r in pair.candidate] == [0, 1]
+    assert pair.unequal == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("experiment", {"recipe": "cifar-short", "condition": "other"}, "recipe"),
+        ("experiment", {"condition": "other"}, "settings"),
+        ("dataset", {"images": 300}, "data"),
+        ("dataset", {"sha256": "e" * 64}, "data: other content"),
+        ("protocol", {"name": "imagenet-320"}, "protocol"),
+        ("git", {"commit": "f" * 40}, "commit: ccccccccc and fffffffff"),
+        ("seed", 7, "seed: 0 and 7"),
+    ],
+)
+def test_unequal_twins_are_refused_and_paired_only_on_request(field, value, reason):
+    plain, candidate = record(network="resnet20"), record(network="se_resnet20")
+    changed = {**getattr(candidate, field), **value} if isinstance(value, dict) else value
+    candidate = dataclasses.replace(candidate, **{field: changed})
+    refused = pair_twins([plain, candidate])
+    assert not refused.pairs
+    assert all(reason in why for _, why in refused.unpaired)
+    (pair,) = pair_twins([plain, candidate], allow_unequal=True).pairs
+    assert any(text.split(":")[0] in reason or "unequal" in text for text in pair.unequal)
+
+
+def test_a_repeated_run_counts_once_and_says_so():
+    first = record(network="resnet20")
+    again = dataclasses.replace(first, created="2026-02-01T00:00:00+00:00")
+    pairing = pair_twins([first, again, record()])
+    assert pairing.pairs[0].plain == (again,)
+    assert any("repeated" in why for _, why in pairing.unpaired)
+
+
+def test_a_plain_run_serves_one_seed_only():
+    runs = [record(network="resnet20"), record(seed=1), record(seed=2)]
+    pairing = pair_twins(runs, allow_unequal=True)
+    assert sum(len(pair.plain) for pair in pairing.pairs) == 1
+    assert any("further" in why for _, why in pairing.unpaired)
+
+
+# What is said ------------------------------------------------------------------------------------
+
+
+def test_the_headline_is_made_from_the_numbers(content):
+    assert "better than its plain twin on 1 of 2" in content["headline"]
+    assert "worse on 1 of 2" in content["headline"]
+
+
+def test_lower_errors_and_higher_ap_are_better(content):
+    errors = headline_metric(comparison(content, "classification"))
+    assert errors["difference"]["difference"] < 0 < errors["gain"]
+    assert errors["verdict"] == "better"
+    ap = headline_metric(comparison(content, "detection"))
+    assert ap["difference"]["difference"] < 0
+    assert ap["gain"] == ap["difference"]["difference"]
+    assert ap["verdict"] == "worse"
+
+
+def test_numbers_are_those_of_the_statistics(suite, content):
+    runs, _ = suite
+    rows = {
+        side: np.stack(
+            [
+                statistics.load_predictions(runs / f"{side}-{seed}" / "samples.parquet").correct(1)
+                for seed in range(3)
+            ]
+        )
+        for side in ("plain", "se")
+    }
+    expected = statistics.compare_accuracy(rows["plain"], rows["se"])
+    found = headline_metric(comparison(content, "classification"))["difference"]
+    assert found["difference"] == pytest.approx(-expected.difference)
+    assert (found["low"], found["high"]) == pytest.approx((-expected.high, -expected.low))
+    assert found["p_value"] == pytest.approx(expected.p_value)
+
+
+def test_holm_is_applied_over_the_headline_metrics(content):
+    rows = [headline_metric(c) for c in content["comparisons"]]
+    expected = statistics.holm([row["difference"]["p_value"] for row in rows])
+    assert [row["p_holm"] for row in rows] == pytest.approx(expected)
+
+
+def test_a_single_seed_is_marked_and_several_are_not(content):
+    assert any("one seed" in mark for mark in comparison(content, "detection")["marks"])
+    assert not any("one seed" in mark for mark in comparison(content, "classification")["marks"])
+
+
+def test_a_missing_metric_is_null_with_its_reason(content):
+    rows = comparison(content, "classification")["metrics"]
+    top5 = next(row for row in rows if row["name"] == "top5_error")["difference"]
+    assert top5["difference"] is None
+    assert top5["reason"] == "only 4 classes"
+
+
+def test_rows_that_disagree_with_the_record_give_no_interval(tmp_path):
+    write_classifier(tmp_path / "plain", "resnet20")
+    write_classifier(tmp_path / "se", "se_resnet20")
+    shutil.copy(tmp_path / "plain" / "samples.parquet", tmp_path / "se" / "samples.parquet")
+    found = build_table(*load_records([tmp_path])).comparisons[0].headline
+    assert found.difference.low is None
+    assert "disagree with its record" in found.difference.reason
+    assert found.verdict == "not tested"
+
+
+def test_references_stand_beside_with_a_verdict(tmp_path):
+    changes = {"dataset": {**record().dataset, "images": 400}}
+    for network in ("resnet110", "se_resnet110"):
+        write_classifier(tmp_path / network, network, **changes)
+    table = build_table(*load_records([tmp_path]))
+    rows = [r for r in table.comparisons[0].references if r.where == "Table 4"]
+    assert {row.published for row in rows} == {6.37, 5.21}
+    assert all(row.verdict == "not comparable" for row in rows)
+    assert all("400 of 10000 images" in row.reason for row in rows)
+
+
+def test_a_damaged_record_is_named_and_skipped(suite, content):
+    (text,) = content["skipped"]
+    assert "broken/record.json" in text
+    for name in ("report.html", "report.md"):
+        assert "broken/record.json" in suite[1][name].read_text()
+
+
+def test_nothing_to_report_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no record\.json"):
+        write_report([tmp_path], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_runs_without_a_twin_are_listed(tmp_path):
+    write_classifier(tmp_path / "alone", "se_resnet20")
+    files = write_report([tmp_path / "alone"], tmp_path / "report")
+    page = files[0].read_text()
+    assert "No pair of twins to compare." in page
+    assert "no run of its twin resnet20" in page
+
+
+def test_signs_are_true_and_zero_has_none():
+    assert [signed(v) for v in (1.5, -1.5, 0.001, -0.001, None)] == [
+        "+1.50", "−1.50", "0.00", "0.00", "–",
+    ]  # fmt: skip
+
+
+def test_the_headline_says_when_all_data_are_synthetic(tmp_path):
+    annotations = write_coco(tmp_path / "coco")
+    write_detector(tmp_path / "runs" / "a", "resnet_tiny", annotations, shift=1.0)
+    write_detector(tmp_path / "runs" / "b", "se_resnet_tiny", annotations, shift=1.0)
+    table = build_table(*load_records([tmp_path / "runs"]), resamples=100)
+    assert headline(table).startswith("On synthetic data: ")
+
+
+def test_tide_says_where_the_difference_lies(content):
+    errors = comparison(content, "detection")["errors"]
+    assert errors["badly placed"]["candidate"] > errors["badly placed"]["plain"]
+
+
+def test_pictures_are_read_by_the_reader_of_the_run(tmp_path):
+    sample_data.make_cifar10(tmp_path, train_per_class=1, test_per_class=1)
+    settings = load_experiment("classification", "cifar-preact", data_root=tmp_path).settings
+    run = record(
+        experiment={**record().experiment, "settings": json.loads(json.dumps(settings))},
+        dataset={**record().dataset, "root": str(tmp_path)},
+    )
+    image = _reader(run)("test/00003")
+    assert image.size == (32, 32)
+    with pytest.raises(ValueError, match="no longer"):
+        _reader(run)("../../etc/passwd")
+
+
+# Formats -----------------------------------------------------------------------------------------
+
+
+def test_the_json_follows_its_published_schema(suite, content):
+    schema = json.loads(suite[1]["report.schema.json"].read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(content, schema)
+
+
+def test_every_format_has_the_same_difference(suite, content):
+    _, files = suite
+    found = headline_metric(comparison(content, "classification"))["difference"]
+    shown = signed(found["difference"])
+    for name in ("report.html", "report.md"):
+        assert shown in files[name].read_text()
+    assert shown.replace("−", "$-$") in files["report.tex"].read_text()
+    rows = list(csv.DictReader(io.StringIO(files["differences.csv"].read_text())))
+    row = next(r for r in rows if r["task"] == "classification" and r["headline"] == "True")
+    assert float(row["difference"]) == found["difference"]
+    index = yaml.safe_load(files["model-index.yaml"].read_text().strip("-\n"))["model-index"]
+    result = next(m for m in index if m["name"] == "se_resnet20")["results"][0]
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values["top1_error"] == pytest.approx(found["candidate"], abs=1e-4)
+
+
+def test_csv_is_tidy_one_row_a_run_and_metric(suite):
+    runs, files = suite
+    rows = list(csv.DictReader(io.StringIO(files["runs.csv"].read_text())))
+    records, _ = load_records([runs])
+    assert len(rows) == sum(len(r.metrics) for r in records)
+
+
+def test_synthetic_data_is_labelled_in_every_format(suite):
+    _, files = suite
+    assert '<span class="made">synthetic</span>' in files["report.html"].read_text()
+    assert "*synthetic*" in files["report.md"].read_text()
+    assert r"coco\_2017 val2017$^{\dagger}$" in files["report.tex"].read_text()
+    assert "(synthetic data)" in files["model-index.yaml"].read_text()
+    rows = csv.DictReader(io.StringIO(files["differences.csv"].read_text()))
+    assert {r["task"]: r["synthetic"] for r in rows} == {
+        "classification": "False", "detection": "True",
+    }  # fmt: skip
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "=HYPERLINK(\"http://evil\")",
+    r"\input{/etc/passwd} $x^2$ & % _ # ~",
+    "a|b `c` [d](javascript:alert(1))\n# title\x1b[31m\u202e",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hostile")
+    for network in ("resnet20", "se_resnet20"):
+        base = record(network=network)
+        write_classifier(
+            root / "runs" / network, network, names=HOSTILE,
+            dataset={**base.dataset, "name": HOSTILE[3], "split": HOSTILE[0]},
+            protocol={"name": HOSTILE[2]},
+            experiment={**base.experiment, "recipe": HOSTILE[1]},
+            command="".join(HOSTILE), versions={HOSTILE[0]: HOSTILE[0]},
+            selection=HOSTILE[2],
+        )  # fmt: skip
+    files = write_report([root / "runs"], root / "report", title=HOSTILE[0])
+    return {path.name: path.read_text() for path in files}
+
+
+def test_hostile_names_are_harmless_in_html(hostile):
+    page = hostile["report.html"]
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert not re.search(r'href="(?!#)', page)
+
+
+def test_hostile_names_are_harmless_in_markdown(hostile):
+    text = hostile["report.md"]
+    assert "<script" not in text
+    assert "[d](" not in text
+    assert "\n# title" not in text
+    table = [line for line in text.splitlines() if line.startswith("| a")]
+    assert table
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 14 for line in table)
+
+
+def test_hostile_names_are_harmless_in_csv(hostile):
+    for name in ("differences.csv", "runs.csv"):
+        rows = list(csv.reader(io.StringIO(hostile[name])))
+        assert all(len(row) == len(rows[0]) for row in rows)
+        for row in rows[1:]:
+            for cell in row:
+                assert cell[:1] not in ("=", "+", "@", "\t") or re.fullmatch(r"[-+.\de]+", cell)
+    assert escape_csv(-1.5) == -1.5
+    assert escape_csv(" =1") == "' =1"
+
+
+def test_hostile_names_are_harmless_in_latex(hostile):
+    text = hostile["report.tex"]
+    assert r"\input" not in text
+    assert r"a\textbar{}b" in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert len(re.findall(r"(?<!\\)&", body)) == 8
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(hostile, tmp_path):
+    head = "\\documentclass{article}\\usepackage{booktabs,textcomp}\\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{head}{hostile['report.tex']}\\end{{document}}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_hostile_names_are_harmless_in_json_and_yaml(hostile):
+    for name in ("report.json", "model-index.yaml", "report.md", "report.html"):
+        assert not any(c in hostile[name] for c in "\x1b\u202e")
+    assert json.loads(hostile["report.json"])["comparisons"][0]["recipe"] == HOSTILE[1]
+    yaml.safe_load(hostile["model-index.yaml"].strip("-\n"))
+
+
+def test_hundreds_of_records_take_seconds(tmp_path):
+    metrics = {"top1_error": Metric(30.0, "percent", False, 400)}
+    for number in range(150):
+        for network in ("resnet20", "se_resnet20"):
+            made = record(network=network, metrics=metrics)
+            group = {"hash": f"{number}{network}", "condition": str(number)}
+            folder = tmp_path / "runs" / f"{network}-{number}"
+            folder.mkdir(parents=True)
+            made = dataclasses.replace(made, experiment={**made.experiment, **group})
+            write_record(made, folder)
+    start = time.process_time()
+    page = write_report([tmp_path / "runs"], tmp_path / "report")[0]
+    assert time.process_time() - start < 10
+    assert page.stat().st_size < 5e6
