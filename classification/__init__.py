@@ -1,0 +1,1 @@
+"""Image classification: data sets, training and evaluation. `run` is the door."""

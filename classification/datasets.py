@@ -63,10 +63,9 @@ class Dataset:
         return (self.root / "SYNTHETIC").is_file()
 
     def sha256(self) -> str:
-        """Of every id with its label, in order."""
-        digest = hashlib.sha256()
-        for image_id, label in zip(self.ids, self.labels.tolist(), strict=True):
-            digest.update(f"{image_id} {label}\n".encode())
+        """Of the ids and labels, in order."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -111,8 +110,8 @@ def require(path: Path, what: str) -> Path:
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
-    there = sorted(entry.name for entry in os.scandir(parent))[:8] if parent.is_dir() else []
-    found = ", ".join(there) + (", ..." if len(there) == 8 else "") if there else "nothing"
+    there = sorted(n for n in os.listdir(parent) if n[0] != ".") if parent.is_dir() else []
+    found = some(there, 8) or "nothing"
     raise ValueError(f"{what} not found: looked for {path}; {parent} holds {found}")
 
 

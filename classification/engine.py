@@ -62,6 +62,7 @@ class Trainer:
         train, device = config.train, processes.device
         self._config, self._processes, self._directory = config, processes, directory
         self._dataset, self._input_format = dataset, input_format
+        self._dataset_sha256 = dataset.sha256()
         self._validate, self._keep = validate, keep
         self._order = SampleOrder(
             dataset.labels, train.batch_size, config.seed, config.data.sampling
@@ -238,7 +239,7 @@ class Trainer:
             "step": self.step,
             "total_steps": self.total_steps,
             "processes": self._processes.count,
-            "dataset": self._dataset.sha256(),
+            "dataset": self._dataset_sha256,
             "seconds": self.seconds,
             "best": self.best,
             "network": self.network.state_dict(),
@@ -262,7 +263,7 @@ class Trainer:
             logger.info("nothing to resume from in %s: training starts anew", self._directory)
             return
         state = load_checkpoint(path)
-        mine = (self.total_steps, self._processes.count, self._dataset.sha256())
+        mine = (self.total_steps, self._processes.count, self._dataset_sha256)
         theirs = (state["total_steps"], state["processes"], state["dataset"])
         words = ("steps in all", "processes", "training images (sha256)")
         for word, wanted, found in zip(words, mine, theirs, strict=True):

@@ -85,29 +85,34 @@ class SampleOrder:
         if self.sampling == "uniform":
             order = np.random.default_rng([self.seed, number]).permutation(len(self.labels))
             return order[:length], seeds
-        return self._class_aware(np.arange(number * length, (number + 1) * length)), seeds
+        return self._class_aware(number * length, (number + 1) * length), seeds
 
-    def _class_aware(self, places: np.ndarray) -> np.ndarray:
-        """The image at each place of an endless stream: a function of the place alone."""
-        classes = np.unique(self.labels)
-        rounds = places // len(classes)  # every round goes through all the classes once
-        chosen = np.empty(len(places), np.int64)
-        for number in np.unique(rounds):
-            here = rounds == number
-            shuffled = np.random.default_rng([self.seed, number, 2]).permutation(classes)
-            chosen[here] = shuffled[places[here] % len(classes)]
-        indices = np.empty(len(places), np.int64)
-        for label in classes:
-            members = np.flatnonzero(self.labels == label)
-            here = chosen == label
-            visits = rounds[here]  # a class is visited once a round
-            passes = visits // len(members)
-            picked = np.empty(len(visits), np.int64)
-            for number in np.unique(passes):
+    def _class_aware(self, start: int, end: int) -> np.ndarray:
+        """The images at places `start` to `end` of an endless stream, which places alone decide.
+
+        Every round of the stream goes through all the classes once, so that a class is visited for
+        the n-th time in round n, and every pass over its list of images takes as many rounds as it
+        has images.
+        """
+        classes, counts = np.unique(self.labels, return_counts=True)
+        members = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
+        size = len(classes)
+        rounds = range(start // size, -(-end // size))
+        shuffled = [
+            np.random.default_rng([self.seed, number, 2]).permutation(size) for number in rounds
+        ]
+        places = np.arange(start, end)
+        chosen = np.concatenate(shuffled)[places - rounds.start * size]
+        visits = np.split(
+            np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen, minlength=size))[:-1]
+        )
+        indices = np.empty(end - start, np.int64)
+        for label, images, here in zip(range(size), members, visits, strict=True):
+            visit = places[here] // size
+            for number in np.unique(visit // len(images)):
                 rng = np.random.default_rng([self.seed, number, 3, label])
-                during = passes == number
-                picked[during] = rng.permutation(members)[visits[during] % len(members)]
-            indices[here] = picked
+                during = visit // len(images) == number
+                indices[here[during]] = rng.permutation(images)[visit[during] % len(images)]
         return indices
 
     def parts(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Monitor:
         self._trainer, self._settings, self._processes = trainer, settings, processes
         self._directory = directory
         self._pending: list[tuple[int, float, Tensor]] = []
-        self._since = time.perf_counter()
+        self._since = self._told = time.perf_counter()
         self._progress = self._board = None
 
     def __enter__(self) -> "Monitor":
@@ -108,6 +109,14 @@ class Monitor:
         self._write(step, lr=lr, loss=sum(losses) / len(losses), images_per_second=rate)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, rate=rate, loss=losses[-1])
+            if now - self._told >= 60:  # a line a minute, for logs and where no bar is shown
+                self._told = now
+                total = self._trainer.total_steps
+                left = timedelta(seconds=round((total - step) * elapsed / len(self._pending)))
+                logger.info(
+                    "step %d of %d: loss %.4f, learning rate %.4g, %.0f images/s, %s left",
+                    *(step, total, losses[-1], lr, rate, left),
+                )
         self._pending.clear()
 
     def note_validation(self, error: float, seen: Predictions) -> None:
