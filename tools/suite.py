@@ -197,7 +197,8 @@ def run_cells(
         context.set_forkserver_preload(
             [TASKS[task].door for task in sorted({cell.experiment.task for cell in cells})]
         )
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
     # One for all: the code that runs is what was imported when the first cell started.
     origin = {"command": command, "git": read_git()}
     try:
