@@ -105,6 +105,13 @@ def test_the_headline_is_made_from_the_numbers(content):
     assert "worse on 1 of 2" in content["headline"]
 
 
+def test_the_clearest_difference_is_told_with_its_cost(suite):
+    page = suite[1]["report.html"].read_text()
+    lede = re.search(r'class="lede">([^<]*)<', page)[1]
+    assert re.search(r"points, (better|worse), for \+\d", lede)
+    assert lede in suite[1]["report.md"].read_text().replace("\\", "")
+
+
 def test_lower_errors_and_higher_ap_are_better(content):
     errors = headline_metric(comparison(content, "classification"))
     assert errors["difference"]["difference"] < 0 < errors["gain"]

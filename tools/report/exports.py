@@ -141,6 +141,8 @@ def runs_csv(table: Table) -> str:
 def as_markdown(table: Table, title: str) -> str:
     e = escape_markdown
     lines = [f"# {e(title)}", "", f"**{e(words.headline(table))}**", ""]
+    if lede := words.lede(table):
+        lines += [f"{e(lede)}.", ""]
     if table.synthetic:
         lines += [
             "Numbers marked *synthetic* come from made pictures and say nothing of the world.",
@@ -349,4 +351,10 @@ def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
 
 
 def _latex_number(text: str) -> str:
-    return text.replace("−", "$-$").replace("–", "--").replace("%", r"\,\%").replace(" \\,", r"\,")
+    return (
+        text.replace("\u00a0", " ")
+        .replace("−", "$-$")
+        .replace("–", "--")
+        .replace("%", r"\,\%")
+        .replace(" \\,", r"\,")
+    )

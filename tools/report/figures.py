@@ -100,6 +100,7 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
         for axes, (cost, unit, label) in zip(
             figure.subplots(1, 3, sharey=True), panels, strict=True
         ):
+            x = [0.0, 0.0]
             for c in rows:
                 found = c.headline.difference
                 if None in c.costs[cost]:
@@ -109,8 +110,12 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
                 axes.plot(x[:1], [found.plain], "o", color=_PLAIN, markersize=6)
                 axes.plot(x[1:], [found.candidate], "s", color=_CANDIDATE, markersize=6)
             axes.margins(0.3)
-            axes.locator_params(axis="x", nbins=2)
-            axes.ticklabel_format(useOffset=False)
+            if len(rows) == 1 and x[0] != x[1]:
+                digits = 3 if cost == "latency_ms" else 5
+                axes.set_xticks(x, [f"{value:.{digits}g}" for value in x])
+            else:
+                axes.locator_params(axis="x", nbins=2)
+                axes.ticklabel_format(useOffset=False)
             axes.tick_params(labelsize=8)
             axes.set_xlabel(label, fontsize=8)
         figure.axes[0].set_ylabel(f"{rows[0].headline.label} (%)", fontsize=9)

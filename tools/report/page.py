@@ -19,6 +19,7 @@ from tools.report.table import BETTER, WORSE, Run, Table
 CARDS, PICTURED, ROWS, SETTINGS = 12, 10, 500, 120
 DETAILED, DETAILED_OF_MANY = 60, 20  # pairs; plots take time
 COST_PLOTS = 8
+OPEN = 6  # so many pairs are shown unfolded and in full
 
 
 def render_page(table: Table, title: str) -> str:
@@ -45,19 +46,22 @@ def render_page(table: Table, title: str) -> str:
     detailed = comparisons
     if len(comparisons) > DETAILED:
         detailed = comparisons[:DETAILED_OF_MANY]
+    ends = 200 if len(detailed) <= OPEN else 15  # classes shown of each end, in a page for people
     home = resources.files("tools.report")
     return environment.get_template("page.html").render(
         title=title,
         headline=words.headline(table),
+        lede=words.lede(table),
         table=table,
         cards=comparisons[:CARDS],
         rows=comparisons[:ROWS],
-        details=[_details(c, number < PICTURED) for number, c in enumerate(detailed)],
+        details=[_details(c, number < PICTURED, ends) for number, c in enumerate(detailed)],
         runs=[_run_row(run) for run in table.runs[:ROWS]],
         settings=table.runs[:SETTINGS],
         refused=_reasons(table),
         forest=_markup(figures.forest_plot(comparisons[:40])),
         cost_plots=_cost_plots(comparisons),
+        unfolded=len(detailed) <= OPEN,
         tasks=words.TASKS,
         methods=words.METHODS,
         metrics=METRICS,
@@ -66,14 +70,14 @@ def render_page(table: Table, title: str) -> str:
     )
 
 
-def _details(comparison: Comparison, pictured: bool) -> dict:
+def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
     pictures, why_none = find_pictures(comparison) if pictured else ([], None)
     classes = comparison.classes
     return {
         "comparison": comparison,
         "curve": _markup(figures.curve_plot(comparison)),
         "class_plot": _markup(figures.class_plot(comparison)),
-        "classes": classes if len(classes) <= 400 else (*classes[:100], *classes[-100:]),
+        "classes": classes if len(classes) <= ends * 2 else (*classes[:ends], *classes[-ends:]),
         "pictures": pictures,
         "why_no_pictures": why_none,
     }

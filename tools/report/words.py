@@ -21,7 +21,9 @@ METHODS = (
     " headline metrics of this report, and over the classes within a comparison.",
     '"Better" or "worse" is said when the corrected p-value is below 0.05 and the interval leaves'
     ' out zero; otherwise "no clear difference".',
-    "Multiply-adds count convolutions, fully connected layers and residual additions.",
+    "Multiply-adds count convolutions, fully connected layers and residual additions. The time an"
+    " image takes is that of the evaluation as it ran, reading the data included: a busy machine"
+    " shows in it.",
 )
 
 
@@ -53,7 +55,7 @@ def count(value: float | None) -> str:
         return "–"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:.3g} {letter}"
+            return f"{value / size:.3g}\u00a0{letter}"
     return f"{value:.0f}"
 
 
@@ -62,7 +64,7 @@ def more(costs: tuple[float | None, float | None]) -> str:
     if None in costs or not costs[0]:
         return "–"
     percent = 100 * (costs[1] / costs[0] - 1)
-    return f"{signed(percent, 1 if abs(percent) >= 1 else 2)} %"
+    return f"{signed(percent, 1 if abs(percent) >= 1 else 2)}\u00a0%"
 
 
 def change_in_words(row: MetricRow) -> str:
@@ -98,7 +100,7 @@ def headline(table: Table) -> str:
     verdicts = [comparison.headline.verdict for comparison in comparisons]
     names = {comparison.candidate for comparison in comparisons}
     plain = {comparison.plain for comparison in comparisons}
-    who = names.pop() if len(names) == 1 else "The SE network"
+    who = names.pop() if len(names) == 1 else "the SE network"
     than = plain.pop() if len(plain) == 1 else "its plain twin"
     parts = []
     for verdict, words in ((BETTER, f"better than {than}"), (WORSE, "worse")):
@@ -107,15 +109,15 @@ def headline(table: Table) -> str:
     if not parts and verdicts.count(UNCLEAR) == 0:
         return f"{total} pair{'s' if total > 1 else ''} of twins, none of them tested."
     if not parts:
-        parts.append(f"neither clearly better nor clearly worse than {than} on {_tasks(total)}")
+        parts.append(f"neither clearly better nor clearly worse than {than} on {_any(total)}")
     elif unclear := verdicts.count(UNCLEAR):
         parts.append(f"without a clear difference on {unclear}")
     if untested := total - sum(verdicts.count(v) for v in (BETTER, WORSE, UNCLEAR)):
         parts.append(f"not tested on {untested}")
     sentence = f"{who} is {', '.join(parts)}."
     if all(comparison.synthetic for comparison in comparisons):
-        sentence = f"On synthetic data: {sentence}"
-    return sentence
+        return f"On synthetic data: {sentence}"
+    return f"T{sentence[1:]}" if sentence.startswith("the SE") else sentence
 
 
 def _of(found: int, total: int) -> str:
@@ -124,5 +126,13 @@ def _of(found: int, total: int) -> str:
     return f"all {total} benchmarks" if found == total else f"{found} of {total} benchmarks"
 
 
-def _tasks(total: int) -> str:
-    return f"the {total} benchmarks" if total > 1 else "the one benchmark"
+def _any(total: int) -> str:
+    return f"any of the {total} benchmarks" if total > 1 else "the one benchmark"
+
+
+def lede(table: Table) -> str | None:
+    """The numbers of the clearest difference: the smallest p-value."""
+    tested = [c for c in table.comparisons if c.headline.p_holm is not None]
+    if not tested:
+        return None
+    return verdict_sentence(min(tested, key=lambda c: c.headline.difference.p_value))
