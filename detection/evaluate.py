@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.layers import FrozenBatchNorm2d
@@ -87,6 +88,10 @@ def detect(
     records = get_detection_dataset_dicts(register_dataset(part), filter_empty=False)
     mapper = DatasetMapper(detector.cfg, is_train=False)
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+    if comm.get_world_size() > 1:
+        # Batch norms saw each process's own pictures; what is saved, and counts, are rank 0's.
+        for buffer in detector.model.buffers():
+            dist.broadcast(buffer, src=0)
     model = _prepared(detector.model, inference)
     if tta:
         model = GeneralizedRCNNWithTTA(detector.cfg, model)
