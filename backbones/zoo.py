@@ -114,6 +114,7 @@ PAIRS = (
     Pair("resnext101_32x4d", "se_resnext101_32x4d", "ResNeXt", "resnet:ResNet",
          {"layers": (3, 4, 23, 3), "groups": 32, "group_width": 4, "stride_in_1x1": False},
          (44_177_704, 48_955_416), (7_978_928_128, 7_983_671_296), _BOTTLENECK),
+    # pytorchcv prints 20,745.78 M for senet154; its rule also counts activations and pools.
     Pair("senet154_plain", "senet154", "SENet", "resnet:ResNet",
          {"layers": (3, 8, 36, 3), "groups": 64, "group_width": 4, "stride_in_1x1": False,
           "deep_stem": True, "halve_first": True, "projection_kernel": 3},

@@ -109,6 +109,19 @@ def test_convolutions_and_fc_give_the_figures_without_residual_additions(name, m
     assert count / 1e6 == pytest.approx(million, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "million"),
+    [
+        ("resnet50", 3877.95),
+        ("se_resnet50", 3883.25),
+        ("senet154", 20745.78),
+    ],
+)
+def test_pytorchcv_which_counts_small_operations_too_is_above_by_less_than_a_percent(name, million):
+    ratio = million * 1e6 / describe_backbone(name).multiply_adds
+    assert 1 < ratio < 1.01
+
+
 def test_stride_in_the_first_1x1_is_what_the_paper_counts():
     assert round(cost.count_multiply_adds(on_meta("resnet50")) / 1e9, 2) == 3.86
     late = on_meta("resnet50", stride_in_1x1=False)
