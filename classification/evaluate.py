@@ -77,7 +77,7 @@ def predict(
         bad += batch.bad
         if not len(batch.labels):
             continue
-        count, views = batch.images.shape[:2]
+        views = batch.images.shape[1]
         images = batch.images.to(device, non_blocking=True)
         score = 0
         for network, input_format in networks:
@@ -86,7 +86,7 @@ def predict(
             logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
             score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
         top, scores = best_classes(score)
-        right = score[torch.arange(count), batch.labels.to(device)]
+        right = score.gather(1, batch.labels.to(device)[:, None])[:, 0]
         columns.append(
             [
                 batch.indices.numpy(),

@@ -66,7 +66,7 @@ class SampleOrder:
     'class_aware' goes through a list of the classes, and for each through a list of its images;
     each list is reshuffled when it is used up.
 
-    Source: class-aware sampling, Relay BP (arXiv 1512.05830), section 4.
+    Source: class-aware sampling, Relay BP (arXiv 1512.05830), which the paper cites as [74].
     """
 
     labels: np.ndarray
