@@ -112,7 +112,7 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
         tensors, write, load_with = weights.tensors, save_state, f"--weights {out}"
     elif to == "detectron2":
         is_se = describe_backbone(name).is_se
-        tensors = _for_detectron2(weights, structure)
+        tensors = _for_detectron2(weights, structure, is_se)
         # Detectron2 finds the tensors of its own ResNets by their last words, wherever they are.
         write = functools.partial(save_detectron2, by_last_words=not is_se)
         load_with = f"MODEL.SEBENCH.WEIGHTS={out}"
@@ -228,8 +228,11 @@ def _for_library(
     raise ValueError(f"{library} has no {name} built with {_words(built) or 'these shapes'}{hint}")
 
 
-def _for_detectron2(weights: Weights, structure: Mapping[str, Any]) -> dict[str, Tensor]:
-    if structure.get("stem_pool") != "padded":
+def _for_detectron2(
+    weights: Weights, structure: Mapping[str, Any], is_se: bool
+) -> dict[str, Tensor]:
+    # SE networks are ours in Detectron2 too, and pool as they were trained.
+    if not is_se and structure.get("stem_pool") != "padded":
         raise ValueError(
             f"{weights.path}: Detectron2 names and builds ResNets whose stem pools with padding; these"
             f" weights are of {weights.backbone.name} with stem_pool={structure.get('stem_pool')}"

@@ -135,11 +135,16 @@ def from_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor
     return renamed
 
 
-def fitting_network(tensors: Tensors, weight_format: WeightFormat) -> BackboneSettings | None:
-    """Find the network of the table that takes these tensors (in our names), and its options."""
+def fitting_network(
+    tensors: Tensors, weight_format: WeightFormat, structure: Mapping[str, Any]
+) -> BackboneSettings | None:
+    """Find the network of the table that takes these tensors (in our names), and its options.
+
+    Args:
+        structure: options that are known to be demanded; those a network cannot change are left out.
+    """
     depths = _depths(tensors)
     has_gates = any(".se." in name for name in tensors)
-    structure = weight_format.structure(tensors)
     given = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("backbone.")}
     for pair in PAIRS:
         if isinstance(weight_format.names, SameOrder):
@@ -268,8 +273,8 @@ def _from_caffe(tensors: Tensors) -> Tensors:
 def _from_msra(tensors: Tensors) -> Tensors:
     """Turn Caffe2's `LAYER_w`, `LAYER_bn_s` into named tensors.
 
-    MSRA's norms are folded to scale and bias. They get the statistics that leave them so, as in
-    Detectron2's FrozenBatchNorm2d: variance + 1e-5 is one.
+    MSRA's norms are folded to scale and bias. They get the statistics that Detectron2 gives them,
+    mean 0 and variance 1, which with the epsilon of a norm scale by 1 - 5e-6.
     """
     leaves = {"w": "weight", "s": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}
     leaves |= {"rm": "running_mean", "riv": "running_var"}
@@ -285,7 +290,7 @@ def _from_msra(tensors: Tensors) -> Tensors:
         result[f"{layer}.{leaves[leaf]}"] = tensor
         if leaf == "s" and f"{name[:-1]}rm" not in tensors:
             result[f"{layer}.running_mean"] = torch.zeros_like(tensor)
-            result[f"{layer}.running_var"] = torch.ones_like(tensor) - 1e-5
+            result[f"{layer}.running_var"] = torch.ones_like(tensor)
     return result
 
 

@@ -14,7 +14,7 @@ from backbones.features import Backbone, Network
 from backbones.squeeze_excite import SEBlock
 from backbones.weight_files import TensorFile, read_state, read_tensors, save_state
 from backbones.weight_formats import FORMATS, fitting_network, recognize, to_ours
-from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat
+from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat, find_backbone
 
 __all__ = [
     "LoadedWeights",
@@ -115,8 +115,11 @@ def read_weights(path: str | Path, network: str = "") -> Weights:
     return weights
 
 
-def fit_backbone(settings: BackboneSettings) -> BackboneSettings:
+def fit_backbone(settings: BackboneSettings, weights: Weights | None = None) -> BackboneSettings:
     """Complete a network's options by what its weights demand: stride, pool, bias, reduction.
+
+    Args:
+        weights: what `settings.weights` holds, where it has been read already.
 
     Raises:
         ValueError: the weights are of another network, or an option that was set contradicts them;
@@ -124,34 +127,35 @@ def fit_backbone(settings: BackboneSettings) -> BackboneSettings:
     """
     if not settings.weights or settings.name.startswith(EXTERNAL):
         return settings
-    weights = read_weights(settings.weights)
+    weights = weights or read_weights(settings.weights)
+    choices = getattr(find_backbone(settings.name), "options", ())
     fit = weights.backbone
-    if fit is None or settings.allow_missing:
-        demanded = weights.structure
-        if weights.format == "detectron2" and "stride_in_1x1" not in (demanded | settings.options):
-            raise ValueError(
-                f"{weights.path}: names of Detectron2 do not tell where its network strides. Set"
-                " backbone.options.stride_in_1x1: true for MSRA's and Detectron's weights, false for"
-                " torchvision's"
-            )
-        demanded = {k: v for k, v in demanded.items() if k in _structural_options(settings.name)}
-    elif fit.name != settings.name:
+    if fit is not None and fit.name != settings.name and not settings.allow_missing:
         raise ValueError(
             f"{weights.path} ({weights.title}) holds a {fit.name}; the settings ask for"
             f" {settings.name}. Set backbone.name={fit.name}, or give other weights"
         )
-    else:
+    if fit is not None and fit.name == settings.name:
         demanded = fit.options
+    else:
+        demanded = {key: value for key, value in weights.structure.items() if key in choices}
     for option, value in demanded.items():
         asked = settings.options.get(option, value)
         if _plain(asked) != _plain(value):
             raise ValueError(_conflict(weights, option, value, asked))
-    return replace(settings, options={**settings.options, **demanded})
+    options = {**settings.options, **demanded}
+    if weights.format == "detectron2" and "stride_in_1x1" in set(choices) - set(options):
+        raise ValueError(
+            f"{weights.path}: names of Detectron2 do not tell where its network strides. Set"
+            " backbone.options.stride_in_1x1=true for MSRA's and Detectron's weights, false for"
+            " torchvision's"
+        )
+    return replace(settings, options=options)
 
 
 def load_weights(
     module: Network | Backbone,
-    path: str | Path,
+    weights: str | Path | Weights,
     *,
     replace_head: bool = False,
     allow_missing: Sequence[str] = (),
@@ -159,6 +163,7 @@ def load_weights(
     """Load weights into a network, or their backbone part into a backbone: all, or an error.
 
     Args:
+        weights: as `read_weights` takes them, or what it returned.
         replace_head: keep the network's own classifier; the file's is not used.
         allow_missing: patterns (`backbone.res5.*`) of tensors that the file may lack.
 
@@ -168,7 +173,8 @@ def load_weights(
             nearest names) and misshapen. The module is unchanged then.
     """
     backbone = module.backbone if isinstance(module, Network) else module
-    weights = read_weights(path, getattr(backbone, "name", ""))
+    if not isinstance(weights, Weights):
+        weights = read_weights(weights, getattr(backbone, "name", ""))
     prefix = "" if isinstance(module, Network) else "backbone."
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     given = _named_for(backbone, weights)
@@ -193,13 +199,13 @@ def load_weights(
         table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
         fit = len(wanted) - len(missing) - len(misshapen)
         raise ValueError(
-            f"{path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
+            f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
             f" it has:\n{table}"
         )
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
     module.load_state_dict(state, strict=False)
     return LoadedWeights(
-        path=str(path),
+        path=weights.path,
         format=weights.format,
         sha256=weights.sha256,
         tensors=len(state),
@@ -261,7 +267,7 @@ def _interpret(file: TensorFile) -> Weights:
         weights = replace(weights, structure={}, input_format=None)
     if metadata:
         return _with_metadata(weights, metadata)
-    return replace(weights, backbone=fitting_network(tensors, weight_format))
+    return replace(weights, backbone=fitting_network(tensors, weight_format, weights.structure))
 
 
 def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
@@ -293,12 +299,6 @@ def _named_for(backbone: Backbone, weights: Weights) -> dict[str, Tensor]:
             f" {known}. A network of timm or torchvision takes its own weights: timm:NAME"
         )
     return weights.tensors
-
-
-def _structural_options(name: str) -> tuple[str, ...]:
-    from backbones.zoo import find_backbone
-
-    return getattr(find_backbone(name), "options", ())
 
 
 def _conflict(weights: Weights, option: str, demanded: Any, asked: Any) -> str:
