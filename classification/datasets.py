@@ -137,10 +137,13 @@ def check_listed(names: Iterable[str], folder: Path, source: Path) -> None:
     """See that every relative path in `names` is in `folder`: one look into each directory.
 
     Raises:
-        ValueError: naming the missing files and `source`, the list that promises them.
+        ValueError: naming the missing files and `source`, the list that promises them; or a path
+            leads out of `folder`.
     """
     by_directory: dict[str, set[str]] = {}
     for name in names:
+        if name.startswith("/") or ".." in name:
+            raise ValueError(f"{source} lists {name!r}, which leads out of {folder}")
         directory, _, file = name.rpartition("/")
         by_directory.setdefault(directory, set()).add(file)
     missing = []

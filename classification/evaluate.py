@@ -69,12 +69,12 @@ def predict(
     for network, _ in networks:
         network.eval()
     device, started = processes.device, time.perf_counter()
-    bad: list[str] = []
+    bad = BadImages(data.skip_bad_images, dataset.root)
     columns: list[list[np.ndarray]] = []
     for batch in evaluation_batches(
         dataset, protocol, batch_size, processes, data.workers, interpolations.pop()
     ):
-        bad += batch.bad
+        bad.add(batch.bad)
         if not len(batch.labels):
             continue
         views = batch.images.shape[1]
@@ -97,16 +97,16 @@ def predict(
             ]
         )
     mine = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    everyone = processes.gather((mine, bad))
-    skipped = BadImages(data.skip_bad_images, dataset.root)
-    skipped.add([name for _, names in everyone for name in names])
+    everyone = processes.gather((mine, bad.names))
+    for _, names in everyone:
+        bad.add(names)
     parts = [part for part, _ in everyone if part]
     if not parts:
         raise ValueError(f"{dataset.name} {dataset.split}: no image could be read")
     indices, labels, top, scores, right = map(np.concatenate, zip(*parts, strict=True))
     order = np.argsort(indices)
     assert len(np.unique(indices)) == len(indices), "an image was counted twice"
-    assert len(indices) + len(skipped.names) == len(dataset), "an image was lost"
+    assert len(indices) + len(bad.names) == len(dataset), "an image was lost"
     # In the order of the set, so that the sum does not depend on the number of processes.
     loss = float(-np.log(np.maximum(right[order], np.finfo(np.float64).tiny)).mean())
     return Predictions(
@@ -115,7 +115,7 @@ def predict(
         top[order],
         scores[order],
         loss,
-        sorted(skipped.names),
+        sorted(bad.names),
         time.perf_counter() - started,
     )
 

@@ -45,7 +45,7 @@ class BadImages:
         self.names: set[str] = set()
         self._allowed, self._root = allowed, root
 
-    def add(self, names: list[str]) -> None:
+    def add(self, names: Iterable[str]) -> None:
         """Raises ValueError naming the files when more than `allowed` have been met."""
         self.names.update(names)
         if len(self.names) > self._allowed:

@@ -77,8 +77,7 @@ def _read_list(path: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
     names, labels = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, _, label = line.rpartition(" ")
-        # A path that leads out of the folder is no image of the set.
-        if not name or not label.isdigit() or ".." in name:
+        if not name or not label.isdigit():
             raise ValueError(f"{path}, line {number}: {line!r}, wanted '<file> <label>'")
         if int(label) >= len(classes):
             raise ValueError(
