@@ -111,7 +111,8 @@ def check_batches(config: ClassificationConfig, train: Split, processes: int) ->
         )
     if settings.batch_size > len(train):
         raise ValueError(
-            f"train.batch_size={settings.batch_size} is more than the {len(train)} training images"
+            f"train.batch_size={settings.batch_size} is more than the {len(train)} training "
+            "images; lower it"
         )
     mixes = config.augment.mixup or config.augment.cutmix
     if mixes and settings.batch_size // parts % 2:
