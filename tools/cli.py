@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tools import cli_lookup
+from tools.cli_lookup import ImportOption, JsonOption
+
 if TYPE_CHECKING:
     from tools.experiment import Experiment
 
@@ -33,9 +36,6 @@ app = typer.Typer(
         "[dim]First steps:[/]  sebench demo  ·  sebench list recipes  ·  sebench train --help"
     ),
 )
-data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
-app.add_typer(data_app, name="data", rich_help_panel="Data and networks")
-
 _first_process = int(os.environ.get("RANK", "0")) == 0
 
 
@@ -101,16 +101,11 @@ OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/...")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of weights and data order.")]
-ImportOption = Annotated[
-    list[Path] | None,
-    typer.Option("--import", help="Python file that registers networks of your own."),
-]
 SkipOption = Annotated[
     int | None,
     typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 # Commands ----------------------------------------------------------------------------------------
@@ -273,64 +268,12 @@ def demo(
     _run_suite(suite, output, jobs or min(2, os.cpu_count() or 1), dry_run)
 
 
-@app.command(rich_help_panel="Results")
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
-) -> None:
-    """Compare recorded runs, twin by twin: HTML, Markdown, CSV, JSON.
-
-    [bold]Example[/]  sebench report runs --output report
-    """
-    from tools.report import write_report
-
-    for path in write_report(runs, output):
-        print(path)
-
-
-@app.command("list", rich_help_panel="Data and networks")
-def list_(
-    what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="backbones, recipes, datasets or attentions.")
-    ],
-    as_json: JsonOption = False,
-    imports: ImportOption = None,
-) -> None:
-    """List what can be named in settings: networks, recipes, data sets, attentions."""
-    from backbones.zoo import load_user_module
-    from tools.experiment import unknown
-    from tools.listing import LISTS
-
-    if what not in LISTS:
-        raise ValueError(unknown("list", what, LISTS))
-    for path in imports or ():
-        load_user_module(path)
-    rows = LISTS[what]()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        from tools.display import print_rows
-
-        print_rows(rows)
-
-
-@data_app.command("sample")
-def data_sample(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make them.")],
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="cifar10, cifar100, fashion_mnist, imagenet, places365, coco."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Other pictures of the same kind.")] = 0,
-) -> None:
-    """Make tiny data sets in the layouts of the real ones, to try everything out.
-
-    [bold]Example[/]  sebench data sample data --only coco
-    """
-    from tools.sample_data import make_all
-
-    for root in make_all(directory, only, seed).values():
-        print(root)
+app.command(rich_help_panel="Results")(cli_lookup.report)
+app.command(rich_help_panel="Results")(cli_lookup.reference)
+app.command(rich_help_panel="Results")(cli_lookup.benchmark)
+app.command("list", rich_help_panel="Data and networks")(cli_lookup.list_)
+app.add_typer(cli_lookup.data_app, name="data", rich_help_panel="Data and networks")
+app.add_typer(cli_lookup.weights_app, name="weights", rich_help_panel="Data and networks")
 
 
 # Parts of the commands ---------------------------------------------------------------------------
@@ -372,6 +315,7 @@ def _shortcuts(
 def _run(
     experiment: Experiment, output: Path | None, resume: bool, dry_run: bool, as_json: bool
 ) -> None:
+    from backbones.allocator import keep_large_tensors_on_heap
     from tools.display import print_record, print_summary
     from tools.experiment import read_recorded, run_experiment
 
@@ -391,6 +335,7 @@ def _run(
         return
     recorded = read_recorded(experiment, output)
     _show_log()
+    keep_large_tensors_on_heap()
     with _resume_hint("the same command with --resume"):
         record = recorded or run_experiment(experiment, output, resume=resume)
     if record is None or not _first_process:

@@ -73,13 +73,18 @@ def print_summary(
     if as_json:
         print(json.dumps(content, indent=1))
         return
+    print_nested(content)
+    print("all is well; nothing was run")
+
+
+def print_nested(content: Mapping[str, Any]) -> None:
+    """A line for every value, by its dotted name."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
     for key, value in _flatten(content):
         table.add_row(key, escape(_plain(value)))
     _stdout().print(table)
-    print("all is well; nothing was run")
 
 
 def print_plan(cells: list[Cell]) -> None:
@@ -176,6 +181,10 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)

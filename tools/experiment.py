@@ -151,7 +151,7 @@ def load_experiment(
     if entry is None:
         raise ValueError(unknown("task", task, TASKS))
     assert action in ACTIONS
-    written = _read_recipe(task, recipe)
+    recipe, written = _read_recipe(task, recipe)
     network = {"name": backbone, "weights": weights and str(weights), "options": options}
     network["imports"] = [str(path) for path in imports] or None
     place = {"name": data, "root": data_root and str(data_root)}
@@ -345,7 +345,8 @@ def _config_class(task: Task) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def _read_recipe(task: str, recipe: str) -> dict[str, Any]:
+def _read_recipe(task: str, recipe: str) -> tuple[str, dict[str, Any]]:
+    """What a recipe is called, and its content; settings of a run name the recipe they came from."""
     shipped = list_recipes(task)
     path = shipped.get(recipe)
     if path is None:
@@ -362,8 +363,8 @@ def _read_recipe(task: str, recipe: str) -> dict[str, Any]:
     if "experiment" in content and "config" in content:
         if content.get("task") != task:
             raise ValueError(f"recipe {recipe}: settings of {content.get('task')}, not of {task}")
-        content = content["config"]
-    return content
+        return str(content.get("recipe") or recipe), content["config"]
+    return recipe, content
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from backbones.allocator import keep_large_tensors_on_heap
 from backbones.zoo import load_user_module, twin_of
 from tools import sample_data
 from tools.experiment import (
@@ -330,6 +331,7 @@ def _run_cell(
         try:
             import torch
 
+            keep_large_tensors_on_heap()
             torch.set_num_threads(threads)
             gpus = torch.cuda.device_count()
             if gpus > 1 and experiment.config.device == "auto":
