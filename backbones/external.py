@@ -250,6 +250,7 @@ def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
         end = (info if isinstance(info, list) else info.info)[-1]["module"]
         ends = [i for i, (unit, _) in enumerate(chain) if f"{unit}.".startswith(f"{end}.")]
         last = ends[-1] + 1 if ends else last
+    last = min(last, _classifier_start(model, name, dict(options), chain))
     kept = [i for i in range(last) if strides[i] <= 32]
     ends = {strides[i]: i for i in kept if strides[i] >= 4}
     if not ends:
@@ -324,6 +325,23 @@ def _chain(model: nn.Module, picture: Tensor, name: str) -> list[tuple[str, Tens
             f" {chain[-1][0] if chain else 'its input'}); it cannot serve as a backbone here"
         )
     return chain
+
+
+def _classifier_start(
+    model: nn.Module, name: str, options: dict[str, Any], chain: list[tuple[str, Tensor]]
+) -> int:
+    """Return the first unit of the part whose tensors depend on the number of classes."""
+    with torch.device("meta"):
+        other = build_model(name, options, num_classes=7)
+    for unit, _ in chain:
+        shapes = [
+            [tensor.shape for tensor in network.get_submodule(unit).state_dict().values()]
+            for network in (model, other)
+        ]
+        if shapes[0] != shapes[1]:
+            part = unit.partition(".")[0]
+            return next(i for i, (u, _) in enumerate(chain) if u.partition(".")[0] == part)
+    return len(chain)
 
 
 def _units(model: nn.Module) -> list[str]:
