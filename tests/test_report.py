@@ -23,7 +23,7 @@ from tools.report.escape import escape_csv
 from tools.report.pairs import pair_twins
 from tools.report.pictures import _reader
 from tools.report.table import build_table
-from tools.report.words import headline, signed
+from tools.report.words import candidate_word, headline, signed
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,18 @@ def test_the_headline_says_when_all_data_are_synthetic(tmp_path):
     write_detector(tmp_path / "runs" / "b", "se_resnet_tiny", annotations, shift=1.0)
     table = build_table(*load_records([tmp_path / "runs"]), resamples=100)
     assert headline(table).startswith("On synthetic data: ")
+
+
+def test_other_attentions_are_not_called_se():
+    def said(options):
+        candidate = record(metrics={"top1_error": Metric(30.0, "percent", False, 400)})
+        candidate.backbone["options"] = options
+        plain = dataclasses.replace(candidate, backbone=record(network="resnet20").backbone)
+        plain = dataclasses.replace(plain, experiment={**plain.experiment, "hash": "plain"})
+        return candidate_word(build_table([plain, candidate]))
+
+    assert said({"reduction": 8}) == "SE"
+    assert said({"attention": "eca"}) == "candidate"
 
 
 def test_tide_says_where_the_difference_lies(content):

@@ -219,12 +219,13 @@ def as_markdown(table: Table, title: str) -> str:
 def as_latex(table: Table) -> str:
     """A booktabs table of the headline differences: ``\\\\usepackage{booktabs}``."""
     e = escape_latex
+    candidate = words.candidate_word(table)
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{tabular}{lllrrrrrr}",
         r"\toprule",
-        r"Benchmark & Network & Metric & Plain & SE & Difference (95\,\%) & $p$ & Params & Mult-adds"
-        r" \\",
+        f"Benchmark & Network & Metric & Plain & {candidate} & Difference (95\\,\\%) & $p$ & Params &"
+        r" Mult-adds \\",
         r"\midrule",
     ]
     for c in table.comparisons:

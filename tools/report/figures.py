@@ -120,7 +120,7 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
             axes.set_xlabel(label, fontsize=8)
         figure.axes[0].set_ylabel(f"{rows[0].headline.label} (%)", fontsize=9)
         spoken = f"{rows[0].headline.label} on {rows[0].dataset} against cost; plain as circles, "
-        return _svg(figure, key, f"{spoken} SE twins as squares, each pair joined by a line")
+        return _svg(figure, key, f"{spoken} their twins as squares, each pair joined by a line")
 
 
 def curve_plot(comparison: Comparison) -> str | None:

@@ -39,6 +39,7 @@ def render_page(table: Table, title: str) -> str:
         "more": words.more,
         "p": words.p_text,
         "change": words.change_in_words,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "tone": _tone,
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
     }
@@ -52,6 +53,7 @@ def render_page(table: Table, title: str) -> str:
         title=title,
         headline=words.headline(table),
         lede=words.lede(table),
+        candidate=words.candidate_word(table),
         table=table,
         cards=comparisons[:CARDS],
         rows=comparisons[:ROWS],

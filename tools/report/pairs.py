@@ -82,7 +82,11 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
         together[(*group, _untangle(differences))].append((plain, candidate))
     for record in latest.values():
         if id(record) not in paired:
-            without = "no run of an SE twin" if record.backbone["twin"] is None else "no twin"
+            without = (
+                "no run of a network it is the plain twin of"
+                if record.backbone["twin"] is None
+                else "no twin"
+            )
             unpaired.append((record, reasons.get(id(record), without)))
     pairs = []
     for key, rows in together.items():

@@ -78,7 +78,7 @@ def _classifications(comparison: Comparison) -> list[Picture]:
         said = [names[found.top[index, 0]] for found in rows]
         truth = names[rows[0].label[index]]
         better = comparison.candidate if right[1][index] else comparison.plain
-        caption = f"{truth}: plain says {said[0]}, SE says {said[1]}; {better} is right"
+        caption = f"{truth}: plain says {said[0]}, its twin says {said[1]}; {better} is right"
         pictures.append(_picture(read(str(rows[0].image[index])), _THUMBNAIL, clean(caption)))
     return pictures
 
@@ -164,7 +164,7 @@ def _detections(comparison: Comparison) -> list[Picture]:
         right = [sum(box.right for box in side) for side in drawn]
         caption = (
             f"{entry['file_name']}: of {len(boxes)} objects plain finds {right[0]} with"
-            f" {len(drawn[0]) - right[0]} false, SE {right[1]} with {len(drawn[1]) - right[1]} false"
+            f" {len(drawn[0]) - right[0]} false, its twin {right[1]} with {len(drawn[1]) - right[1]} false"
         )
         pictures.append(_picture(Image.open(path), _SCENE, clean(caption), tuple(boxes), *drawn))
     return pictures

@@ -91,6 +91,16 @@ def verdict_sentence(comparison: Comparison) -> str:
     )
 
 
+def candidate_word(table: Table) -> str:
+    """What the candidates are called where they stand for all: "SE", or "candidate" for others."""
+    networks = [comparison.pair.candidate[0].backbone for comparison in table.comparisons]
+    only_se = all(
+        network["is_se"] and network["options"].get("attention", "se") == "se"
+        for network in networks
+    )
+    return "SE" if only_se else "candidate"
+
+
 def headline(table: Table) -> str:
     """The report in one sentence."""
     comparisons = table.comparisons
@@ -98,36 +108,38 @@ def headline(table: Table) -> str:
         return "No pair of twins to compare."
     total = len(comparisons)
     verdicts = [comparison.headline.verdict for comparison in comparisons]
-    names = {comparison.candidate for comparison in comparisons}
-    plain = {comparison.plain for comparison in comparisons}
-    who = names.pop() if len(names) == 1 else "the SE network"
-    than = plain.pop() if len(plain) == 1 else "its plain twin"
-    parts = []
-    for verdict, words in ((BETTER, f"better than {than}"), (WORSE, "worse")):
-        if found := verdicts.count(verdict):
-            parts.append(f"{words} on {_of(found, total)}")
-    if not parts and verdicts.count(UNCLEAR) == 0:
+    counts = {verdict: verdicts.count(verdict) for verdict in (BETTER, WORSE, UNCLEAR)}
+    tested = sum(counts.values())
+    if tested == 0:
         return f"{total} pair{'s' if total > 1 else ''} of twins, none of them tested."
+    candidates = {comparison.candidate for comparison in comparisons}
+    plains = {comparison.plain for comparison in comparisons}
+    who = candidates.pop() if len(candidates) == 1 else f"the {candidate_word(table)} network"
+    than = plains.pop() if len(plains) == 1 else "its plain twin"
+    # Several candidates on one benchmark are as many comparisons.
+    several = len({(c.task, c.dataset) for c in comparisons}) < total
+    noun = "comparisons" if several else "benchmarks"
+    parts = []
+    for verdict, said in ((BETTER, f"better than {than}"), (WORSE, "worse")):
+        if counts[verdict]:
+            parts.append(f"{said} on {_of(counts[verdict], total, noun)}")
     if not parts:
-        parts.append(f"neither clearly better nor clearly worse than {than} on {_any(total)}")
-    elif unclear := verdicts.count(UNCLEAR):
-        parts.append(f"without a clear difference on {unclear}")
-    if untested := total - sum(verdicts.count(v) for v in (BETTER, WORSE, UNCLEAR)):
-        parts.append(f"not tested on {untested}")
+        on = f"any of the {total} {noun}" if total > 1 else "the one benchmark"
+        parts.append(f"neither clearly better nor clearly worse than {than} on {on}")
+    elif counts[UNCLEAR]:
+        parts.append(f"without a clear difference on {counts[UNCLEAR]}")
+    if tested < total:
+        parts.append(f"not tested on {total - tested}")
     sentence = f"{who} is {', '.join(parts)}."
     if all(comparison.synthetic for comparison in comparisons):
         return f"On synthetic data: {sentence}"
-    return f"T{sentence[1:]}" if sentence.startswith("the SE") else sentence
+    return f"T{sentence[1:]}" if sentence.startswith("the ") else sentence
 
 
-def _of(found: int, total: int) -> str:
+def _of(found: int, total: int, noun: str) -> str:
     if total == 1:
         return "the one benchmark"
-    return f"all {total} benchmarks" if found == total else f"{found} of {total} benchmarks"
-
-
-def _any(total: int) -> str:
-    return f"any of the {total} benchmarks" if total > 1 else "the one benchmark"
+    return f"all {total} {noun}" if found == total else f"{found} of {total} {noun}"
 
 
 def lede(table: Table) -> str | None:
