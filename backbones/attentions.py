@@ -17,8 +17,8 @@ class EfficientChannelAttention(nn.Module):
     """ECA: gate each channel by a convolution over its neighbours in channel order.
 
     The kernel grows with the channels: t = (log2 C + 1) / 2 cut to a whole number, plus one if
-    even, as in the authors' code (5, 5, 5, 7 for ResNet-50's stages). The paper's Eq. 12 takes the
-    nearest odd number; its "80 parameters" for ResNet-50 are 16 kernels of 5, ours are 86.
+    even, as in the authors' code and timm's (5, 5, 5, 7 for ResNet-50's stages); the paper's Eq. 12
+    takes the nearest odd number.
 
     Source: Wang et al. 2020 (arXiv 1910.03151), Eq. 9 and 12.
     """
