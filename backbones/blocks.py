@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from backbones.residual_sum import applies_to, normed_residual_sum
 from backbones.slot import Slot
 
 
@@ -48,11 +49,20 @@ class ResidualBlock(nn.Module):
             self.se = slot.build(out_channels, stage, map_stride)
         self.relu = nn.ReLU()
 
-    def residual(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """The residual branch up to its last convolution; `last_norm` follows."""
+        raise NotImplementedError
+
+    @property
+    def last_norm(self) -> nn.Module:
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.residual(self.se(x) if self.placement == "pre" else x)
+        convolved = self.convolve(self.se(x) if self.placement == "pre" else x)
+        if self.placement == "standard" and applies_to(convolved, self.last_norm, self.se):
+            # Equal to what follows, for training on CPUs.
+            return normed_residual_sum(convolved, self.last_norm, self.se, self.shortcut(x))
+        residual = self.last_norm(convolved)
         if self.placement == "standard":
             residual = self.se(residual)
         shortcut = self.shortcut(x)
@@ -79,9 +89,12 @@ class BasicBlock(ResidualBlock):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
 
-    def residual(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x)))
-        return self.norm2(self.conv2(x))
+    def convolve(self, x: Tensor) -> Tensor:
+        return self.conv2(self.relu(self.norm1(self.conv1(x))))
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.norm2
 
 
 class Bottleneck(ResidualBlock):
@@ -123,12 +136,16 @@ class Bottleneck(ResidualBlock):
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
 
-    def residual(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.relu(self.norm2(self.conv2(x)))
         if self.placement == "3x3":
             x = self.se(x)
-        return self.norm3(self.conv3(x))
+        return self.conv3(x)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.norm3
 
 
 def conv_norm_relu(
