@@ -32,7 +32,7 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
     """
     weights = read_weights(path)
     fit = weights.backbone
-    nearest = None if fit else _nearest(weights)
+    nearest = None if fit or weights.unfit else _nearest(weights)
     tasks, notes = [], []
     if fit is not None:
         if weights.num_classes:
@@ -42,6 +42,8 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
             tasks.append("detection")
         else:
             notes.append(f"not for detection: {reason}")
+    elif weights.unfit:
+        notes.append(weights.unfit)
     elif nearest is None:
         notes.append(
             "no network of `sebench list backbones` is near; one of timm or torchvision takes its"

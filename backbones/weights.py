@@ -46,6 +46,7 @@ class Weights:
     num_classes: int | None = None
     classes: list[str] | None = None
     input_format: InputFormat | None = None
+    unfit: str | None = None  # why no network of the table may take them, though tensors fit
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_weights(path: str | Path, network: str = "") -> Weights:
 
         library = network.partition(":")[0]
         known = input_format_of(network)
-        return replace(weights, format=library, title=f"of {library}", input_format=known)
+        return replace(weights, format=library, title=library, structure={}, input_format=known)
     return weights
 
 
@@ -128,6 +129,8 @@ def fit_backbone(settings: BackboneSettings, weights: Weights | None = None) -> 
     if not settings.weights or settings.name.startswith(EXTERNAL):
         return settings
     weights = weights or read_weights(settings.weights)
+    if weights.unfit:
+        raise ValueError(f"{weights.path}: {weights.unfit}")
     choices = getattr(find_backbone(settings.name), "options", ())
     fit = weights.backbone
     if fit is not None and fit.name != settings.name and not settings.allow_missing:
@@ -250,13 +253,19 @@ def _interpret(file: TensorFile) -> Weights:
     if weight_format is None:
         return Weights(**own, format="unknown", title="a format not known", tensors=file.tensors)
     tensors = to_ours(file.tensors, weight_format)
+    structure, unfit = {}, None
+    try:
+        structure = weight_format.structure(tensors)
+    except ValueError as error:
+        unfit = str(error)
     head = tensors.get("head.fc.weight")
     weights = Weights(
         **own,
         format=weight_format.name,
         title=weight_format.title,
         tensors=tensors,
-        structure=weight_format.structure(tensors),
+        structure=structure,
+        unfit=unfit,
         num_classes=None if head is None else len(head),
         input_format=weight_format.input_format,
     )
@@ -267,6 +276,8 @@ def _interpret(file: TensorFile) -> Weights:
         weights = replace(weights, structure={}, input_format=None)
     if metadata:
         return _with_metadata(weights, metadata)
+    if unfit:
+        return weights
     return replace(weights, backbone=fitting_network(tensors, weight_format, weights.structure))
 
 
@@ -291,6 +302,8 @@ def _named_for(backbone: Backbone, weights: Weights) -> dict[str, Tensor]:
     """Return the tensors under the names of the network that takes them."""
     if weights.format != "sebench" and hasattr(backbone, "rename"):  # a library's, its own names
         return backbone.rename(weights.own_tensors)
+    if weights.unfit:
+        raise ValueError(f"{weights.path}: {weights.unfit}")
     if weights.format == "unknown":
         known = ", ".join(weight_format.name for weight_format in FORMATS)
         some = ", ".join(list(weights.own_tensors)[:3])

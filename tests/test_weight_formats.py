@@ -278,10 +278,15 @@ def test_caffe_labels_are_those_of_the_published_list():
 
 
 def test_legacy_basic_blocks_are_refused_for_their_relu_before_se(tmp_path):
-    network = timm.create_model("legacy_seresnet18")
-    torch.save(network.state_dict(), tmp_path / "file")
+    network = timm.create_model("legacy_seresnet18", num_classes=2).eval()
+    file = tmp_path / "file"
+    torch.save(network.state_dict(), file)
+    assert read_weights(file).backbone is None
     with pytest.raises(ValueError, match="ReLU before SE"):
-        read_weights(tmp_path / "file")
+        load_weights(build_network("se_resnet18", 2, stem_pool="ceil"), file)
+    theirs = build_network("timm:legacy_seresnet18", 2).eval()
+    load_weights(theirs, file)
+    assert torch.equal(logits(theirs), logits(network))
 
 
 def test_a_variant_that_only_resembles_ours_fits_no_network(tmp_path):

@@ -203,6 +203,41 @@ def weights_verify(
         raise typer.Exit(1)
 
 
+@weights_app.command("remeasure")
+def weights_remeasure(
+    weights: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE|timm:NAME]...",
+            help="Default: all released weights that libraries download.",
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder of ImageNet, its val split.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the records.")] = Path(
+        "runs/remeasure"
+    ),
+    subset: Annotated[
+        bool, typer.Option("--subset", help="The folder holds some of the 1000 classes only.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate released weights on ImageNet val; print measured beside published accuracies.
+
+    [bold]Example[/]  sebench weights remeasure timm:legacy_seresnet50.in1k --data-root imagenet
+    """
+    from tools.remeasure import checkpoints_of, remeasure
+
+    if data_root is None:
+        raise ValueError("--data-root is missing: name the folder of ImageNet")
+    checkpoints = checkpoints_of(weights or ())
+    rows = list(remeasure(checkpoints, data_root, output, "subset" if subset else "all"))
+    _print(rows, as_json)
+    if all(row["reason"] for row in rows):
+        raise typer.Exit(1)
+
+
 def _in_short(row: dict[str, Any]) -> dict[str, str]:
     """A row of `--paper` that fits a terminal: millions or billions, as the paper prints them."""
 
