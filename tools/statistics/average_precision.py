@@ -238,12 +238,16 @@ def _curves(block: _Block, weights: np.ndarray, by_image: np.ndarray):
     passed = np.cumsum(np.ascontiguousarray((block.runs @ by_image).T), axis=1)
     for image, run, positive, removed in block.rows:
         row_weights = np.take(weights, image, axis=1)
-        true = np.cumsum(row_weights * positive, axis=1)
-        same = np.array_equal(positive, removed)  # mostly so: nothing out of range or ignored
-        false = passed[:, run] - (true if same else np.cumsum(row_weights * removed, axis=1))
-        precision = true / (false + true + np.spacing(1))
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        yield envelope, _thresholds_reached(true / boxes[:, None])
+        counted = np.take(passed, run, axis=1)  # true and false positives up to each row
+        if np.array_equal(positive, removed):  # mostly so: nothing out of range or ignored
+            true = np.cumsum(row_weights if positive.all() else row_weights * positive, axis=1)
+        else:
+            true = np.cumsum(row_weights * positive, axis=1)
+            counted += true - np.cumsum(row_weights * removed, axis=1)
+        counted += np.spacing(1)
+        envelope = np.maximum.accumulate((true / counted)[:, ::-1], axis=1)[:, ::-1]
+        true /= boxes[:, None]
+        yield envelope, _thresholds_reached(true)
 
 
 def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
@@ -252,10 +256,13 @@ def _thresholds_reached(recall: np.ndarray) -> np.ndarray:
     The same as ``searchsorted(RECALL_THRESHOLDS, recall, "right")``, several times as fast: the
     thresholds are evenly spaced, so a guess is at most one off.
     """
-    guess = (recall * 100).astype(np.intp)
-    too_high = RECALL_THRESHOLDS[guess] > recall
-    next_too = _NEXT_THRESHOLD[guess] <= recall
-    return guess + 1 - too_high + next_too
+    reached = (recall * 100).astype(np.intp)
+    too_high = np.take(RECALL_THRESHOLDS, reached, mode="clip") > recall
+    next_too = np.take(_NEXT_THRESHOLD, reached, mode="clip") <= recall
+    reached += 1
+    reached -= too_high
+    reached += next_too
+    return reached
 
 
 _NEXT_THRESHOLD = np.append(RECALL_THRESHOLDS[1:], np.inf)
