@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +58,7 @@ class Monitor:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
             )
-            self._progress = Progress(*columns, transient=True)
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(
                 "training",
                 total=self._trainer.total_steps,
@@ -71,7 +72,7 @@ class Monitor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
+        if self._progress is not None and self._progress.console.is_terminal:
             self._progress.stop()
         if self._board is not None:
             self._board.close()

@@ -125,7 +125,8 @@ class SuiteDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def say(self, text: str) -> None:
         self._console.print(escape(text))
