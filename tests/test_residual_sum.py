@@ -1,0 +1,89 @@
+"""The fused end of a residual block equals the readable one, in values and gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import build_network
+from backbones.residual_sum import applies_to, normed_residual_sum
+from backbones.squeeze_excite import EXCITATIONS, SEBlock
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+
+    def make(excitation="sigmoid", se_bias=True):
+        se = SEBlock(6, reduction=2, excitation=excitation, se_bias=se_bias).double()
+        norm = nn.BatchNorm2d(6).double()
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        x = (1 + 2 * torch.randn(2, 6, 2, 3).double()).requires_grad_()
+        shortcut = torch.randn(2, 6, 2, 3).double().requires_grad_()
+        return x, norm, se, shortcut
+
+    return make
+
+
+@pytest.mark.parametrize("excitation", EXCITATIONS)
+@pytest.mark.parametrize("se_bias", [True, False])
+def test_gradients_are_those_of_finite_differences(parts, excitation, se_bias):
+    x, norm, se, shortcut = parts(excitation, se_bias)
+    inputs = (x, shortcut, *norm.parameters(), *se.parameters())
+    assert torch.autograd.gradcheck(
+        lambda x, shortcut, *_: normed_residual_sum(x, norm, se, shortcut), inputs
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_values_gradients_and_statistics_are_those_of_the_readable_form(parts, memory_format):
+    x, norm, se, shortcut = parts()
+    x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
+    other_norm, other_se = copy.deepcopy(norm), copy.deepcopy(se)
+    ours = normed_residual_sum(x, norm, se, shortcut)
+    readable = torch.relu(other_se(other_norm(x)) + shortcut)
+    torch.testing.assert_close(ours, readable, rtol=0, atol=1e-14)
+    weights = torch.randn_like(ours)
+    mine = torch.autograd.grad(ours, (x, shortcut, *norm.parameters(), *se.parameters()), weights)
+    parameters = (*other_norm.parameters(), *other_se.parameters())
+    theirs = torch.autograd.grad(readable, (x, shortcut, *parameters), weights)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    for one, other in zip(norm.buffers(), other_norm.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_batch_larger_than_a_chunk_is_summed_whole(parts, monkeypatch):
+    monkeypatch.setattr("backbones.residual_sum._CHUNK", 6 * 6 * 8)  # one picture
+    x, norm, se, shortcut = parts()
+    readable = torch.relu(copy.deepcopy(se)(copy.deepcopy(norm)(x)) + shortcut)
+    torch.testing.assert_close(normed_residual_sum(x, norm, se, shortcut), readable)
+
+
+def test_a_training_step_of_a_network_is_the_same_with_and_without(monkeypatch):
+    torch.manual_seed(0)
+    network = build_network("se_resnet_tiny", 10).double().train()
+    readable = copy.deepcopy(network)
+    x = torch.randn(4, 3, 32, 32).double()
+    network(x).square().sum().backward()
+    monkeypatch.setattr("backbones.blocks.applies_to", lambda *_: False)
+    readable(x).square().sum().backward()
+    for one, other in zip(network.parameters(), readable.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for one, other in zip(network.buffers(), readable.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+def test_frozen_norms_evaluation_and_other_squeezes_take_the_readable_form(parts):
+    x, norm, se, _ = parts()
+    assert applies_to(x, norm, se)
+    assert not applies_to(x, norm, SEBlock(6, 2, squeeze="max"))
+    assert not applies_to(x, norm, nn.Identity())
+    assert not applies_to(x, nn.GroupNorm(2, 6), se)
+    with torch.no_grad():
+        assert not applies_to(x, norm, se)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not applies_to(x, norm, se)
+    assert not applies_to(x, norm.eval(), se)
