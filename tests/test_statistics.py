@@ -242,6 +242,14 @@ def test_the_paired_bootstrap_equals_resampling_image_by_image():
     assert ours.p_value == statistics.mcnemar(plain[0], candidate[0])
 
 
+def test_an_interval_that_touches_zero_is_not_moved_off_it():
+    plain, candidate = np.zeros((1, 20), bool), np.zeros((1, 20), bool)
+    candidate[0, 0] = True
+    found = statistics.compare_accuracy(plain, candidate)
+    assert found.low == 0.0
+    assert found.difference == pytest.approx(5.0)
+
+
 def test_intervals_cover_the_true_difference_as_often_as_they_say():
     rng = np.random.default_rng(2)
     covered, trials, n = 0, 400, 400

@@ -15,7 +15,7 @@ METHODS = (
     " when lower, accuracies and AP when higher; the words say which way it went.",
     "Intervals are 95 %: a paired bootstrap over images with one seed, a hierarchical bootstrap"
     " over seeds and images with several. AP is scored anew in every resample, with each image as"
-    " often as it was drawn, and the resamples are centred on the estimate.",
+    " often as it was drawn, and the resamples of AP are centred on its estimate.",
     "p-values: McNemar's exact test for one seed of classifiers, the paired bootstrap for one seed"
     " of detectors, a paired t-test over seeds where there are several; Holm's correction over all"
     " headline metrics of this report, and over the classes within a comparison.",

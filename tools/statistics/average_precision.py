@@ -181,6 +181,10 @@ def compare_average_precision(
         ]
     )
     boot = bootstrap_average_precision(matched, resamples, seed)
+    # Centred on the estimates: an image drawn twice agrees with itself, which flatters AP.
+    scored = ~np.isnan(boot).all(axis=1)
+    bias = np.where(scored, _mean(boot, 1) - values, 0.0)
+    boot -= bias[:, None]
     seeds = len(plain)
     differences = []
     for column in range(values.shape[1]):

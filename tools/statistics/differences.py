@@ -124,12 +124,7 @@ def difference_over_seeds(
         np.take_along_axis(values, drawn, axis=0).mean(axis=0)
         for values in (plain_resampled, candidate_resampled)
     ]
-    known = ~np.isnan(means[0] + means[1])
-    # Centred on the estimates: an image drawn twice agrees with itself, which flatters AP.
-    means = [
-        values[known] + (np.mean(estimate) - np.mean(values[known]) if known.any() else 0)
-        for values, estimate in zip(means, (plain, candidate), strict=True)
-    ]
+    means = [values[~np.isnan(means[0] + means[1])] for values in means]
     shared = {
         "plain": float(np.mean(plain)),
         "candidate": float(np.mean(candidate)),
