@@ -240,7 +240,8 @@ def _load(
 ) -> LoadedWeights:
     """Load weights, and refuse a classifier whose classes are known to be others."""
     path, patterns = backbone.weights, backbone.allow_missing
-    classes = read_weights(path).classes
+    weights = read_weights(path, backbone.name)
+    classes = weights.classes
     if not replace_head and classes is not None and classes != list(reported.class_names):
         pairs = zip(classes, reported.class_names, strict=False)
         other = next((f": {a!r} for {b!r}" for a, b in pairs if a != b), "")
@@ -248,7 +249,7 @@ def _load(
             f"{path} was trained for {len(classes)} other classes than the "
             f"{len(reported.class_names)} of {reported.name}{other}"
         )
-    return load_weights(network, path, replace_head=replace_head, allow_missing=patterns)
+    return load_weights(network, weights, replace_head=replace_head, allow_missing=patterns)
 
 
 def _recipe_format(config: ClassificationConfig) -> InputFormat:

@@ -230,7 +230,7 @@ def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
     if not resnets.STRIDE_IN_1X1:  # True is the default and says nothing
         options.setdefault("stride_in_1x1", False)
     weights = node.get("WEIGHTS") or None
-    known = read_weights(weights).input_format if weights else None
+    known = read_weights(weights, name).input_format if weights else None
     if known is not None:
         mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
         check_input_format(InputFormat(cfg.INPUT.FORMAT, mean, std), known, weights)

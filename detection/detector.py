@@ -11,7 +11,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from backbones import BackboneSettings, InputFormat, read_weights
+from backbones import (
+    BackboneSettings,
+    InputFormat,
+    build_backbone,
+    fit_backbone,
+    load_weights,
+    read_weights,
+)
 from backbones.weight_files import file_sha256, read_state, save_state
 
 from .backbone import check_input_format
@@ -47,7 +54,7 @@ def choose_input_format(config: DetectionConfig) -> InputFormat:
         ValueError: settings and weights disagree; both are named.
     """
     weights = config.backbone.weights
-    known = read_weights(weights).input_format if weights else None
+    known = read_weights(weights, config.backbone.name).input_format if weights else None
     base = known or InputFormat()
     given = InputFormat(
         channel_order=config.input.channel_order or base.channel_order,
@@ -193,11 +200,15 @@ def _config_of(
 
 
 def describe_initial(config: DetectionConfig) -> dict[str, Any] | None:
-    """The weights that the backbone starts from, for the record."""
+    """The weights that the backbone starts from, and how much of it they cover, for the record."""
     if not config.backbone.weights:
         return None
-    weights = read_weights(config.backbone.weights)
-    return {"path": weights.path, "format": weights.format, "sha256": weights.sha256}
+    backbone = fit_backbone(config.backbone)
+    with torch.device("meta"):  # without drawing weights: the random state is training's
+        stages = build_backbone(backbone.name, **backbone.options)
+    stages.to_empty(device="cpu")
+    loaded = load_weights(stages, backbone.weights, allow_missing=backbone.allow_missing)
+    return loaded.describe()
 
 
 def plain_input_format(input_format: InputFormat) -> dict[str, Any]:
