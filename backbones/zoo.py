@@ -25,6 +25,8 @@ class BackboneSettings:
     # Patterns of tensors (`backbone.res5.*`) that the file may lack.
     allow_missing: list[str] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)  # files that register networks of one's own
+    # The plain network it is compared with, where the table knows none: timm:resnet50.a1_in1k.
+    twin: str | None = field(default=None, metadata={"identity": False})
 
 
 @dataclass(frozen=True)

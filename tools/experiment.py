@@ -164,7 +164,8 @@ def load_experiment(
     config = build_settings(_config_class(entry), parts)
     for path in config.backbone.imports:
         load_user_module(path)
-    describe_backbone(config.backbone.name)
+    for name in filter(None, (config.backbone.name, config.backbone.twin)):
+        describe_backbone(name)
     return Experiment(task, recipe, config, action)
 
 

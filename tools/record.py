@@ -153,7 +153,7 @@ def build_record(
         metrics[name] = Metric(value, kind.unit, kind.higher_is_better, images, missing.get(name))
     settings = experiment.config.backbone
     info = describe_backbone(settings.name)
-    twin = twin_of(settings.name, settings.options)
+    twin = (settings.twin, {}) if settings.twin else twin_of(settings.name, settings.options)
     record = Record(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         experiment={

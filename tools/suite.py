@@ -46,7 +46,8 @@ class SuiteEntry:
 
     task: str  # a key of TASKS
     recipe: str  # name, or path of a file
-    # Names, or {name: ..., options: {...}, weights: ...}; plain twins of SE networks join them.
+    # Names, or {name: ..., options: {...}, weights: ..., twin: ...}; plain twins of SE networks join
+    # them: those of the table, or the one that `twin` names.
     backbones: list[Any]
     name: str | None = None  # names the folder and other entries' weights_from; default recipe
     data: str | None = None
@@ -149,6 +150,10 @@ def plan(suite: Suite, output: Path) -> list[Cell]:
                     if source is None:
                         raise ValueError(f"{name}: {entry.weights_from} has no {label}")
                     weights = source / WEIGHTS_FILE
+                settings = dict(entry.settings)
+                if backbone.get("twin"):
+                    named = {"twin": backbone["twin"]}
+                    settings["backbone"] = {**settings.get("backbone", {}), **named}
                 experiment = load_experiment(
                     entry.task,
                     entry.recipe,
@@ -159,7 +164,7 @@ def plan(suite: Suite, output: Path) -> list[Cell]:
                     data_root=_data_root(entry, suite, output),
                     seed=seed,
                     imports=suite.imports,
-                    settings=entry.settings,
+                    settings=settings,
                 )
                 directory = output / name / label
                 folders[name][label] = directory
@@ -243,10 +248,14 @@ def _backbones(entry: SuiteEntry, twins: bool) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for item in entry.backbones:
         backbone = {"name": item} if isinstance(item, str) else dict(item)
-        strange = set(backbone) - {"name", "options", "weights"}
+        strange = set(backbone) - {"name", "options", "weights", "twin"}
         if strange or "name" not in backbone:
-            raise ValueError(f"backbones: {item!r}: give a name, or name, options and weights")
+            raise ValueError(
+                f"backbones: {item!r}: give a name, or name, options, weights and twin"
+            )
         twin = twin_of(backbone["name"], backbone.get("options") or {})
+        if backbone.get("twin"):
+            twin = (backbone["twin"], {})
         # A twin has weights of its own; where a network starts from some, both are listed.
         if twins and twin is not None and "weights" not in backbone:
             plain = {"name": twin[0]} | ({"options": twin[1]} if "options" in backbone else {})
