@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,16 +13,14 @@ import numpy as np
 import torch.distributed as dist
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from torch import nn
 
 from backbones.inference import prepare_for_inference
 
 from .coco import CocoPart, register_dataset
 from .detector import Detector
-from .scoring import results_json, score, score_results
+from .scoring import Scorer, results_json, score, score_results
 
 __all__ = ["Detections", "detect", "score", "score_results", "write_detections"]
 
@@ -32,14 +29,21 @@ __all__ = ["Detections", "detect", "score", "score_results", "write_detections"]
 class Detections:
     rows: np.ndarray  # (N, 7) float64: image id, x, y, width, height (pixels), score, category id
     images: int  # pictures seen
-    seconds: float  # of reading and detecting, without scoring
+    scores: dict[str, Any]  # what `scoring.score` returns
+    seconds: float  # of reading, detecting and, with hotcoco, scoring as it went
 
 
 class _Collector(DatasetEvaluator):
-    """Keeps the boxes of every picture as arrays; rank 0 gets those of all processes."""
+    """Keeps the boxes of every picture as arrays, and lets `scorer` match them at once.
 
-    def __init__(self, category_ids: Sequence[int], advance: Callable[[], None]) -> None:
+    Rank 0 gets those of all processes.
+    """
+
+    def __init__(
+        self, category_ids: Sequence[int], scorer: Scorer | None, advance: Callable[[], None]
+    ) -> None:
         self._category_ids = np.asarray(category_ids)
+        self._scorer = scorer
         self._advance = advance
 
     def reset(self) -> None:
@@ -56,16 +60,26 @@ class _Collector(DatasetEvaluator):
             scores = found.scores.numpy()
             self._rows.append(np.column_stack([image_ids, boxes, scores, categories]))
             self._seen.append(given["image_id"])
+            if self._scorer is not None:
+                self._scorer.add([given["image_id"]], self._rows[-1])
             self._advance()
 
     def evaluate(self) -> dict[str, Any] | None:
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, 7))
-        shares = comm.gather((rows, self._seen), dst=0)
+        shard = None
+        if self._scorer is not None and comm.get_world_size() > 1:
+            shard = self._scorer.shard()
+        shares = comm.gather((rows, self._seen, shard), dst=0)
         if not comm.is_main_process():
             return None
-        seen = [image_id for _, ids in shares for image_id in ids]
+        seen = [image_id for _, ids, _ in shares for image_id in ids]
         assert len(seen) == len(set(seen)), "a picture was evaluated twice"
-        return {"rows": np.concatenate([rows for rows, _ in shares]), "images": len(seen)}
+        shards = None if shard is None else [shard for *_, shard in shares]
+        return {
+            "rows": np.concatenate([rows for rows, *_ in shares]),
+            "images": len(seen),
+            "scores": self._scorer.finish(shards) if self._scorer is not None else None,
+        }
 
 
 def detect(
@@ -73,7 +87,8 @@ def detect(
     part: CocoPart,
     workers: int = 0,
     tta: bool = False,
-    inference: str = "eager",
+    inference: str = "auto",
+    evaluator: str = "hotcoco",
     advance: Callable[[], None] = lambda: None,
 ) -> Detections | None:
     """Run a detector over every picture of `part`, once each, shared among the processes.
@@ -81,9 +96,10 @@ def detect(
     Args:
         inference: how the backbone computes: a mode of `backbones.inference`.
         tta: Detectron2's test-time augmentation, with the sizes of the detector's config.
+        evaluator: who scores: hotcoco, while boxes arrive, or pycocotools, at the end.
         advance: called after each picture.
     Returns:
-        The boxes of all processes on rank 0, elsewhere None.
+        The boxes of all processes and their scores on rank 0, elsewhere None.
     """
     records = get_detection_dataset_dicts(register_dataset(part), filter_empty=False)
     mapper = DatasetMapper(detector.cfg, is_train=False)
@@ -92,24 +108,19 @@ def detect(
         # Batch norms saw each process's own pictures; what is saved, and counts, are rank 0's.
         for buffer in detector.model.buffers():
             dist.broadcast(buffer, src=0)
-    model = _prepared(detector.model, inference)
+    model = prepare_for_inference(detector.model, inference)
     if tta:
         model = GeneralizedRCNNWithTTA(detector.cfg, model)
+    scorer = Scorer(part.annotations) if evaluator == "hotcoco" else None
+    collector = _Collector(detector.category_ids, scorer, advance)
     start = time.perf_counter()
-    collected = inference_on_dataset(model, loader, _Collector(detector.category_ids, advance))
+    collected = inference_on_dataset(model, loader, collector)
     seconds = time.perf_counter() - start
     if not comm.is_main_process():
         return None
     assert collected["images"] == part.image_count, "pictures were left out"
-    return Detections(collected["rows"], collected["images"], seconds)
-
-
-def _prepared(model: nn.Module, inference: str) -> nn.Module:
-    if inference == "plain":
-        return model
-    # A frozen norm is a norm in evaluation mode, which is what the rewriting knows.
-    thaw = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d
-    return prepare_for_inference(thaw(copy.deepcopy(model)), inference)
+    scores = collected["scores"] or score(part.annotations, collected["rows"], evaluator)
+    return Detections(collected["rows"], collected["images"], scores, seconds)
 
 
 def write_detections(detections: Detections, path: Path) -> None:

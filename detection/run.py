@@ -47,7 +47,6 @@ from .detector import (
     trunk_input_size,
 )
 from .evaluate import detect, write_detections
-from .scoring import score
 from .train import CURVE, train_detector
 
 logger = logging.getLogger("detectron2.sebench")
@@ -135,12 +134,16 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
         detector = Detector(model, cfg, data.class_names, ids, input_format)
 
         def validate() -> dict[str, float | None]:
-            workers, inference = reader_processes(config.data), config.evaluate.inference
-            found = detect(detector, data.val, workers, inference=inference)
+            found = detect(
+                detector,
+                data.val,
+                reader_processes(config.data),
+                inference=config.evaluate.inference,
+                evaluator=config.evaluate.evaluator,
+            )
             if found is None:
                 return {}
-            scores = score(data.val.annotations, found.rows, config.evaluate.evaluator)
-            return {name: scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
+            return {name: found.scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
 
         timing = train_detector(config, cfg, model, directory, resume, validate)
         initial = describe_initial(config)
@@ -166,14 +169,21 @@ def _evaluate(
     settings = config.evaluate
     workers = reader_processes(config.data)
     with _progress(data.val.image_count) as advance:
-        found = detect(detector, data.val, workers, settings.tta, settings.inference, advance)
+        found = detect(
+            detector,
+            data.val,
+            workers,
+            settings.tta,
+            settings.inference,
+            settings.evaluator,
+            advance,
+        )
     if found is None:
         return None
     write_detections(found, directory / DETECTIONS)
-    scores = score(data.val.annotations, found.rows, settings.evaluator)
-    logger.info("metrics: %s", scores["metrics"])
+    logger.info("metrics: %s", found.scores["metrics"])
     return {
-        **scores,
+        **found.scores,
         "dataset": _describe_dataset(config, data),
         "protocol": _describe_protocol(config),
         "selection": "last iteration",
