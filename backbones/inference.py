@@ -24,11 +24,11 @@ from backbones.inception_resnet import InceptionResidualBlock
 from backbones.slot import unknown
 from backbones.squeeze_excite import EXCITATIONS, SEBlock
 
-MODES = ("plain", "eager", "compiled")
+MODES = ("auto", "plain", "eager", "compiled")
 
 
 @torch.no_grad()
-def prepare_for_inference(network: nn.Module, mode: str = "eager") -> nn.Module:
+def prepare_for_inference(network: nn.Module, mode: str = "auto") -> nn.Module:
     """Return a copy of `network` that computes the same faster, in evaluation mode.
 
     Args:
@@ -36,6 +36,7 @@ def prepare_for_inference(network: nn.Module, mode: str = "eager") -> nn.Module:
             the latter, the backbones alone are rewritten. It stays as it is.
         mode: "plain" copies; "eager" rewrites; "compiled" rewrites and compiles by inductor with
             frozen weights, at the first call for every input shape (about a minute for ResNet-50).
+            "auto" is "eager" on a CPU and "plain" elsewhere, where nothing was measured.
 
     Call the copy under `torch.inference_mode()`; it cannot be trained. On CPUs channels-last pays;
     the copy's weights are in that format, and a compiled copy wants its input in it too.
@@ -46,6 +47,9 @@ def prepare_for_inference(network: nn.Module, mode: str = "eager") -> nn.Module:
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    if mode == "auto":
+        on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+        mode = "eager" if on_cpu else "plain"
     if mode == "plain":
         return network
     backbones = [module for module in network.modules() if isinstance(module, Backbone)]

@@ -180,13 +180,14 @@ class EvaluateSettings:
     flip: bool = False  # scores averaged with those of the mirrored image
     images: str | None = None  # a file that lists the images to count, one id a line
     ensemble: list[str] = field(default_factory=list)  # further weights; scores are averaged
-    # How the network is rewritten for speed, exact up to rounding: 'plain', 'eager', 'compiled'.
-    inference: str = field(default="eager", metadata=_FREE)
+    # How the network is rewritten for speed, exact up to rounding: 'plain',
+    # 'eager' (rewritten), 'compiled', or 'auto': eager on a CPU, plain elsewhere.
+    inference: str = field(default="auto", metadata=_FREE)
     batch_size: int = field(default=128, metadata=_FREE)  # images per forward pass and process
     every: int = field(default=1, metadata=_FREE)  # epochs between points of the curve; 0: none
 
     def __post_init__(self) -> None:
-        check_choice("evaluate.inference", self.inference, ("plain", "eager", "compiled"))
+        check_choice("evaluate.inference", self.inference, ("auto", "plain", "eager", "compiled"))
         _check_range("evaluate.batch_size", self.batch_size, 1)
         _check_range("evaluate.every", self.every, 0)
         for key in ("resize", "crop"):

@@ -156,8 +156,8 @@ class TrainSettings:
 class EvaluateSettings:
     evaluator: str = field(default="hotcoco", metadata=_FREE)  # or 'pycocotools': equal to the bit
     # How the backbone computes, equal up to rounding: 'plain', 'eager' (rewritten), 'compiled'
-    # (for each size of picture anew: for sets of one size).
-    inference: str = field(default="eager", metadata=_FREE)
+    # (for each size of picture anew: for sets of one size), 'auto': eager on a CPU, else plain.
+    inference: str = field(default="auto", metadata=_FREE)
     min_size: int = 800  # pixels of the shorter side
     max_size: int = 1333
     tta: bool = False  # Detectron2's test-time augmentation: sizes below, each mirrored too
@@ -168,7 +168,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         _check_choice("evaluate.evaluator", self.evaluator, ("hotcoco", "pycocotools"))
-        _check_choice("evaluate.inference", self.inference, ("plain", "eager", "compiled"))
+        _check_choice("evaluate.inference", self.inference, ("auto", "plain", "eager", "compiled"))
         _check_least(self, "evaluate.", 1, "min_size", "max_size")
         _check_least(self, "evaluate.", 0, "every")
         if not self.tta_sizes or min(self.tta_sizes) < 1:
