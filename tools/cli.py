@@ -287,7 +287,8 @@ def _load(
     settings: dict[str, Any],
     **named: Any,
 ) -> Experiment:
-    from tools.experiment import TASKS, list_recipes, load_experiment, unknown
+    from tools.experiment import TASKS, list_recipes, load_experiment
+    from tools.settings import unknown
 
     if task not in TASKS:
         raise ValueError(unknown("task", task, TASKS))

@@ -41,8 +41,8 @@ def list_(
       sebench list recipes --json
     """
     from backbones.zoo import load_user_module
-    from tools.experiment import unknown
     from tools.listing import LISTS
+    from tools.settings import unknown
 
     if what not in LISTS:
         raise ValueError(unknown("list", what, LISTS))
@@ -126,11 +126,11 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what this suite claims about speed and memory, against its peers, on this machine."""
-    from tools.benchmarks import BENCHMARKS, in_words, run_benchmark
+    from tools.benchmarks import BENCHMARKS, run_benchmark
 
     if name == "list":
         rows = [
-            {"name": key, "compares": b.compares, "target": in_words(b.kind, b.target)}
+            {"name": key, "compares": b.compares, "target": b.target_in_words}
             for key, b in BENCHMARKS.items()
         ]
         _print(rows, as_json)

@@ -28,14 +28,12 @@ from tools.experiment import (
     SETTINGS_FILE,
     TASKS,
     Experiment,
-    build_settings,
     load_experiment,
     read_recorded,
-    read_yaml,
     run_experiment,
-    unknown,
 )
 from tools.record import Record, read_git
+from tools.settings import build_settings, read_yaml, unknown
 
 WEIGHTS_FILE = "weights.safetensors"
 

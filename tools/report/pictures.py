@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from tools import statistics
-from tools.experiment import TASKS, build_settings
+from tools.experiment import TASKS
 from tools.record import Record
 from tools.report.comparison import Comparison
 from tools.report.escape import clean
+from tools.settings import build_settings
 from tools.statistics.matching import load_ground_truth, match_detections
 
 SHOWN_EACH_WAY = 3
