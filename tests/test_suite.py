@@ -54,6 +54,16 @@ def test_variants_of_one_network_share_their_twin(tmp_path):
     assert len({cell.experiment.hash for cell in cells}) == 3
 
 
+def test_a_declared_twin_joins_and_is_what_the_record_pairs_with(tmp_path):
+    entry = {"backbones": [{"name": "timm:skresnet18", "twin": "timm:resnet18"}]}
+    cells = plan(load_suite(_suite(tmp_path, entry)), tmp_path / "out")
+    assert _networks(cells) == [("timm:resnet18", {}, 0), ("timm:skresnet18", {}, 0)]
+    assert cells[1].experiment.config.backbone.twin == "timm:resnet18"
+    entry["backbones"][0]["twin"] = "timm:resnet1O"
+    with pytest.raises(ValueError, match="did you mean timm:resnet1"):
+        plan(load_suite(_suite(tmp_path, entry)), tmp_path / "out")
+
+
 def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
     suite = load_suite(
         _suite(tmp_path, {"name": "first"}, {"name": "second", "weights_from": "first"})

@@ -302,3 +302,17 @@ def test_names_go_there_and_back_in_every_format():
         if weight_format.name in ("torchvision", "mmpretrain", "detectron2"):
             theirs = from_ours(network.state_dict(), weight_format)
             assert len(theirs) == len(network.state_dict())
+
+
+def test_legacy_weights_give_the_detector_the_stages_of_timm(tmp_path):
+    from detection import build_stages
+
+    theirs = randomized(lambda: timm.create_model("legacy_seresnet50", num_classes=10))
+    save_half(theirs, tmp_path / "file")
+    stages = build_stages("se_resnet50", weights=str(tmp_path / "file"), norm="FrozenBN").eval()
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = stages(picture)
+        _, *expected = theirs.forward_intermediates(picture, intermediates_only=True)
+    for name, map_ in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
+        assert torch.allclose(ours[name], map_, rtol=1e-4, atol=1e-5), name
