@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from classification.config import AugmentSettings, DataSettings
 from classification.datasets import ImageArray, ImageFiles, some
 from classification.distributed import Processes
+from classification.images import read_image, stack
 from classification.protocols import Protocol
 from classification.transforms import augment_batch, build_train_transform, build_views
 
@@ -139,7 +140,7 @@ class _Images(torch.utils.data.Dataset):
     """Opens and transforms single images; an unreadable one is returned by its name."""
 
     def __init__(
-        self, dataset: ImageArray | ImageFiles, transform: Callable[[Image.Image], Tensor]
+        self, dataset: ImageArray | ImageFiles, transform: Callable[[Tensor], Tensor]
     ) -> None:
         self._dataset, self._transform = dataset, transform
 
@@ -153,11 +154,10 @@ class _Images(torch.utils.data.Dataset):
             torch.manual_seed(seed)
             return self._transform(image), int(self._dataset.labels[index]), index, seed
 
-    def _open(self, index: int) -> Image.Image:
+    def _open(self, index: int) -> Tensor:
         if isinstance(self._dataset, ImageArray):
-            return Image.fromarray(self._dataset.images[index].permute(1, 2, 0).numpy())
-        with Image.open(self._dataset.folder / self._dataset.ids[index]) as image:
-            return image.convert("RGB")
+            return self._dataset.images[index]
+        return read_image(self._dataset.folder / self._dataset.ids[index])
 
 
 def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
@@ -167,7 +167,7 @@ def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
         none = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), none, none, none, bad)
     images, *columns = zip(*good, strict=True)
-    return Batch(torch.stack(images), *(torch.tensor(column) for column in columns), bad)
+    return Batch(stack(images), *(torch.tensor(column) for column in columns), bad)
 
 
 def _prepare_worker(_: int) -> None:
@@ -179,7 +179,7 @@ def _prepare_worker(_: int) -> None:
 
 def _read(
     dataset: ImageArray | ImageFiles,
-    transform: Callable[[Image.Image], Tensor],
+    transform: Callable[[Tensor], Tensor],
     keys: Iterable[list[tuple[int, int]]],
     workers: int,
     device: torch.device,

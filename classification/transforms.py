@@ -3,28 +3,34 @@
 Images stay uint8 until they are on the device; `normalize` is the one place that makes floats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from backbones import InputFormat
 from classification.config import AugmentSettings
+from classification.images import from_pil, resize, stack, to_pil
 from classification.protocols import Protocol
 
 
 def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
-    """Turn uint8 RGB (N, 3, H, W) into the float32 input a network was trained on."""
+    """Turn uint8 RGB (N, 3, H, W) into the float32 input a network was trained on.
+
+    The result is in channels-last memory format.
+    """
+    count, _, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1)
     if input_format.channel_order == "BGR":
-        images = images.flip(1)
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor(input_format.mean, device=images.device).view(shape)
-    std = torch.tensor(input_format.std, device=images.device).view(shape)
-    return images.float().sub_(mean).div_(std)
+        rows = rows.flip(3)
+    # Rows of 3 * width values: with an innermost dimension of 3 nothing could be vectorised.
+    mean = torch.tensor(input_format.mean, device=images.device).repeat(width)
+    std = torch.tensor(input_format.std, device=images.device).repeat(width)
+    rows = rows.flatten(2).float().sub_(mean).div_(std)
+    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
 # Training: one file at a time --------------------------------------------------------------------
@@ -32,32 +38,37 @@ def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
 
 def build_train_transform(
     settings: AugmentSettings, interpolation: str = "bilinear"
-) -> Callable[[Image.Image], Tensor]:
-    """Build PIL image -> uint8 (3, size, size). Its draws come from torch's global generator.
+) -> Callable[[Tensor], Tensor]:
+    """Build uint8 (3, H, W) -> uint8 (3, size, size). Its draws come from torch's global generator.
 
     Source: scale and aspect augmentation [5], 8 to 100 % of the area, aspect 3/4 to 4/3.
     """
     if settings.size == 0:
         raise ValueError("augment.size=0: files of many sizes need a crop, e.g. augment.size=224")
-    padding_mode = {"zeros": "constant", "reflect": "reflect"}[settings.padding_mode]
-    mode = InterpolationMode(interpolation)
     size = settings.size
+    random_region = v2.RandomResizedCrop(size, tuple(settings.scale), tuple(settings.ratio))
+
+    def resized(image: Tensor) -> Tensor:
+        region = random_region.make_params([image])
+        top, left = region["top"], region["left"]
+        chosen = image[:, top : top + region["height"], left : left + region["width"]]
+        return resize(chosen, (size, size), interpolation)
+
+    def centred(image: Tensor) -> Tensor:
+        whole = shorter_side(image, size)
+        return resize(image, whole, interpolation, centre(whole, size))
+
+    padding_mode = {"zeros": "constant", "reflect": "reflect"}[settings.padding_mode]
     crops = {
-        "resized": [v2.RandomResizedCrop(size, tuple(settings.scale), tuple(settings.ratio), mode)],
-        "padded": [
-            v2.Resize(size, mode),
-            v2.CenterCrop(size),
-            v2.RandomCrop(size, settings.padding, padding_mode=padding_mode),
-        ],
-        "none": [v2.Resize(size, mode), v2.CenterCrop(size)],
+        "resized": [resized],
+        "padded": [centred, v2.RandomCrop(size, settings.padding, padding_mode=padding_mode)],
+        "none": [centred],
     }
-    policies = {
-        "none": [],
-        "trivial_augment": [v2.TrivialAugmentWide()],
-        "rand_augment": [v2.RandAugment()],
-    }
+    policies = {"trivial_augment": v2.TrivialAugmentWide, "rand_augment": v2.RandAugment}
     steps = [*crops[settings.crop], v2.RandomHorizontalFlip(settings.flip)]
-    return v2.Compose([*steps, *policies[settings.policy], v2.PILToTensor()])
+    if settings.policy != "none":  # on PIL images, as the policies' papers and recipes did
+        steps += [to_pil, policies[settings.policy](), from_pil]
+    return v2.Compose(steps)
 
 
 # Training: a batch at a time, for sets held in memory ----------------------------------------------
@@ -120,29 +131,38 @@ def cut_out(images: Tensor, side: int, seeds: Tensor) -> Tensor:
 # Evaluation --------------------------------------------------------------------------------------
 
 
-def build_views(
-    protocol: Protocol, interpolation: str = "bilinear"
-) -> Callable[[Image.Image], Tensor]:
-    """Build PIL image -> uint8 (V, 3, H, W), the protocol's views of it."""
-    mode = InterpolationMode(interpolation)
-    if protocol.resize_mode == "none":
-        resizes = [v2.Identity()]
-    elif protocol.resize_mode == "warp":
-        resizes = [v2.Resize((size, size), mode) for size in protocol.resize]
-    else:
-        resizes = [v2.Resize(size, mode) for size in protocol.resize]
-    crops = {
-        "full": lambda image: [image],
-        "center": lambda image: [v2.functional.center_crop(image, [protocol.crop])],
-        "ten": v2.TenCrop(protocol.crop or 1),
-    }
-    crop = crops[protocol.crops]
-    flip = v2.functional.horizontal_flip
+def build_views(protocol: Protocol, interpolation: str = "bilinear") -> Callable[[Tensor], Tensor]:
+    """Build uint8 (3, H, W) -> uint8 (V, 3, H, W), the protocol's views of an image."""
 
-    def views(image: Image.Image) -> Tensor:
-        cropped = [view for resize in resizes for view in crop(resize(image))]
+    def scaled(image: Tensor) -> Iterator[Tensor]:
+        for length in protocol.resize:
+            whole = (length, length)
+            if protocol.resize_mode == "shorter":
+                whole = shorter_side(image, length)
+            if protocol.crops == "center":
+                yield resize(image, whole, interpolation, centre(whole, protocol.crop))
+            else:
+                yield from v2.functional.ten_crop(
+                    resize(image, whole, interpolation), [protocol.crop]
+                )
+
+    def views(image: Tensor) -> Tensor:
+        cropped = [image] if protocol.crops == "full" else list(scaled(image))
         if protocol.flip:
-            cropped += [flip(view) for view in cropped]
-        return torch.stack([v2.functional.pil_to_tensor(view) for view in cropped])
+            cropped += [view.flip(2) for view in cropped]
+        return stack(cropped)
 
     return views
+
+
+def shorter_side(image: Tensor, length: int) -> tuple[int, int]:
+    """Height and width after resizing the shorter side to `length`, rounded as torchvision does."""
+    height, width = image.shape[1:]
+    short = min(height, width)
+    return int(length * height / short), int(length * width / short)
+
+
+def centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the square in the middle, rounded as torchvision does."""
+    top, left = (round((length - side) / 2) for length in size)
+    return top, left, side, side

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
@@ -24,6 +23,7 @@ from classification.config import (
     TrainSettings,
 )
 from classification.datasets import read_folder
+from classification.images import read_image
 from classification.transforms import build_views, normalize
 from tools import sample_data
 
@@ -94,7 +94,7 @@ def test_scores_are_those_of_the_network_on_the_protocols_views(photos, files, t
     _, protocol = run.choose_protocol(settings.evaluate)
     right = 0
     for place, image_id in enumerate(dataset.ids):
-        image = Image.open(photos / "val" / image_id).convert("RGB")
+        image = read_image(photos / "val" / image_id)
         with torch.inference_mode():
             logits = network(normalize(build_views(protocol)(image), FORMAT))
         scores = logits.softmax(1).mean(0)
