@@ -1,8 +1,8 @@
-"""A config of OpenMMLab that takes its backbone from this suite.
+"""An OpenMMLab config, to start from, that takes its backbone from this suite.
 
     from mmengine import Config
     from mmengine.registry import MODELS
-    config = Config.fromfile("examples/openmmlab.py")
+    config = Config.fromfile("backbones/openmmlab_config.py")  # or a copy of this file
     backbone = MODELS.build(config.model.backbone)  # in mmdet the detector builds it
 """
 
