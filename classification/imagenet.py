@@ -59,6 +59,12 @@ def _classes(settings: DataSettings, root: Path, folder: Path, present: Sequence
         unknown = sorted(set(present) - set(classes))
         if not classes or unknown:
             raise ValueError(f"{folder}: class folders {some(unknown)} are not in {train}")
+        absent = sorted(set(classes) - set(present))
+        if present and absent:
+            raise ValueError(
+                f"{folder}: {len(absent)} of the {len(classes)} classes of {train} missing "
+                f"({some(absent)}); complete it, or remove them from both"
+            )
         return classes
     unknown = sorted(set(present) - set(thousand))
     if unknown:

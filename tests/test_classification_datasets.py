@@ -194,6 +194,14 @@ def test_a_folder_that_is_no_wnid_is_named(tmp_path):
         read_imagenet(settings("imagenet", tmp_path, classes="subset"), "val")
 
 
+def test_a_class_of_train_that_val_lacks_is_named(tmp_path, imagenet):
+    root = shutil.copytree(imagenet, tmp_path / "copy")
+    gone = sorted((root / "val").iterdir())[0]
+    shutil.rmtree(gone)
+    with pytest.raises(ValueError, match=f"1 of the .* missing .{gone.name}"):
+        read_imagenet(settings("imagenet", root, classes="folders"), "val")
+
+
 def test_a_flat_val_takes_its_labels_from_the_devkit(flat):
     from scipy.io import loadmat
 
