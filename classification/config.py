@@ -12,6 +12,13 @@ from backbones.zoo import BackboneSettings
 _FREE = {"identity": False}
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "folder", "places365")
+# fmt: off
+CORRUPTIONS = (  # ImageNet-C's fifteen and its four for validation, arXiv 1903.12261
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+    "jpeg_compression", "speckle_noise", "gaussian_blur", "spatter", "saturate",
+)
+# fmt: on
 
 
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -179,6 +186,8 @@ class EvaluateSettings:
     crop: int | None = None
     flip: bool = False  # scores averaged with those of the mirrored image
     images: str | None = None  # a file that lists the images to count, one id a line
+    corruption: str | None = None  # one of CORRUPTIONS, done to the crop
+    severity: int | None = None  # of the corruption, 1 to 5
     ensemble: list[str] = field(default_factory=list)  # further weights; scores are averaged
     # How the network is rewritten for speed, exact up to rounding: 'plain',
     # 'eager' (rewritten), 'compiled', or 'auto': eager on a CPU, plain elsewhere.
@@ -193,6 +202,15 @@ class EvaluateSettings:
         for key in ("resize", "crop"):
             if getattr(self, key) is not None:
                 _check_range(f"evaluate.{key}", getattr(self, key), 1)
+        if self.corruption is not None:
+            check_choice("evaluate.corruption", self.corruption, CORRUPTIONS)
+        if (self.corruption is None) != (self.severity is None):
+            raise ValueError(
+                f"evaluate.corruption={self.corruption}, evaluate.severity={self.severity}: "
+                "a corruption and its severity, 1 to 5, go together"
+            )
+        if self.severity is not None:
+            _check_range("evaluate.severity", self.severity, 1, 5)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class _Images(torch.utils.data.Dataset):
     """Opens and transforms single images; an unreadable one is returned by its name."""
 
     def __init__(
-        self, dataset: ImageArray | ImageFiles, transform: Callable[[Tensor], Tensor]
+        self, dataset: ImageArray | ImageFiles, transform: Callable[[Tensor, int], Tensor]
     ) -> None:
         self._dataset, self._transform = dataset, transform
 
@@ -150,9 +150,7 @@ class _Images(torch.utils.data.Dataset):
             image = self._open(index)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return self._dataset.ids[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self._transform(image), int(self._dataset.labels[index]), index, seed
+        return self._transform(image, seed), int(self._dataset.labels[index]), index, seed
 
     def _open(self, index: int) -> Tensor:
         if isinstance(self._dataset, ImageArray):
@@ -179,7 +177,7 @@ def _prepare_worker(_: int) -> None:
 
 def _read(
     dataset: ImageArray | ImageFiles,
-    transform: Callable[[Tensor], Tensor],
+    transform: Callable[[Tensor, int], Tensor],
     keys: Iterable[list[tuple[int, int]]],
     workers: int,
     device: torch.device,
@@ -211,7 +209,13 @@ def train_batches(
     """Augmented batches, one for each of `parts`. Small images in memory go a batch at a time."""
     if not _fits_whole(dataset, augment):
         transform = build_train_transform(augment, interpolation)
-        yield from _read(dataset, transform, parts, data.workers, device)
+
+        def augmented(image: Tensor, seed: int) -> Tensor:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return transform(image)
+
+        yield from _read(dataset, augmented, parts, data.workers, device)
         return
     images = dataset.images.to(device)
     for part in parts:
@@ -249,6 +253,10 @@ def evaluation_batches(
             labels = torch.from_numpy(dataset.labels[indices.numpy()])
             yield Batch(views, labels, indices, torch.zeros_like(indices))
         return
-    keys = [[(index, 0) for index in batch] for batch in batches]
+    corruption = protocol.corruption
+    keys = [
+        [(index, corruption.seed(dataset.ids[index]) if corruption else 0) for index in batch]
+        for batch in batches
+    ]
     transform = build_views(protocol, interpolation)
     yield from _read(dataset, transform, keys, workers, processes.device)

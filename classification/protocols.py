@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from classification.config import EvaluateSettings, check_choice
+from classification.corruptions import SMALLEST, Corruption, choose_corruption
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Protocol:
         crop: pixels a side; None for the whole image.
         crops: 'full', 'center', or 'ten': four corners and centre, and their mirror images.
         flip: every view is scored mirrored too.
+        corruption: done to the crop, before it is mirrored.
         version: raised whenever the numbers that a protocol gives could change.
         source: where it is stated, or that it is our choice.
     """
@@ -28,10 +30,14 @@ class Protocol:
     flip: bool = False
     version: int = 1
     source: str = ""
+    corruption: Corruption | None = None
 
     def describe(self, name: str) -> dict[str, Any]:
         """The protocol as plain values, for the record."""
-        return {"name": name, **asdict(self), "resize": list(self.resize), "views": self.views}
+        plain = {"name": name, **asdict(self), "resize": list(self.resize), "views": self.views}
+        if self.corruption is None:
+            del plain["corruption"]
+        return plain
 
     @property
     def views(self) -> int:
@@ -89,6 +95,15 @@ def choose_protocol(settings: EvaluateSettings) -> tuple[str, Protocol]:
         raise ValueError(
             f"evaluate.crop={protocol.crop} is larger than evaluate.resize={min(protocol.resize)}"
         )
+    if settings.corruption is not None:
+        what = f"evaluate.corruption={settings.corruption}"
+        if protocol.crops != "center":
+            raise ValueError(f"{what}: ImageNet-C is of single crops, which {name} is not")
+        if protocol.crop < SMALLEST:
+            raise ValueError(f"{what} needs crops of {SMALLEST} pixels, not {protocol.crop}")
+        corruption = choose_corruption(settings.corruption, settings.severity)
+        protocol = replace(protocol, corruption=corruption)
+        name += f"+{settings.corruption}{settings.severity}"
     if settings.flip and protocol.crops == "ten":
         raise ValueError(f"evaluate.flip=true: {name} holds the mirror images already")
     if settings.flip:

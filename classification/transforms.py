@@ -131,8 +131,10 @@ def cut_out(images: Tensor, side: int, seeds: Tensor) -> Tensor:
 # Evaluation --------------------------------------------------------------------------------------
 
 
-def build_views(protocol: Protocol, interpolation: str = "bilinear") -> Callable[[Tensor], Tensor]:
-    """Build uint8 (3, H, W) -> uint8 (V, 3, H, W), the protocol's views of an image."""
+def build_views(
+    protocol: Protocol, interpolation: str = "bilinear"
+) -> Callable[[Tensor, int], Tensor]:
+    """Build uint8 (3, H, W) and the seed of a corruption -> uint8 (V, 3, H, W), the views of it."""
 
     def scaled(image: Tensor) -> Iterator[Tensor]:
         for length in protocol.resize:
@@ -146,8 +148,10 @@ def build_views(protocol: Protocol, interpolation: str = "bilinear") -> Callable
                     resize(image, whole, interpolation), [protocol.crop]
                 )
 
-    def views(image: Tensor) -> Tensor:
+    def views(image: Tensor, seed: int = 0) -> Tensor:
         cropped = [image] if protocol.crops == "full" else list(scaled(image))
+        if protocol.corruption is not None:
+            cropped = [protocol.corruption.apply(view, seed) for view in cropped]
         if protocol.flip:
             cropped += [view.flip(2) for view in cropped]
         return stack(cropped)
