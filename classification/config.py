@@ -193,12 +193,19 @@ class EvaluateSettings:
     # 'eager' (rewritten), 'compiled', or 'auto': eager on a CPU, plain elsewhere.
     inference: str = field(default="auto", metadata=_FREE)
     batch_size: int = field(default=128, metadata=_FREE)  # images per forward pass and process
+    # Crops of image files, kept for later passes: 'auto' in the user's cache folder, for sets of
+    # 1000 images or more; 'none'; or a FOLDER.
+    cache: str = field(default="auto", metadata=_FREE)
+    cache_gigabytes: float = field(default=32.0, metadata=_FREE)  # of all kept crops together
     every: int = field(default=1, metadata=_FREE)  # epochs between points of the curve; 0: none
 
     def __post_init__(self) -> None:
         check_choice("evaluate.inference", self.inference, ("auto", "plain", "eager", "compiled"))
         _check_range("evaluate.batch_size", self.batch_size, 1)
         _check_range("evaluate.every", self.every, 0)
+        _check_range("evaluate.cache_gigabytes", self.cache_gigabytes, 0)
+        if not self.cache:
+            raise ValueError("evaluate.cache is empty: say auto, none or a folder")
         for key in ("resize", "crop"):
             if getattr(self, key) is not None:
                 _check_range(f"evaluate.{key}", getattr(self, key), 1)

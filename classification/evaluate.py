@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from backbones import InputFormat
-from classification.config import DataSettings
+from classification.config import DataSettings, EvaluateSettings
+from classification.crop_cache import choose_cache
 from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.loader import BadImages, evaluation_batches
@@ -50,7 +51,7 @@ def predict(
     dataset: ImageArray | ImageFiles,
     protocol: Protocol,
     data: DataSettings,
-    batch_size: int,
+    settings: EvaluateSettings,
     processes: Processes,
 ) -> Predictions:
     """Score `dataset` with the mean over `networks` and over the protocol's views.
@@ -71,8 +72,15 @@ def predict(
     device, started = processes.device, time.perf_counter()
     bad = BadImages(data.skip_bad_images, dataset.root)
     columns: list[list[np.ndarray]] = []
+    interpolation = interpolations.pop()
     for batch in evaluation_batches(
-        dataset, protocol, batch_size, processes, data.workers, interpolations.pop()
+        dataset,
+        protocol,
+        settings.batch_size,
+        processes,
+        data.workers,
+        interpolation,
+        choose_cache(settings, dataset, protocol, interpolation),
     ):
         bad.add(batch.bad)
         if not len(batch.labels):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from classification.config import AugmentSettings, DataSettings
+from classification.crop_cache import CropCache
 from classification.datasets import ImageArray, ImageFiles, some
 from classification.distributed import Processes
 from classification.images import read_image, stack
@@ -238,25 +239,51 @@ def evaluation_batches(
     processes: Processes,
     workers: int,
     interpolation: str,
+    cache: CropCache | None = None,
 ) -> Iterator[Batch]:
     """Every `processes.count`-th batch, with views (N, V, 3, H, W); nothing is padded or repeated.
 
     A batch holds the same images whatever the number of processes, so the numbers do too.
+
+    Args:
+        cache: read instead of the files where it is whole, built where it is not.
     """
     starts = range(0, len(dataset), batch_size)[processes.rank :: processes.count]
     batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
     if isinstance(dataset, ImageArray) and protocol.crops == "full":
-        for indices in (torch.tensor(batch) for batch in batches):
-            views = dataset.images[indices][:, None]
+        for batch in batches:
+            views = dataset.images[batch.start : batch.stop][:, None]
             if protocol.flip:
                 views = torch.cat([views, views.flip(-1)], dim=1)
-            labels = torch.from_numpy(dataset.labels[indices.numpy()])
-            yield Batch(views, labels, indices, torch.zeros_like(indices))
+            yield _seen(dataset, views, batch)
         return
+    is_kept = cache is not None and cache.open()
+    while is_kept and batches:
+        views = cache.read(batches[0].start, batches[0].stop)
+        if views is None:
+            break  # damaged: the rest is read from the files
+        yield _seen(dataset, views, batches.pop(0))
+    builds = cache is not None and not is_kept and cache.start()
     corruption = protocol.corruption
     keys = [
         [(index, corruption.seed(dataset.ids[index]) if corruption else 0) for index in batch]
         for batch in batches
     ]
     transform = build_views(protocol, interpolation)
-    yield from _read(dataset, transform, keys, workers, processes.device)
+    try:
+        for batch in _read(dataset, transform, keys, workers, processes.device):
+            if builds and batch.bad:
+                cache.abandon(f"{some(batch.bad)} cannot be read")
+                builds = False
+            elif builds:
+                cache.write(batch.indices, batch.images)
+            yield batch
+    finally:
+        if builds:
+            cache.finish()
+
+
+def _seen(dataset: ImageArray | ImageFiles, views: Tensor, batch: range) -> Batch:
+    labels = torch.from_numpy(dataset.labels[batch.start : batch.stop])
+    indices = torch.arange(batch.start, batch.stop)
+    return Batch(views, labels, indices, torch.zeros_like(indices))

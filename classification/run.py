@@ -105,8 +105,8 @@ def train(
             initial = loaded.describe()
 
         def score(dataset: Split, product: nn.Module) -> Predictions:
-            networks, size = [(product, input_format)], config.evaluate.batch_size
-            return predict(networks, dataset, protocol, config.data, size, processes)
+            networks = [(product, input_format)]
+            return predict(networks, dataset, protocol, config.data, config.evaluate, processes)
 
         def keep(product: nn.Module) -> None:
             if processes.is_first:
@@ -189,8 +189,7 @@ def evaluate(
             networks.append((prepared, loaded.input_format or _recipe_format(config)))
             members.append(network)
             files.append(loaded)
-        size = config.evaluate.batch_size
-        seen = predict(networks, splits.reported, protocol, config.data, size, processes)
+        seen = predict(networks, splits.reported, protocol, config.data, config.evaluate, processes)
         if not processes.is_first:
             return None
         input_format = networks[0][1]

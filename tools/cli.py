@@ -105,6 +105,9 @@ SkipOption = Annotated[
     int | None,
     typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
 ]
+NoCacheOption = Annotated[
+    bool, typer.Option("--no-cache", help="Neither read nor keep evaluation crops on disk.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]
 
 
@@ -143,6 +146,7 @@ def train(
     ] = False,
     imports: ImportOption = None,
     skip_bad_images: SkipOption = None,
+    no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,7 +167,7 @@ def train(
         task,
         recipe,
         overrides,
-        _shortcuts(skip_bad_images=skip_bad_images, allow_missing=allow_missing),
+        _shortcuts(skip_bad_images=skip_bad_images, allow_missing=allow_missing, no_cache=no_cache),
         backbone=backbone,
         data=data,
         data_root=data_root,
@@ -202,6 +206,7 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
     ] = None,
+    no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -229,7 +234,10 @@ def evaluate(
         recipe,
         overrides,
         _shortcuts(
-            skip_bad_images=skip_bad_images, allow_missing=allow_missing, evaluator=evaluator
+            skip_bad_images=skip_bad_images,
+            allow_missing=allow_missing,
+            evaluator=evaluator,
+            no_cache=no_cache,
         ),
         backbone=backbone,
         data=data,
@@ -301,6 +309,7 @@ def _shortcuts(
     skip_bad_images: int | None = None,
     allow_missing: list[str] | None = None,
     evaluator: str | None = None,
+    no_cache: bool = False,
 ) -> dict[str, Any]:
     """The settings behind options that have a key of their own."""
     settings: dict[str, Any] = {}
@@ -310,6 +319,8 @@ def _shortcuts(
         settings["backbone"] = {"allow_missing": allow_missing}
     if evaluator is not None:
         settings["evaluate"] = {"evaluator": evaluator}
+    if no_cache:
+        settings.setdefault("evaluate", {})["cache"] = "none"
     return settings
 
 
