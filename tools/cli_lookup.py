@@ -126,7 +126,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what this suite claims about speed and memory, against its peers, on this machine."""
-    from tools.benchmarks import BENCHMARKS, run_benchmark
+    from tools.benchmarks import BENCHMARKS, print_result, run_benchmark
 
     if name == "list":
         rows = [
@@ -135,7 +135,11 @@ def benchmark(
         ]
         _print(rows, as_json)
         return
-    _print_nested(run_benchmark(name), as_json)
+    result = run_benchmark(name)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result)
 
 
 @data_app.command("sample")

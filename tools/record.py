@@ -183,7 +183,7 @@ def build_record(
         files={kind: result.get(kind) for kind in ("samples", "detections", "curve")},
         command=command or shlex.join(["sebench", *sys.argv[1:]]),
         git=git or read_git(),
-        versions=_versions(),
+        versions=describe_versions(),
         device=_device(experiment.config.device),
         input_format=result.get("input_format") or {},
     )
@@ -346,7 +346,8 @@ def read_git() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
-def _versions() -> dict[str, str]:
+def describe_versions() -> dict[str, str]:
+    """Python and the packages that make the numbers."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

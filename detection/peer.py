@@ -1,0 +1,73 @@
+"""Detectron2's own Faster R-CNN R50-FPN beside this suite's, at equal settings, to measure against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from backbones import BackboneSettings, InputFormat
+
+from .config import DetectionConfig, build_cfg
+
+SIZE = (800, 1088)  # of the pictures: 4:3 at COCO's usual size, padded for the pyramid
+
+
+def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
+    """Faster R-CNN on a backbone of this suite, random weights, channels last."""
+    config = DetectionConfig(backbone=BackboneSettings(backbone))
+    cfg = build_cfg(config, num_classes=80, input_format=InputFormat(), device=device)
+    torch.manual_seed(0)
+    return build_model(cfg).to(memory_format=torch.channels_last), cfg
+
+
+def build_detectron2s(device: str) -> tuple[nn.Module, CfgNode]:
+    """Detectron2's faster_rcnn_R_50_FPN_1x as it comes, random weights."""
+    zoo = resources.files("detectron2") / "model_zoo" / "configs" / "COCO-Detection"
+    cfg = get_cfg()
+    cfg.merge_from_file(str(zoo / "faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.WEIGHTS = ""
+    torch.manual_seed(0)
+    return build_model(cfg), cfg
+
+
+def make_inputs(count: int) -> list[dict[str, Any]]:
+    """Random pictures with seven boxes each, as many as COCO has on average."""
+    inputs = []
+    for index in range(count):
+        generator = torch.Generator().manual_seed(index)
+        picture = torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8)
+        corners = torch.rand(7, 2, generator=generator) * 500
+        sizes = 20 + torch.rand(7, 2, generator=generator) * 250
+        boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
+        classes = torch.randint(0, 80, (7,), generator=generator)
+        instances = Instances(SIZE, gt_boxes=boxes, gt_classes=classes)
+        height, width = SIZE
+        inputs.append({"image": picture, "instances": instances, "height": height, "width": width})
+    return inputs
+
+
+def build_step(model: nn.Module, cfg: CfgNode, count: int) -> Callable[[], Tensor]:
+    """Return a function that makes a training step on `count` pictures and returns the loss."""
+    optimizer = build_optimizer(cfg, model.train())
+    inputs = make_inputs(count)
+
+    def step() -> Tensor:
+        torch.manual_seed(0)  # which proposals are sampled
+        with EventStorage():
+            loss = sum(model(inputs).values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step

@@ -1,0 +1,67 @@
+"""Faster R-CNN on our SE-ResNet-50-FPN against Detectron2's own on its R50-FPN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from backbones.inference import prepare_for_inference
+from detection.backbone import build_stages
+from detection.peer import SIZE, build_detectron2s, build_ours, build_step, make_inputs
+from tools.benchmarks.networks import ALLOWED, compare_twins, conditions, pictures, settle
+from tools.benchmarks.timing import Measurement, check_equal, compare
+
+
+def trunk_over_twin() -> Iterator[Measurement]:
+    """SE-ResNet-50 over ResNet-50 as trunks with frozen norms, compiled."""
+    for device, dtype, count in conditions(1):
+        x = pictures(count, SIZE, device, dtype)
+        se, plain = (
+            settle(build_stages(name)).to(device, dtype, memory_format=torch.channels_last)
+            for name in ("se_resnet50", "resnet50")
+        )
+        yield compare_twins(se, plain, "compiled", x)
+
+
+def train_against_detectron2() -> Iterator[Measurement]:
+    """Time of Detectron2's training step over ours: pictures a second of ours over theirs."""
+    device = _device()
+    count = 2 if device == "cuda" else 1
+    steps = []
+    for model, cfg in (build_ours("se_resnet50", device), build_detectron2s(device)):
+        settle(model.backbone.bottom_up)
+        steps.append(build_step(model, cfg, count))
+    ours, theirs = steps
+    yield compare(theirs, ours, _settings(count, "training, frozen norms"))
+
+
+def detect_against_detectron2() -> Iterator[Measurement]:
+    """Time of Detectron2's inference over ours, for one picture."""
+    device = _device()
+    plain, theirs = build_ours("se_resnet50", device)[0], build_detectron2s(device)[0]
+    for model in (plain.eval(), theirs.eval()):
+        settle(model.backbone.bottom_up)
+    ours = prepare_for_inference(plain, "eager")
+    inputs = make_inputs(1)
+    with torch.inference_mode():
+        x = plain.preprocess_image(inputs).tensor
+        difference = check_equal(ours.backbone(x), plain.backbone(x), ALLOWED[torch.float32])
+        settings = _settings(1, "eager, norms folded")
+        yield compare(partial(theirs, inputs), partial(ours, inputs), settings, difference)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _settings(count: int, mode: str) -> dict[str, Any]:
+    return {
+        "device": _device(),
+        "precision": "float32",
+        "pictures": f"{count}x3x{SIZE[0]}x{SIZE[1]}",
+        "memory_format": "ours channels_last, theirs as it comes",
+        "mode": mode,
+    }

@@ -1,0 +1,106 @@
+"""Comparing two ways to do the same thing: interleaved in one process, the median of ratios."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number and how it was come by.
+
+    Attributes:
+        value: in the benchmark's unit: a ratio, seconds, or a share.
+        low, high: the quartiles of the rounds.
+        settings: batch, precision, device, sizes: whatever it depends on.
+        difference: how far the outputs of the two were apart, as a share of the largest, and
+            `allowed`, how far they could have been; None where there is nothing to compare.
+    """
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    difference: float | None = None
+    allowed: float | None = None
+
+
+def compare(
+    over: Callable[[], Any],
+    under: Callable[[], Any],
+    settings: dict[str, Any],
+    difference: tuple[float, float] | None = None,
+    seconds: float = 60.0,
+    least: int = 5,
+) -> Measurement:
+    """Measure time of `over` / time of `under`, each once a round, in turns of who goes first.
+
+    Rounds end after `seconds`, but there are `least` and at most 300. A slow moment of the machine
+    hits both, and one that hits a single run is an outlier that the median does not see.
+
+    Args:
+        difference: of their outputs, with what is allowed; from `check_equal`.
+    """
+    clock = _cuda_seconds if torch.cuda.is_available() else _cpu_seconds
+    for candidate in (over, under):
+        clock(candidate)  # what is done once: compiling, choosing algorithms, filling caches
+    ratios: list[float] = []
+    start = time.perf_counter()
+    while len(ratios) < least or (time.perf_counter() - start < seconds and len(ratios) < 300):
+        if len(ratios) % 2:
+            numerator, denominator = clock(over), clock(under)
+        else:
+            denominator, numerator = clock(under), clock(over)
+        ratios.append(numerator / denominator)
+    return summarize(ratios, settings, difference)
+
+
+def summarize(
+    values: list[float], settings: dict[str, Any], difference: tuple[float, float] | None = None
+) -> Measurement:
+    """The median of `values` and their quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Measurement(median, low, high, len(values), settings, *(difference or (None, None)))
+
+
+def check_equal(ours: Any, reference: Any, allowed: float) -> tuple[float, float]:
+    """Return the largest difference, as a share of the largest reference value, and `allowed`.
+
+    Both are tensors, or dicts of tensors under the same names.
+
+    Raises:
+        ValueError: they differ by more: times of different results are not compared.
+    """
+    if isinstance(reference, dict):
+        return max(check_equal(ours[key], reference[key], allowed) for key in reference)
+    ours, reference = ours.detach().double(), reference.detach().double()
+    difference = float((ours - reference).abs().max() / reference.abs().max())
+    if not difference <= allowed:
+        raise ValueError(
+            f"the outputs differ by {difference:.1e} of their largest value, {allowed:.0e} is "
+            "allowed: no ratio of times between different results"
+        )
+    return difference, allowed
+
+
+def _cpu_seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(function: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
