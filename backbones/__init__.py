@@ -7,6 +7,7 @@ torch is loaded when first asked for.
 import importlib
 from typing import Any
 
+from backbones.allocator import keep_large_tensors_on_heap
 from backbones.paper import paper_comparison
 from backbones.zoo import (
     BackboneInfo,
@@ -31,6 +32,7 @@ _NEEDS_TORCH = {
     "count_multiply_adds": "cost",
     "count_parameters": "cost",
     "measure_latency": "cost",
+    "prepare_for_inference": "inference",
     "LoadedWeights": "weights",
     "fit_backbone": "weights",
     "load_weights": "weights",
@@ -43,6 +45,7 @@ __all__ = [
     "BackboneSettings",
     "InputFormat",
     "describe_backbone",
+    "keep_large_tensors_on_heap",
     "list_backbones",
     "load_user_module",
     "paper_comparison",
