@@ -37,7 +37,7 @@ def compare(
     under: Callable[[], Any],
     settings: dict[str, Any],
     difference: tuple[float, float] | None = None,
-    seconds: float = 60.0,
+    seconds: float = 45.0,
     least: int = 5,
 ) -> Measurement:
     """Measure time of `over` / time of `under`, each once a round, in turns of who goes first.
