@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from backbones.blocks import BasicBlock, Bottleneck, ResidualBlock
 from backbones.features import Backbone, Network
 from backbones.inception_resnet import InceptionResidualBlock
+from backbones.residual_sum import is_frozen
 from backbones.slot import unknown
 from backbones.squeeze_excite import EXCITATIONS, SEBlock
 
@@ -184,7 +185,7 @@ def _fold_norms(root: nn.Module) -> None:
 
 def _is_norm(module: nn.Module | None) -> bool:
     """Whether it is a batch norm, trained or frozen as Detectron2 and torchvision have it."""
-    return isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "FrozenBatchNorm2d"
+    return isinstance(module, nn.BatchNorm2d) or is_frozen(module)
 
 
 def _is_sum(node: fx.Node) -> bool:

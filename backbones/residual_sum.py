@@ -23,17 +23,18 @@ _CHUNK = 1 << 21  # bytes of a map that pass through the cache together
 def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
     """Whether `normed_residual_sum` can take the place of the readable form.
 
-    It is for training with batch statistics, on CPUs, where it was measured; not under autocast, and
-    not inside torch.compile, which fuses by itself.
+    It is for training, with batch statistics or frozen ones, on CPUs, where it was measured; not
+    under autocast, not inside torch.compile, which fuses by itself, and not where a hook is to see
+    what `se` or the norm gives.
     """
     return (
-        type(norm) is nn.BatchNorm2d
-        and norm.training
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
+        norm.training
+        and (is_frozen(norm) or (type(norm) is nn.BatchNorm2d and norm.momentum is not None))
         and type(se) is SEBlock
         and se.squeeze == "avg"
+        and norm.running_var is not None
+        and norm.weight is not None
+        and not (norm._forward_hooks or se._forward_hooks)
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
@@ -41,9 +42,18 @@ def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
     )
 
 
-def normed_residual_sum(x: Tensor, norm: nn.BatchNorm2d, se: SEBlock, shortcut: Tensor) -> Tensor:
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether it is a batch norm whose statistics and weights are fixed.
+
+    Detectron2 and torchvision each have one, under this name and with the same tensors.
+    """
+    return type(norm).__name__ == "FrozenBatchNorm2d"
+
+
+def normed_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tensor) -> Tensor:
     """Return relu(se(norm(x)) + shortcut), all (N, C, H, W), and update the norm's statistics."""
-    norm.num_batches_tracked.add_(1)
+    if not is_frozen(norm):
+        norm.num_batches_tracked.add_(1)
     parameters = tuple(se.parameters())
     return _NormedResidualSum.apply(x, norm.weight, norm.bias, shortcut, norm, se, *parameters)
 
@@ -56,19 +66,31 @@ class _NormedResidualSum(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         shortcut: Tensor,
-        norm: nn.BatchNorm2d,
+        norm: nn.Module,
         se: SEBlock,
         *parameters: Tensor,
     ) -> Tensor:
-        y, mean, deviation = torch.native_batch_norm(
-            x, weight, bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
-        )  # `deviation` is its inverse, 1 / sqrt(variance + eps)
+        # `deviation` is the inverse of the standard deviation.
+        if is_frozen(norm):
+            mean, deviation = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
+        else:
+            statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
+            y, mean, deviation = torch.native_batch_norm(x, weight, bias, *statistics)
         scale = weight * deviation  # norm(x) = x * scale + shift, and so for the means
         shift = bias - mean * scale
         means = x.mean(dim=(2, 3))  # (N, C)
-        gate = _excite(se, means * scale + shift)[:, :, None, None]
+        gate = _excite(se, means * scale + shift)
+        factor = gate[:, :, None, None]
+        if is_frozen(norm):  # scaled and gated at once
+            y, offset = torch.empty_like(x), (gate * shift)[:, :, None, None]
+            factor = (gate * scale)[:, :, None, None]
         for part in _chunks(y):
-            torch.addcmul(shortcut[part], y[part], gate[part], out=y[part]).relu_()
+            if is_frozen(norm):
+                torch.addcmul(offset[part], x[part], factor[part], out=y[part])
+                y[part].add_(shortcut[part]).relu_()
+            else:
+                torch.addcmul(shortcut[part], y[part], factor[part], out=y[part]).relu_()
+        ctx.is_frozen = is_frozen(norm)
         ctx.se = se
         ctx.save_for_backward(x, weight, bias, mean, deviation, means, y, *parameters)
         return y
@@ -99,19 +121,24 @@ class _NormedResidualSum(torch.autograd.Function):
         )
         gate = gate.detach()
 
-        # The gradient of norm(x) is grad_sum * gate + grad_squeezed / pixels; its sums over
-        # pictures and pixels, alone and times x, are what the gradient of a batch norm needs.
-        grad_bias = (sums * gate + grad_squeezed).sum(dim=0)
-        grad_weight = (products * gate + grad_squeezed * means).sum(dim=0)
-        grad_weight = (grad_weight - mean * grad_bias) * deviation
-        slope = -scale * deviation * grad_weight / total  # (C,)
+        # The gradient of norm(x) is grad_sum * gate + grad_squeezed / pixels.
         factor = (gate * scale)[:, :, None, None]
-        offset = scale * (grad_squeezed / pixels - grad_bias / total) - slope * mean
-        offset, slope = offset[:, :, None, None], slope[:, None, None]
+        offset = scale * grad_squeezed / pixels
+        slope = grad_weight = grad_bias = None
+        if not ctx.is_frozen:
+            # Its sums over pictures and pixels, alone and times x, which a batch norm needs.
+            grad_bias = (sums * gate + grad_squeezed).sum(dim=0)
+            grad_weight = (products * gate + grad_squeezed * means).sum(dim=0)
+            grad_weight = (grad_weight - mean * grad_bias) * deviation
+            slope = -scale * deviation * grad_weight / total  # (C,)
+            offset = offset - scale * grad_bias / total - slope * mean
+            slope = slope[:, None, None]
+        offset = offset[:, :, None, None]
         grad_x = torch.empty_like(x)
         for part in _chunks(x):
             torch.addcmul(offset[part], grad_sum[part], factor[part], out=grad_x[part])
-            grad_x[part].addcmul_(x[part], slope)
+            if slope is not None:
+                grad_x[part].addcmul_(x[part], slope)
         return grad_x, grad_weight, grad_bias, grad_sum, None, None, *grad_parameters
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from backbones import build_network
 from backbones.residual_sum import applies_to, normed_residual_sum
@@ -55,6 +56,30 @@ def test_values_gradients_and_statistics_are_those_of_the_readable_form(parts, m
         assert torch.equal(one, other)
 
 
+def frozen_like(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features).double()
+    nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    frozen.load_state_dict(norm.state_dict())
+    return frozen
+
+
+def test_frozen_norms_give_the_values_and_gradients_of_the_readable_form(parts):
+    x, norm, se, shortcut = parts()
+    norm = frozen_like(norm)
+    assert applies_to(x, norm, se)
+    ours = normed_residual_sum(x, norm, se, shortcut)
+    readable = torch.relu(se(norm(x)) + shortcut)
+    torch.testing.assert_close(ours, readable, rtol=0, atol=1e-14)
+    inputs, weights = (x, shortcut, *se.parameters()), torch.randn_like(ours)
+    mine = torch.autograd.grad(ours, inputs, weights)
+    for one, other in zip(mine, torch.autograd.grad(readable, inputs, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    assert torch.autograd.gradcheck(
+        lambda x, shortcut, *_: normed_residual_sum(x, norm, se, shortcut), inputs
+    )
+
+
 def test_a_batch_larger_than_a_chunk_is_summed_whole(parts, monkeypatch):
     monkeypatch.setattr("backbones.residual_sum._CHUNK", 6 * 6 * 8)  # one picture
     x, norm, se, shortcut = parts()
@@ -73,15 +98,18 @@ def test_a_training_step_of_a_network_is_the_same_with_and_without(monkeypatch):
     for one, other in zip(network.parameters(), readable.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
     for one, other in zip(network.buffers(), readable.buffers(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_frozen_norms_evaluation_and_other_squeezes_take_the_readable_form(parts):
+def test_evaluation_hooks_and_other_squeezes_take_the_readable_form(parts):
     x, norm, se, _ = parts()
     assert applies_to(x, norm, se)
     assert not applies_to(x, norm, SEBlock(6, 2, squeeze="max"))
     assert not applies_to(x, norm, nn.Identity())
     assert not applies_to(x, nn.GroupNorm(2, 6), se)
+    seen = se.register_forward_hook(lambda *_: None)
+    assert not applies_to(x, norm, se)
+    seen.remove()
     with torch.no_grad():
         assert not applies_to(x, norm, se)
     with torch.autocast("cpu", torch.bfloat16):

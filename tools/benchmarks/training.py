@@ -93,7 +93,7 @@ class _PooledClassifier(nn.Module):
 # The harness ---------------------------------------------------------------------------------------
 
 
-def run_over_bare_loop(rounds: int = 7, iterations: int = 40) -> Iterator[Measurement]:
+def run_over_bare_loop(rounds: int = 7, iterations: int = 25) -> Iterator[Measurement]:
     """`classification`'s trainer over a loop of ten lines; both end with the same weights.
 
     SE-ResNet-20 on 32x32 pictures in memory: steps of a fraction of a second, so that what the
