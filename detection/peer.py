@@ -59,6 +59,8 @@ def make_inputs(count: int) -> list[dict[str, Any]]:
 def build_step(model: nn.Module, cfg: CfgNode, count: int) -> Callable[[], Tensor]:
     """Return a function that makes a training step on `count` pictures and returns the loss."""
     optimizer = build_optimizer(cfg, model.train())
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6  # random weights would diverge without a warm-up
     inputs = make_inputs(count)
 
     def step() -> Tensor:

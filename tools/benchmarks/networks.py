@@ -16,9 +16,9 @@ from backbones import build_network, load_weights
 from backbones.inference import prepare_for_inference
 from tools.benchmarks.timing import Measurement, check_equal, compare
 
-# Outputs of two exact forms may differ by so much of the largest; compiled convolutions may take
-# other algorithms.
-ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# Outputs of two exact forms may differ by so much of the largest: rounding, which untrained networks
+# amplify. That the forms are exact is tested in float64.
+ALLOWED = {torch.float32: 5e-4, torch.bfloat16: 5e-2}
 
 
 def conditions(batch: int) -> Iterator[tuple[torch.device, torch.dtype, int]]:
@@ -95,7 +95,7 @@ def settle(network: nn.Module) -> nn.Module:
     norms = [module for module in network.eval().modules() if hasattr(module, "running_var")]
     hooks = [norm.register_forward_hook(set_statistics) for norm in norms]
     with torch.no_grad():
-        network(pictures(4, (64, 64), torch.device("cpu"), torch.float32))
+        network(pictures(8, (128, 128), torch.device("cpu"), torch.float32))
     for hook in hooks:
         hook.remove()
     return network
