@@ -5,6 +5,7 @@ is a hash of all that decides them, so other pixels have another name, and a fil
 extended, only built, read and removed. Several processes may build one and read it together.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 SMALL = 1000  # images: evaluate.cache=auto keeps no smaller set, it is read in a moment
 _ABANDONED = 3600  # seconds since a file under construction was last written to
 _PAGE = mmap.PAGESIZE
+_PACKAGES = ("numpy", "pillow", "simplejpeg", "torch", "torchvision")
+_PACKAGES_OF_CORRUPTIONS = ("opencv-python", "scikit-image", "scipy")
 
 
 class CropCache:
@@ -221,26 +224,31 @@ def _key(dataset: ImageFiles, protocol: Protocol, interpolation: str) -> str:
     Files are known by size and by the times of their last change of content and of status, which
     no program can set back.
     """
-    packages = ["numpy", "pillow", "simplejpeg", "torch", "torchvision"]
-    if protocol.corruption is not None:
-        packages += ["opencv-python", "scikit-image", "scipy"]
-    code = [Path(module.__file__).read_bytes() for module in (images, transforms, corruptions)]
+    folder = str(dataset.folder.resolve())
     described = {
         "protocol": asdict(protocol),
         "interpolation": interpolation,
-        "code": [hashlib.sha256(text).hexdigest() for text in code],
-        "packages": {name: _version(name) for name in packages},
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "folder": str(dataset.folder.resolve()),
+        "software": _software(),
+        "folder": folder,
     }
     digest = hashlib.sha256(json.dumps(described).encode())
     for image_id in dataset.ids:
-        status = os.stat(dataset.folder / image_id)
+        status = os.stat(f"{folder}/{image_id}")
         known = (image_id, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(repr(known).encode())
     return digest.hexdigest()
 
 
+def _software() -> list[str | None]:
+    code = [Path(module.__file__).read_bytes() for module in (images, transforms, corruptions)]
+    return [
+        *(hashlib.sha256(text).hexdigest() for text in code),
+        *(_version(name) for name in (*_PACKAGES, *_PACKAGES_OF_CORRUPTIONS)),
+        torch.backends.cpu.get_cpu_capability(),
+    ]
+
+
+@functools.cache
 def _version(package: str) -> str | None:
     with suppress(PackageNotFoundError):
         return version(package)

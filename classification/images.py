@@ -4,6 +4,7 @@ An image is uint8 RGB (3, H, W), stored pixel by pixel (channels last): what dec
 torch's vectorised resizing wants, and what a network in channels-last computes on.
 """
 
+import io
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -12,25 +13,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from simplejpeg import decode_jpeg
+from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: str | Path) -> Tensor:
     """Read a file of any format PIL knows.
 
-    PIL looks at every header, so it decides what is an image and what is too large to be one. The
-    pixels of a JPEG are those of PIL to the bit: simplejpeg calls libjpeg-turbo as PIL does, and
-    hands over the pixels without two copies.
+    The pixels of a JPEG are those of PIL to the bit: simplejpeg calls libjpeg-turbo as PIL does, and
+    hands them over without two copies. Where a file is damaged, too large or out of the ordinary,
+    PIL says what becomes of it.
 
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: as PIL does.
     """
-    with Image.open(path) as image:
-        if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            # Where it is damaged or out of the ordinary, PIL says what becomes of it.
-            with suppress(ValueError):
-                return torch.from_numpy(decode_jpeg(path.read_bytes(), "RGB")).permute(2, 0, 1)
+    with open(path, "rb") as file:
+        content = file.read()
+    if content.startswith(b"\xff\xd8"):
+        with suppress(ValueError):
+            height, width, colours, _ = decode_jpeg_header(content)
+            is_plain = colours in ("YCbCr", "Gray")
+            if is_plain and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
+                return torch.from_numpy(decode_jpeg(content, "RGB")).permute(2, 0, 1)
+    with Image.open(io.BytesIO(content)) as image:
         return from_pil(image.convert("RGB"))
 
 
@@ -44,6 +49,8 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def stack(images: list[Tensor]) -> Tensor:
     """Stack (..., 3, H, W) into (N, ..., 3, H, W), stored pixel by pixel as they are."""
+    if len(images) == 1:
+        return images[0][None]
     return torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
 
 

@@ -144,6 +144,7 @@ class _Images(torch.utils.data.Dataset):
         self, dataset: ImageArray | ImageFiles, transform: Callable[[Tensor, int], Tensor]
     ) -> None:
         self._dataset, self._transform = dataset, transform
+        self._folder = str(dataset.folder) if isinstance(dataset, ImageFiles) else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int] | str:
         index, seed = key
@@ -156,7 +157,7 @@ class _Images(torch.utils.data.Dataset):
     def _open(self, index: int) -> Tensor:
         if isinstance(self._dataset, ImageArray):
             return self._dataset.images[index]
-        return read_image(self._dataset.folder / self._dataset.ids[index])
+        return read_image(f"{self._folder}/{self._dataset.ids[index]}")
 
 
 def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
@@ -212,9 +213,14 @@ def train_batches(
         transform = build_train_transform(augment, interpolation)
 
         def augmented(image: Tensor, seed: int) -> Tensor:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            # Of the CPU alone: torch.manual_seed would note the call stack for each GPU to come.
+            generator = torch.default_generator
+            state = generator.get_state()
+            generator.manual_seed(seed)
+            try:
                 return transform(image)
+            finally:
+                generator.set_state(state)
 
         yield from _read(dataset, augmented, parts, data.workers, device)
         return

@@ -57,7 +57,7 @@ def decoded(monkeypatch):
     names = []
 
     def read_image(path):
-        names.append(path.name)
+        names.append(path)
         return images.read_image(path)
 
     monkeypatch.setattr("classification.loader.read_image", read_image)
