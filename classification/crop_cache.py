@@ -77,6 +77,8 @@ class CropCache:
             return False
         with suppress(OSError):
             os.utime(self.path)  # what was used last is evicted last
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_SEQUENTIAL)  # the system reads far ahead
         content = np.frombuffer(self._map, np.uint8)
         self._checks = content[: 8 * len(self._dataset)].view(np.uint64)
         self._rows = content[self._head :].reshape(-1, self._stride)
@@ -87,7 +89,7 @@ class CropCache:
 
         Returns None where they are damaged; the file is then removed.
         """
-        self._advise(start, stop)
+        self._release(start)
         rows = self._rows[start:stop]
         if not np.array_equal(_checks(rows), self._checks[start:stop]):
             self._remove_damaged()
@@ -95,17 +97,12 @@ class CropCache:
         crops = torch.from_numpy(rows[:, : self._used]).view(stop - start, *self._shape)
         return crops.movedim(-1, -3)
 
-    def _advise(self, start: int, stop: int) -> None:
-        """Let go of pages already used, which would count as this process's memory; fetch ahead."""
-        if not hasattr(self._map, "madvise"):
-            return
-        begin, end = (
-            (self._head + row * self._stride) // _PAGE * _PAGE for row in (start, 2 * stop - start)
-        )
-        if begin > self._released:
+    def _release(self, start: int) -> None:
+        """Let go of the pages before image `start`: used, they count as this process's memory."""
+        begin = (self._head + start * self._stride) // _PAGE * _PAGE
+        if begin > self._released and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, self._released, begin - self._released)
         self._released = begin
-        self._map.madvise(mmap.MADV_WILLNEED, begin, min(end, self.bytes) - begin)
 
     def _remove_damaged(self) -> None:
         logger.warning("%s is damaged: removed, and built anew by the next whole pass", self.path)
