@@ -36,6 +36,7 @@ def score_file() -> Iterator[Measurement]:
             lambda: score_results(results, truth),
             _SETTINGS | {"AP": numbers["AP"]},
             (0.0, 0.0),
+            wall=True,  # hotcoco has threads of its own
         )
 
 

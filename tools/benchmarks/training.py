@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from classification.optimizer import Schedule, build_optimizer
 from classification.splits import READERS, load_splits
 from classification.transforms import normalize
 from tools.benchmarks.networks import describe, pictures, settle
-from tools.benchmarks.timing import Measurement, compare, summarize
+from tools.benchmarks.timing import Measurement, choose_clock, compare, summarize
 from tools.experiment import load_experiment
 from tools.sample_data import make_cifar10
 
@@ -114,19 +114,18 @@ def run_over_bare_loop(rounds: int = 7, iterations: int = 25) -> Iterator[Measur
         dataset = load_splits(config, True, READERS).train
         torch.manual_seed(0)
         network = build_network("se_resnet20", 10)
-        ratios, settings = [], {}
+        clock, name = choose_clock()
+        ratios: list[float] = []
         for index in range(rounds + 1):
             ours, bare = copy.deepcopy(network), copy.deepcopy(network)
             run = Path(folder) / str(index)
             run.mkdir()
-            order: list[Callable[[], float]] = [
-                lambda net=ours, run=run: _harness(net, dataset, config, device, run),
-                lambda net=bare: _bare_loop(net, dataset, config, device),
-            ]
+            harness = partial(_harness, ours, dataset, config, device, run)
+            loop = partial(_bare_loop, bare, dataset, config, device)
             if index % 2:
-                bare_seconds, seconds = order[1](), order[0]()
+                bare_seconds, seconds = clock(loop), clock(harness)
             else:
-                seconds, bare_seconds = order[0](), order[1]()
+                seconds, bare_seconds = clock(harness), clock(loop)
             for name, tensor in ours.state_dict().items():
                 if not torch.equal(tensor, bare.state_dict()[name]):
                     raise ValueError(f"{name} is not the same after the run and the bare loop")
@@ -138,6 +137,7 @@ def run_over_bare_loop(rounds: int = 7, iterations: int = 25) -> Iterator[Measur
             "batch": config.train.batch_size,
             "iterations": iterations,
             "seconds": round(bare_seconds, 2),
+            "clock": name,
         }
         yield summarize(ratios, settings, (0.0, 0.0))
 
@@ -148,21 +148,18 @@ def _harness(
     config: ClassificationConfig,
     device: torch.device,
     directory: Path,
-) -> float:
+) -> None:
     processes = Processes(0, 1, device)
-    start = time.perf_counter()
     trainer = Trainer(
         network, dataset, config, InputFormat(), processes, directory, None, lambda _: None
     )
     trainer.fit()
-    return time.perf_counter() - start
 
 
 def _bare_loop(
     network: nn.Module, dataset: ImageArray, config: ClassificationConfig, device: torch.device
-) -> float:
+) -> None:
     train, processes = config.train, Processes(0, 1, device)
-    start = time.perf_counter()
     order = SampleOrder(dataset.labels, train.batch_size, config.seed, config.data.sampling)
     parts = order.parts(0, train.iterations, processes, 1)
     network = network.to(device, memory_format=torch.channels_last).train()
@@ -176,4 +173,3 @@ def _bare_loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.move_to(step)
-    return time.perf_counter() - start
