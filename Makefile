@@ -1,5 +1,5 @@
 # make setup   a virtual environment with everything in it (.venv, or what VENV= names)
-# make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/index.html
+# make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/report.html
 # make test    the tests          make lint   ruff's checks and format
 VENV ?= .venv
 PYTHON ?= python3
