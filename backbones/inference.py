@@ -59,9 +59,29 @@ def prepare_for_inference(network: nn.Module, mode: str = "auto") -> nn.Module:
         _rewrite_blocks(backbone)
         backbone.to(memory_format=torch.channels_last)
     if mode == "compiled":
-        for module in [network] if isinstance(network, Network | Backbone) else backbones:
-            module.compile(dynamic=False, options={"freezing": True})
+        if isinstance(network, Network | Backbone):
+            return Compiled(network)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Backbone):
+                    setattr(parent, name, Compiled(child))
     return network
+
+
+class Compiled(nn.Module):
+    """`module` compiled by inductor with its weights frozen, at the first call for every shape."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.module.compile(dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        from torch._inductor import config  # slow to import
+
+        # Tracing asks the global setting, not the options of one compilation.
+        with config.patch(freezing=True), torch.no_grad():
+            return self.module(x)
 
 
 class ResidualSum(nn.Module):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from backbones import build_backbone, build_network, describe_backbone, register_attention, slot
 from backbones.inference import EarlyGate, ResidualSum, prepare_for_inference
@@ -199,4 +200,7 @@ def test_a_compiled_network_is_equal():
     x = torch.randn(1, 3, 32, 32)
     fast = prepare_for_inference(network, "compiled")
     with torch.inference_mode():
+        _, (code, *_) = run_and_get_code(fast, x)
         assert largest_difference(fast(x), network(x)) < 1e-5
+    assert "_frozen_param" in code
+    assert not torch._inductor.config.freezing  # for others
