@@ -27,7 +27,7 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: as PIL does.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         content = file.read()
     if content.startswith(b"\xff\xd8"):
         with suppress(ValueError):

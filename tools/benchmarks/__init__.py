@@ -47,6 +47,7 @@ _TWIN = "SE-ResNet-50 over its plain twin, inference, batch {}, {}"
 _STEP = "SE-ResNet-50 over its plain twin, training step, batch 8, {}"
 _TIMM = "SE-ResNet-50, compiled, against timm's seresnet50 as it comes, batch {}"
 _RCNN = "Faster R-CNN SE-ResNet-50-FPN against Detectron2's own R50-FPN, {}"
+_INPUT = "{}, against torchvision's default pipeline on one core"
 
 # Batches are those on a CPU; on a GPU 16 becomes 256, in float32 and bf16.
 # fmt: off
@@ -83,6 +84,12 @@ BENCHMARKS = {
     "coco-arrays": Benchmark(
         "coco:score_arrays", "COCO's 12 numbers while detections arrive as arrays, share of the "
         "evaluation's wall time", "share", 0.01),
+    "input-first": Benchmark(
+        "inputs:first_pass", _INPUT.format("evaluation crops, first pass"), "speed", 2.0),
+    "input-later": Benchmark(
+        "inputs:later_pass", _INPUT.format("evaluation crops, later passes"), "speed", 40.0),
+    "input-training": Benchmark(
+        "inputs:training", _INPUT.format("random resized crops, flipped"), "speed", 1.5),
     "harness": Benchmark(
         "training:run_over_bare_loop", "a training run over a bare loop of the same network, "
         "loader and optimiser", "overhead", 1.005),
