@@ -37,7 +37,7 @@ def compare(
     under: Callable[[], Any],
     settings: dict[str, Any],
     difference: tuple[float, float] | None = None,
-    seconds: float = 45.0,
+    seconds: float = 30.0,
     least: int = 5,
     wall: bool = False,
 ) -> Measurement:
