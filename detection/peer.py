@@ -30,12 +30,13 @@ def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
 
 
 def build_detectron2s(device: str) -> tuple[nn.Module, CfgNode]:
-    """Detectron2's faster_rcnn_R_50_FPN_1x as it comes, random weights."""
+    """Detectron2's faster_rcnn_R_50_FPN_1x, random weights; pixels are scaled as ours are."""
     zoo = resources.files("detectron2") / "model_zoo" / "configs" / "COCO-Detection"
     cfg = get_cfg()
     cfg.merge_from_file(str(zoo / "faster_rcnn_R_50_FPN_1x.yaml"))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_STD = list(InputFormat().std)
     torch.manual_seed(0)
     return build_model(cfg), cfg
 

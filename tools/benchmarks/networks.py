@@ -88,6 +88,7 @@ def settle(network: nn.Module) -> nn.Module:
     def set_statistics(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         (x,) = inputs
         variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+        variance = variance.clamp(min=float(variance.mean()) / 10)  # channels almost silent here
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
         return (x - mean[:, None, None]) / (variance + norm.eps).sqrt()[:, None, None]
