@@ -1,9 +1,9 @@
 """An OpenMMLab config, to start from, that takes its backbone from this suite.
 
-    from mmengine import Config
-    from mmengine.registry import MODELS
-    config = Config.fromfile("backbones/openmmlab_config.py")  # or a copy of this file
-    backbone = MODELS.build(config.model.backbone)  # in mmdet the detector builds it
+from mmengine import Config
+from mmengine.registry import MODELS
+config = Config.fromfile("backbones/openmmlab_config.py")  # or a copy of this file
+backbone = MODELS.build(config.model.backbone)  # in mmdet the detector builds it
 """
 
 custom_imports = {"imports": ["backbones.openmmlab"]}

@@ -106,7 +106,10 @@ SkipOption = Annotated[
     typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
 ]
 NoCacheOption = Annotated[
-    bool, typer.Option("--no-cache", help="Classification, scene: neither read nor keep evaluation crops.")
+    bool,
+    typer.Option(
+        "--no-cache", help="Classification, scene: neither read nor keep evaluation crops."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]
 
