@@ -13,17 +13,19 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from written_runs import record, write_classifier, write_coco, write_detector, write_suite
+from written_runs import CLASSES, record, write_classifier, write_coco, write_detector, write_suite
 
 from tools import sample_data, statistics
 from tools.experiment import load_experiment
 from tools.record import Metric, load_records, write_record
+from tools.report import table as report_table
 from tools.report import write_report
 from tools.report.escape import escape_csv
 from tools.report.pairs import pair_twins
 from tools.report.pictures import _reader
 from tools.report.table import build_table
 from tools.report.words import candidate_word, headline, signed
+from tools.statistics import coco_metrics
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,36 @@ def test_numbers_are_those_of_the_statistics(suite, content):
     assert found["p_value"] == pytest.approx(expected.p_value)
 
 
+def test_every_number_of_coco_has_an_interval_and_a_test(content):
+    rows = {row["name"]: row["difference"] for row in comparison(content, "detection")["metrics"]}
+    assert list(rows) == list(coco_metrics.METRICS)
+    for name, found in rows.items():
+        if found["difference"] is None:  # the made boxes are of medium size
+            assert name[-1] in "sl"
+            assert found["low"] is found["p_value"] is None
+        else:
+            assert found["low"] <= found["difference"] <= found["high"]
+            assert found["p_value_method"] == "paired bootstrap over images"
+            assert found["plain_interval"][0] <= found["plain"] <= found["plain_interval"][1]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_classes_have_p_values_with_one_seed_and_with_several(tmp_path, seeds):
+    for seed in range(seeds):
+        write_classifier(tmp_path / f"plain-{seed}", "resnet20", seed=seed, accuracy=0.6)
+        write_classifier(tmp_path / f"se-{seed}", "se_resnet20", seed=seed, accuracy=0.8)
+    made = build_table(*load_records([tmp_path])).comparisons[0]
+    sides = [
+        np.stack([statistics.load_predictions(r.file("samples")).correct(1) for r in runs])
+        for runs in (made.pair.plain, made.pair.candidate)
+    ]
+    label = statistics.load_predictions(made.pair.plain[0].file("samples")).label
+    expected = statistics.holm(list(statistics.class_p_values(label, *sides).values()))
+    found = {row.name: row.p_holm for row in made.classes}
+    assert [found[name] for name in CLASSES] == expected
+    assert any(p_value < 0.05 for p_value in expected)
+
+
 def test_holm_is_applied_over_the_headline_metrics(content):
     rows = [headline_metric(c) for c in content["comparisons"]]
     expected = statistics.holm([row["difference"]["p_value"] for row in rows])
@@ -177,6 +209,90 @@ def test_references_stand_beside_with_a_verdict(tmp_path):
     assert {row.published for row in rows} == {6.37, 5.21}
     assert all(row.verdict == "not comparable" for row in rows)
     assert all("400 of 10000 images" in row.reason for row in rows)
+
+
+def write_published_detector(directory, annotations, seed=0):
+    """A run that may be compared with Table 7, its boxes found about as well as there."""
+    settings = load_experiment("detection", "detectron-2x", backbone="se_resnet50").settings
+    write_detector(
+        directory, "se_resnet50", annotations, shift=4.0, seed=seed,
+        experiment={
+            **record("detection").experiment, "hash": f"{seed}", "recipe": "detectron-2x",
+            "settings": json.loads(json.dumps(settings)),
+        },
+    )  # fmt: skip
+    ((made,), _) = load_records([directory])
+    dataset = {**made.dataset, "synthetic": False, "images": 5000}
+    metrics = {name: dataclasses.replace(m, n=5000) for name, m in made.metrics.items()}
+    write_record(dataclasses.replace(made, dataset=dataset, metrics=metrics), directory)
+
+
+def judged_alone(runs, **options):
+    """Verdicts and reasons of Table 7, by metric, of every run."""
+    table = build_table(*load_records([runs]), **options)
+    assert not table.comparisons
+    return [
+        {row.metric: (row.verdict, row.reason) for row in run.references if row.where == "Table 7"}
+        for run in table.runs
+    ]
+
+
+def test_a_detector_in_no_pair_is_judged_by_an_interval_of_its_own(tmp_path):
+    annotations = write_coco(tmp_path / "coco")
+    write_published_detector(tmp_path / "runs" / "alone", annotations)
+    (found,) = judged_alone(tmp_path / "runs", resamples=200)
+    detections = tmp_path / "runs" / "alone" / "detections.json"
+    _, intervals = statistics.coco_metrics_alone(annotations, detections, 200)
+    for metric, published in (("AP", 40.4), ("AP50", 61.0)):
+        low, high = intervals[metric]
+        word = (
+            "reproduced" if low <= published <= high else "better" if low > published else "worse"
+        )
+        assert found[metric][0] == word
+        assert f"{published:g} against [{low:.2f}, {high:.2f}]" in found[metric][1]
+    assert found["AP"][0] == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("detections.json", "no detections file"),
+        ("coco/annotations/instances_val2017.json", "not readable as JSON"),
+    ],
+)
+def test_a_detector_whose_files_are_gone_is_not_judged_and_says_why(tmp_path, broken, reason):
+    write_published_detector(tmp_path / "runs" / "alone", write_coco(tmp_path / "coco"))
+    folder = tmp_path if broken.startswith("coco") else tmp_path / "runs" / "alone"
+    (folder / broken).unlink()
+    (found,) = judged_alone(tmp_path / "runs")
+    assert found["AP"][0] == "not comparable"
+    assert reason in found["AP"][1]
+
+
+def test_detections_of_another_run_judge_nothing(tmp_path):
+    write_published_detector(tmp_path / "runs" / "alone", write_coco(tmp_path / "coco"))
+    (tmp_path / "runs" / "alone" / "detections.json").write_text("[]")
+    (found,) = judged_alone(tmp_path / "runs")
+    assert "another AP than the record" in found["AP"][1]
+
+
+def test_only_so_many_detectors_are_scored_and_none_that_nothing_published_fits(
+    tmp_path, monkeypatch
+):
+    annotations = write_coco(tmp_path / "coco")
+    for seed in range(3):
+        write_published_detector(tmp_path / "runs" / f"alone-{seed}", annotations, seed)
+    write_detector(tmp_path / "runs" / "other", "resnet50", annotations, shift=1.0)
+    scored = []
+    score = statistics.coco_metrics_alone
+    monkeypatch.setattr(
+        statistics, "coco_metrics_alone", lambda *args: scored.append(args[1]) or score(*args)
+    )
+    monkeypatch.setattr(report_table, "STATISTICS_FOR", 2)
+    found = judged_alone(tmp_path / "runs", resamples=20)
+    assert len(scored) == 2
+    assert sum("too many" in run["AP"][1] for run in found) == 1
+    assert sum("synthetic" in run["AP"][1] for run in found) == 1
 
 
 def test_a_damaged_record_is_named_and_skipped(suite, content):

@@ -17,7 +17,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tools import statistics
-from tools.statistics.average_precision import (
+from tools.record import METRICS as RECORDED
+from tools.statistics.coco_metrics import (
+    AVERAGE_RECALLS,
     METRICS,
     RECALL_THRESHOLDS,
     _thresholds_reached,
@@ -85,18 +87,22 @@ def pycocotools_evaluation(truth, result):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_average_precision_equals_pycocotools_to_the_bit(seed):
+def test_coco_metrics_equal_pycocotools_to_the_bit(seed):
     truth, results = random_coco(seed, detections=450 if seed == 0 else 25)
     oracle = pycocotools_evaluation(truth, results[0])
     matched = statistics.MatchedDetections(statistics.load_ground_truth(truth), results[0])
     assert np.array_equal(matched.precision(), oracle.eval["precision"][..., 2])
+    for column, (area, most) in enumerate(AVERAGE_RECALLS.values()):
+        expected = oracle.eval["recall"][..., area, oracle.params.maxDets.index(most)]
+        assert np.array_equal(matched.recall()[..., column], expected)
     metrics, _ = matched.point()
-    expected = [None if value == -1 else value * 100 for value in oracle.stats[:6]]
+    expected = [None if value == -1 else value * 100 for value in oracle.stats]
     assert list(metrics.values()) == expected
 
 
-def test_a_resample_is_scored_as_if_its_images_were_copied():
-    truth, results = random_coco(3, images=10)
+@pytest.mark.parametrize("detections", [25, 120])  # the most an image has; AR1, AR10 cut in
+def test_a_resample_is_scored_as_if_its_images_were_copied(detections):
+    truth, results = random_coco(3, images=10, detections=detections)
     for result in results:  # equal scores leave the order of the copies open
         for row, detection in enumerate(result):
             detection["score"] += row * 1e-7
@@ -122,11 +128,13 @@ def test_a_resample_is_scored_as_if_its_images_were_copied():
         if copied["annotations"] and sum(box["id"] == 0 for box in copied["annotations"]) > 1:
             continue  # pycocotools cannot hold two boxes of one id
         oracle = pycocotools_evaluation(copied, detections)
-        expected = np.where(oracle.stats[:6] == -1, np.nan, oracle.stats[:6] * 100)
-        np.testing.assert_allclose(scored[column, :6], expected, rtol=1e-12)
+        expected = np.where(oracle.stats == -1, np.nan, oracle.stats * 100)
+        np.testing.assert_allclose(scored[column, : len(METRICS)], expected, rtol=1e-12)
         per_category = oracle.eval["precision"][:, :, :, 0, 2].mean(axis=(0, 1)) * 100
         np.testing.assert_allclose(
-            scored[column, 6:], np.where(per_category < 0, np.nan, per_category), rtol=1e-12
+            scored[column, len(METRICS) :],
+            np.where(per_category < 0, np.nan, per_category),
+            rtol=1e-12,
         )
 
 
@@ -147,7 +155,7 @@ def test_the_bootstrap_agrees_with_hotcoco_but_counts_an_image_drawn_twice_twice
     ground = statistics.load_ground_truth(truth)
     distinct = resample_weights(80, 1000, seed=0).clip(max=1)
     one, two = (statistics.MatchedDetections(ground, r).resampled(distinct) for r in results)
-    metrics, categories = statistics.compare_average_precision(truth, results[:1], results[1:])
+    metrics, categories = statistics.compare_coco_metrics(truth, results[:1], results[1:])
     for column, name in enumerate(("AP", "AP50", "AP75")):
         theirs = oracle["ci"][name]
         width = 100 * (theirs["upper"] - theirs["lower"])
@@ -163,19 +171,72 @@ def test_the_bootstrap_agrees_with_hotcoco_but_counts_an_image_drawn_twice_twice
 def test_equal_results_differ_by_nothing_and_empty_categories_say_why():
     truth, results = random_coco(6)
     truth["categories"].append({"id": 99, "name": "unseen"})
-    metrics, categories = statistics.compare_average_precision(truth, results[:1], results[:1], 50)
+    metrics, categories = statistics.compare_coco_metrics(truth, results[:1], results[:1], 50)
     assert (metrics["AP"].difference, metrics["AP"].p_value) == (0.0, 1.0)
     assert (metrics["AP"].low, metrics["AP"].high) == (0.0, 0.0)
+    assert (metrics["AR100"].low, metrics["AR100"].high, metrics["AR100"].p_value) == (0, 0, 1)
     assert categories["unseen"].difference is None
     assert "no box" in categories["unseen"].reason
+
+
+def test_several_seeds_of_detectors_are_tested_over_seeds_in_every_metric_and_class():
+    plain, candidate = [], []
+    truth, _ = random_coco(6, images=40)
+    rng = np.random.default_rng(0)
+    for side, noise in ((plain, 0.15), (candidate, 0.05)):
+        for _ in range(3):
+            side.append(
+                [
+                    {
+                        **{key: box[key] for key in ("image_id", "category_id")},
+                        "bbox": [v * (1 + noise * rng.normal()) for v in box["bbox"]],
+                        "score": rng.random(),
+                    }
+                    for box in truth["annotations"]
+                ]
+            )
+    metrics, categories = statistics.compare_coco_metrics(truth, plain, candidate, 50)
+    ground = statistics.load_ground_truth(truth)
+    points = [
+        [statistics.MatchedDetections(ground, result).point() for result in side]
+        for side in (plain, candidate)
+    ]
+    assert list(metrics) == list(METRICS)
+    for name, found in metrics.items():
+        values = [[values[name] for values, _ in side] for side in points]
+        assert found.p_value == pytest.approx(stats.ttest_rel(*values).pvalue)
+        assert found.plain_interval[0] < found.plain < found.plain_interval[1]
+    for index, found in enumerate(categories.values()):
+        values = [[classes[index] for _, classes in side] for side in points]
+        assert found.p_value == pytest.approx(stats.ttest_rel(*values).pvalue)
+        assert found.low < found.difference < found.high
+
+
+def test_the_interval_of_one_detector_alone_is_that_of_its_side_of_a_pair():
+    truth, results = random_coco(4, images=40)
+    paired, _ = statistics.compare_coco_metrics(truth, results[:1], results[1:], 200, seed=3)
+    for side, result in zip(("plain", "candidate"), results, strict=True):
+        metrics, intervals = statistics.coco_metrics_alone(truth, result, 200, seed=3)
+        assert list(metrics) == list(intervals) == list(METRICS)
+        for name, found in paired.items():
+            assert metrics[name] == getattr(found, side)
+            assert intervals[name] == getattr(found, f"{side}_interval")
+
+
+def test_a_metric_without_a_box_has_neither_value_nor_interval():
+    truth, results = random_coco(4)
+    truth["annotations"] = [box for box in truth["annotations"] if box["area"] > 32**2]
+    metrics, intervals = statistics.coco_metrics_alone(truth, results[0], 50)
+    assert metrics["ARs"] is metrics["APs"] is intervals["ARs"] is intervals["APs"] is None
+    assert intervals["ARl"][0] <= metrics["ARl"] <= intervals["ARl"][1]
 
 
 def test_the_bootstrap_does_not_depend_on_the_number_of_workers():
     truth, results = random_coco(2)
     ground = statistics.load_ground_truth(truth)
     matched = [statistics.MatchedDetections(ground, result) for result in results]
-    one = statistics.bootstrap_average_precision(matched, 300, seed=4, workers=1)
-    two = statistics.bootstrap_average_precision(matched, 300, seed=4, workers=2)
+    one = statistics.bootstrap_coco_metrics(matched, 300, seed=4, workers=1)
+    two = statistics.bootstrap_coco_metrics(matched, 300, seed=4, workers=2)
     assert np.array_equal(one, two, equal_nan=True)
 
 
@@ -269,7 +330,7 @@ def test_intervals_of_average_precision_cover_the_expected_difference():
         truth, results = random_coco(100 + trial, images=30, categories=2, detections=4)
         for detection in results[1]:  # a little worse than the other
             detection["bbox"][0] += 2.0
-        metrics, _ = statistics.compare_average_precision(
+        metrics, _ = statistics.compare_coco_metrics(
             truth, results[:1], results[1:], resamples=80, seed=trial
         )
         found.append(metrics["AP"])
@@ -313,6 +374,36 @@ def test_seeds_are_tested_as_scipy_does_and_widen_the_interval():
     assert "hierarchical" in several.interval_method
 
 
+def test_seeds_that_differ_by_exactly_the_same_leave_nothing_to_test_by():
+    # 0.32 - 0.30 and 0.60 - 0.58 are the same difference but for the rounding of floats.
+    assert statistics.paired_seeds_test([30.0, 58.0], [32.0, 60.0]) is None
+    assert statistics.paired_seeds_test([100 * 0.30, 100 * 0.58], [100 * 0.32, 100 * 0.6]) is None
+    assert statistics.paired_seeds_test([30.0, 58.0], [30.0, 58.0]) == 1.0
+    plain = np.zeros((2, 50), bool)
+    candidate = plain.copy()
+    candidate[:, 0] = True
+    found = statistics.compare_accuracy(plain, candidate, resamples=50)
+    assert found.p_value is None
+    assert "same difference in every seed" in found.reason
+
+
+def test_classes_are_tested_on_their_images_by_mcnemar_or_over_seeds_as_scipy_does():
+    rng = np.random.default_rng(5)
+    label = rng.permutation(np.repeat([0, 1, 3, 4], 50))  # no image of class 2
+    plain, candidate = rng.random((3, 200)) < 0.6, rng.random((3, 200)) < 0.7
+    plain[:, label == 3] = candidate[:, label == 3] = True  # nothing differs
+    plain[:, label == 4], candidate[:, label == 4] = False, True  # by the same in every seed
+    one = statistics.class_p_values(label, plain[:1], candidate[:1])
+    several = statistics.class_p_values(label, plain, candidate)
+    assert list(one) == list(several) == [0, 1, 3, 4]
+    for index in (0, 1):
+        rows = label == index
+        assert one[index] == statistics.mcnemar(plain[0, rows], candidate[0, rows])
+        sides = candidate[:, rows].mean(axis=1), plain[:, rows].mean(axis=1)
+        assert several[index] == pytest.approx(stats.ttest_rel(*sides).pvalue)
+    assert (one[3], several[3], several[4]) == (1.0, 1.0, None)
+
+
 def test_a_difference_without_scorable_resamples_says_so():
     missing = np.full((1, 10), np.nan)
     found = difference_over_seeds(np.array([1.0]), np.array([2.0]), missing, missing, n=3)
@@ -344,4 +435,4 @@ def test_predictions_are_read_from_per_image_rows(tmp_path):
 
 
 def test_every_metric_of_the_record_has_a_bootstrap():
-    assert list(METRICS) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [name for name in RECORDED if name.startswith(("AP", "AR"))] == list(METRICS)

@@ -196,18 +196,23 @@ def references_of(record: Record) -> list[tuple[Table, Reference]]:
 
 
 def judge(
-    record: Record, table: Table, published: Reference, interval: tuple[float, float] | None
+    record: Record,
+    table: Table,
+    published: Reference,
+    interval: tuple[float, float] | None,
+    why_not: str | None = None,
 ) -> Verdict:
     """What a run says of a published number.
 
     Args:
         interval: bounds of the measured metric, in its unit; None where there are none.
+        why_not: why there are none.
     """
-    reason = _not_comparable(record, table, published)
+    reason = not_comparable(record, table, published)
     if reason is None and record.metrics[published.metric].value is None:
         reason = f"not measured: {record.metrics[published.metric].reason}"
     if reason is None and interval is None:
-        reason = "no interval of the measured value"
+        reason = why_not or "no interval of the measured value"
     if reason is not None:
         return Verdict("not comparable", reason)
     low, high = interval
@@ -219,7 +224,8 @@ def judge(
     return Verdict("better" if better else "worse", f"{shown}: outside the interval")
 
 
-def _not_comparable(record: Record, table: Table, published: Reference) -> str | None:
+def not_comparable(record: Record, table: Table, published: Reference) -> str | None:
+    """What forbids to compare a run with a published number; None where nothing does."""
     data = record.dataset
     if record.synthetic:
         return "synthetic data"

@@ -11,11 +11,12 @@ import numpy as np
 
 from tools import statistics
 from tools.record import HEADLINE_METRICS, METRICS, Record
-from tools.references import judge, references_of
+from tools.references import judge, not_comparable, references_of
 from tools.report.pairs import Pair, describe_network
 from tools.statistics import Difference
 
 UNTESTED = "not tested"
+TOO_MANY = "too many to score in one report; report fewer runs"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def compare_pair(key: str, pair: Pair, resamples: int, seed: int) -> Comparison:
     classes: dict[str, Difference] = {}
     tide: dict[str, tuple[float, float]] = {}
     if resamples == 0:
-        why = "no interval: too many pairs in one report; report fewer runs"
+        why = f"no interval: {TOO_MANY}"
     else:
         try:
             if task == "detection":
@@ -154,41 +155,39 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
         measured = record.metrics["top1_error"].value
         if measured is None or abs(100 * (1 - rows.correct(1).mean()) - measured) > 1e-6:
             raise ValueError(f"the per-image rows of seed {record.seed} disagree with its record")
-    found = {}
+    found, classes = {}, {}
     for k in (1, 5):
         if first.top.shape[1] < k:
             continue
-        plain, candidate = ([rows.correct(k) for rows in side] for side in sides)
-        accuracy = statistics.compare_accuracy(
-            np.stack(plain), np.stack(candidate), resamples, seed
-        )
+        plain, candidate = (np.stack([rows.correct(k) for rows in side]) for side in sides)
+        accuracy = statistics.compare_accuracy(plain, candidate, resamples, seed)
         found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, _flip(accuracy)
-    classes = {}
-    if len(pair.plain) == 1:
-        plain, candidate = (side[0].correct(1) for side in sides)
-        for index, name in enumerate(pair.candidate[0].dataset.get("class_names") or []):
-            rows = first.label == index
-            if rows.any():
-                p_value = statistics.mcnemar(plain[rows], candidate[rows])
-                classes[name] = Difference(None, None, None, p_value=p_value)
+        if k == 1:
+            names = pair.candidate[0].dataset.get("class_names") or []
+            p_values = statistics.class_p_values(first.label, plain, candidate)
+            classes = {
+                name: Difference(None, None, None, p_value=p_values[index])
+                for index, name in enumerate(names)
+                if index in p_values
+            }
     return found, classes
 
 
 def _compare_detectors(pair: Pair, resamples: int, seed: int):
-    annotations = pair.candidate[0].dataset.get("annotations")
-    if not annotations:
-        raise ValueError("the record names no annotation file")
+    annotations = _annotations(pair.candidate[0])
     plain = [_file(record, "detections") for record in pair.plain]
     candidate = [_file(record, "detections") for record in pair.candidate]
-    found, classes = statistics.compare_average_precision(
-        annotations, plain, candidate, resamples, seed
-    )
-    for side, records in (("plain", pair.plain), ("candidate", pair.candidate)):
-        values = [record.metrics["AP"].value for record in records]
-        scored = getattr(found["AP"], side)
-        if None not in values and scored is not None and abs(np.mean(values) - scored) > 1e-6:
-            raise ValueError("detections and annotations give another AP than the record")
+    found, classes = statistics.compare_coco_metrics(annotations, plain, candidate, resamples, seed)
+    _check_scored(found["AP"].plain, pair.plain)
+    _check_scored(found["AP"].candidate, pair.candidate)
     return found, classes, _tide(annotations, plain[0], candidate[0])
+
+
+def _check_scored(ap: float | None, records: tuple[Record, ...]) -> None:
+    """Raise where the files give another AP than the records say, on average."""
+    values = [record.metrics["AP"].value for record in records]
+    if None not in values and ap is not None and abs(np.mean(values) - ap) > 1e-6:
+        raise ValueError("detections and annotations give another AP than the record")
 
 
 def _tide(annotations: str, plain, candidate) -> dict[str, tuple[float, float]]:
@@ -210,6 +209,13 @@ def _tide(annotations: str, plain, candidate) -> dict[str, tuple[float, float]]:
         "Dupe": "found twice", "Bkg": "background taken for an object", "Miss": "not found",
     }  # fmt: skip
     return {label: (100 * lost[0][kind], 100 * lost[1][kind]) for kind, label in kinds.items()}
+
+
+def _annotations(record: Record) -> str:
+    annotations = record.dataset.get("annotations")
+    if not annotations:
+        raise ValueError("the record names no annotation file")
+    return annotations
 
 
 def _file(record: Record, kind: str):
@@ -346,27 +352,60 @@ COSTS: dict[str, Callable[[Record], float | None]] = {
 
 
 def _pair_references(pair: Pair, differences: dict[str, Difference]) -> list[ReferenceRow]:
-    intervals = [
-        {name: found.plain_interval for name, found in differences.items()},
-        {name: found.candidate_interval for name, found in differences.items()},
-    ]
-    rows = published_beside(pair.plain[0], intervals[0], pair.plain)
-    return rows + published_beside(pair.candidate[0], intervals[1], pair.candidate)
-
-
-def published_beside(
-    record: Record,
-    intervals: dict[str, tuple[float, float] | None],
-    runs: tuple[Record, ...] | None = None,
-) -> list[ReferenceRow]:
+    why_not = {name: found.reason for name, found in differences.items()}
     rows = []
+    for side, runs in (("plain", pair.plain), ("candidate", pair.candidate)):
+        intervals = {
+            name: getattr(found, f"{side}_interval") for name, found in differences.items()
+        }
+        rows += _published_beside(runs, intervals, why_not)
+    return rows
+
+
+def published_beside_alone(record: Record, resamples: int, seed: int) -> list[ReferenceRow]:
+    """Published numbers beside a run in no pair; without ``resamples``, AP has no interval."""
+    intervals, why = {}, None
+    if record.task == "detection":
+        try:
+            intervals = _intervals_alone(record, resamples, seed)
+        except ValueError as error:
+            why = f"no interval: {error}"
+    return _published_beside((record,), intervals, dict.fromkeys(METRICS, why))
+
+
+def judged_by_bootstrap(record: Record) -> bool:
+    """Whether a published number may be compared with the run, and only a bootstrap can judge."""
+    return record.task == "detection" and any(
+        not_comparable(record, *reference) is None for reference in references_of(record)
+    )
+
+
+def _intervals_alone(
+    record: Record, resamples: int, seed: int
+) -> dict[str, tuple[float, float] | None]:
+    if resamples == 0:
+        raise ValueError(TOO_MANY)
+    metrics, intervals = statistics.coco_metrics_alone(
+        _annotations(record), _file(record, "detections"), resamples, seed
+    )
+    _check_scored(metrics["AP"], (record,))
+    return intervals
+
+
+def _published_beside(
+    runs: tuple[Record, ...],
+    intervals: dict[str, tuple[float, float] | None],
+    why_not: dict[str, str | None],
+) -> list[ReferenceRow]:
+    """``runs``: those of one network, a seed each; ``why_not``: why a metric has no interval."""
+    record, rows = runs[0], []
     for table, published in references_of(record):
-        values = [run.metrics[published.metric].value for run in runs or (record,)]
+        values = [run.metrics[published.metric].value for run in runs]
         measured = None if None in values else float(np.mean(values))
         interval = intervals.get(published.metric)
         if measured is not None and len(values) == 1 and published.metric.startswith("top"):
             interval = _wilson(measured, record, published.metric)
-        verdict = judge(record, table, published, interval)
+        verdict = judge(record, table, published, interval, why_not.get(published.metric))
         rows.append(
             ReferenceRow(
                 describe_network(record.backbone), published.where, published.network,

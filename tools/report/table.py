@@ -12,13 +12,14 @@ from tools.report.comparison import (
     MetricRow,
     ReferenceRow,
     compare_pair,
-    published_beside,
+    judged_by_bootstrap,
+    published_beside_alone,
 )
 from tools.report.escape import clean, harmless
 from tools.report.pairs import describe_network, pair_twins
 
 LEVEL = 0.05  # of the p-value after Holm's correction
-STATISTICS_FOR = 200  # pairs; reading the files of more would take too long
+STATISTICS_FOR = 200  # pairs and single detectors; reading the files of more takes too long
 BETTER, WORSE, UNCLEAR = "better", "worse", "no clear difference"
 
 
@@ -70,13 +71,17 @@ def build_table(
         for number, pair in enumerate(pairs, start=1)
     ]
     why_not = {id(record): reason for record, reason in pairing.unpaired}
+    alone = [r for r in records if id(r) in why_not and judged_by_bootstrap(r)]
+    scored = {id(record) for record in alone[: max(0, STATISTICS_FOR - len(pairs))]}
     runs = tuple(
         Run(
             record,
             describe_network(record.backbone),
             id(record) not in why_not,
             why_not.get(id(record)),
-            tuple(published_beside(record, {})) if id(record) in why_not else (),
+            tuple(published_beside_alone(record, resamples if id(record) in scored else 0, seed))
+            if id(record) in why_not
+            else (),
         )
         for record in records
     )

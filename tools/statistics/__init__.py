@@ -1,35 +1,35 @@
 """Paired statistics of twins: what makes a difference believable.
 
-``accuracy`` compares classifiers row by row, ``average_precision`` detectors image by image on
-what ``matching`` matched; ``differences`` holds what both end in.
+``accuracy`` compares classifiers row by row, ``coco_metrics`` detectors image by image on what
+``matching`` matched; ``differences`` holds what both end in.
 """
 
 from tools.statistics.accuracy import (
     Predictions,
+    class_p_values,
     compare_accuracy,
     load_predictions,
     mcnemar,
     wilson_interval,
 )
-from tools.statistics.average_precision import (
-    METRICS as DETECTION_METRICS,
-)
-from tools.statistics.average_precision import (
+from tools.statistics.coco_metrics import (
     MatchedDetections,
-    bootstrap_average_precision,
-    compare_average_precision,
+    bootstrap_coco_metrics,
+    coco_metrics_alone,
+    compare_coco_metrics,
 )
 from tools.statistics.differences import Difference, effect_sizes, holm, paired_seeds_test
 from tools.statistics.matching import load_ground_truth
 
 __all__ = [
-    "DETECTION_METRICS",
     "Difference",
     "MatchedDetections",
     "Predictions",
-    "bootstrap_average_precision",
+    "bootstrap_coco_metrics",
+    "class_p_values",
+    "coco_metrics_alone",
     "compare_accuracy",
-    "compare_average_precision",
+    "compare_coco_metrics",
     "effect_sizes",
     "holm",
     "load_ground_truth",

@@ -15,6 +15,7 @@ from tools.statistics.differences import (
     RESAMPLES,
     Difference,
     difference_over_seeds,
+    paired_seeds_test,
 )
 
 
@@ -67,6 +68,29 @@ def mcnemar(plain: np.ndarray, candidate: np.ndarray) -> float:
     gained = int(np.sum(candidate & ~plain))
     lost = int(np.sum(plain & ~candidate))
     return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
+
+
+def class_p_values(
+    label: np.ndarray, plain: np.ndarray, candidate: np.ndarray
+) -> dict[int, float | None]:
+    """p-value of each class that has images, tested as ``compare_accuracy`` tests all of them.
+
+    Args:
+        label: classes, (N,) integers.
+        plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
+
+    None where seeds leave no spread to judge by.
+    """
+    order = np.argsort(label, kind="stable")
+    classes, starts = np.unique(label[order], return_index=True)
+    p_values = {}
+    for index, images in zip(classes.tolist(), np.split(order, starts[1:]), strict=True):
+        sides = plain[:, images], candidate[:, images]
+        if len(plain) == 1:
+            p_values[index] = mcnemar(sides[0][0], sides[1][0])
+        else:
+            p_values[index] = paired_seeds_test(*(100 * side.mean(axis=1) for side in sides))
+    return p_values
 
 
 def compare_accuracy(

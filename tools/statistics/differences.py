@@ -9,6 +9,7 @@ from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+NO_SPREAD = 1e-9  # percent points: a rounding, where one image of a million is 1e-4
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,16 @@ def effect_sizes(
 
 
 def paired_seeds_test(plain: list[float], candidate: list[float]) -> float | None:
-    """p-value of a paired t-test over seeds; None for fewer than two.
+    """p-value of a paired t-test over seeds, of values in percent; None for fewer than two.
 
-    Equal differences in all seeds leave no spread to judge by: 1 if they are zero, else 0.
+    The same difference in all seeds leaves no spread to judge by: 1 if it is zero, else None. On
+    few images, as those of one class, that is common and no proof.
     """
     if len(plain) < 2:
         return None
     differences = np.subtract(candidate, plain)
-    if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
+    if np.ptp(differences) < NO_SPREAD:
+        return 1.0 if abs(differences[0]) < NO_SPREAD else None
     n = len(differences)
     t = np.mean(differences) / (np.std(differences, ddof=1) / np.sqrt(n))
     return float(2 * special.stdtr(n - 1, -abs(t)))  # scipy.stats.ttest_rel, a hundredfold faster
@@ -142,7 +144,7 @@ def difference_over_seeds(
     elif p_value_method is None:
         p_value, p_value_method = bootstrap_p_value(change), "paired bootstrap over images"
     over = "hierarchical bootstrap over seeds and images" if seeds > 1 else ""
-    low, high = _percentile_interval(change)
+    low, high = percentile_interval(change)
     return Difference(
         **shared,
         low=low,
@@ -150,12 +152,14 @@ def difference_over_seeds(
         p_value=p_value,
         interval_method=over or "paired bootstrap over images",
         p_value_method=p_value_method,
-        plain_interval=_percentile_interval(means[0]),
-        candidate_interval=_percentile_interval(means[1]),
+        plain_interval=percentile_interval(means[0]),
+        candidate_interval=percentile_interval(means[1]),
+        reason="the same difference in every seed" if p_value is None else None,
     )
 
 
-def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Bounds that leave out equal shares of the values at both ends."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -48,13 +48,15 @@ class GroundTruth:
 class Detections:
     """Detections that count, as columns, ordered by image, category and falling score.
 
-    ``box`` is (D, 4) x, y, width, height in pixels, ``area`` their square pixels; ``matched`` and ``ignored``, (areas, IoU thresholds, D): matched to
-    a box, and not counted because that box is not.
+    ``rank`` counts from 0 within an image and category; ``box`` is (D, 4) x, y, width, height in
+    pixels, ``area`` their square pixels; ``matched`` and ``ignored``, (areas, IoU thresholds, D):
+    matched to a box, and not counted because that box is not.
     """
 
     image: np.ndarray
     category: np.ndarray
     score: np.ndarray
+    rank: np.ndarray
     box: np.ndarray
     area: np.ndarray
     matched: np.ndarray
@@ -65,11 +67,19 @@ def load_ground_truth(annotations: str | Path | dict) -> GroundTruth:
     """Read a COCO annotation file (or its content).
 
     Raises:
-        ValueError: it holds no images or categories, or a box names one that is not there.
+        ValueError: it holds no images or categories, a field is missing, or a box names an image
+            or category that is not there.
     """
     content = annotations if isinstance(annotations, dict) else _read_json(annotations)
     if not isinstance(content, dict) or not content.get("images") or not content.get("categories"):
         raise ValueError(f"{_name(annotations)}: a COCO annotation file has images and categories")
+    try:
+        return _ground_truth(content, annotations)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{_name(annotations)}: not as COCO writes it ({error!r})") from None
+
+
+def _ground_truth(content: dict, annotations: str | Path | dict) -> GroundTruth:
     names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
     image_ids = np.array(sorted({entry["id"] for entry in content["images"]}))
     category_ids = np.array(sorted(names))
@@ -107,7 +117,8 @@ def match_detections(truth: GroundTruth, results: str | Path | list[dict]) -> De
     kept = rank < MAX_DETECTIONS
     image, category, box, score = image[kept], category[kept], box[kept], score[kept]
     matched, ignored = _match(truth, group[kept], box)
-    return Detections(image, category, score, box, box[:, 2] * box[:, 3], matched, ignored)
+    area = box[:, 2] * box[:, 3]
+    return Detections(image, category, score, rank[kept], box, area, matched, ignored)
 
 
 def _match(truth: GroundTruth, group: np.ndarray, box: np.ndarray):

@@ -1,10 +1,13 @@
-"""COCO average precision of a result and of its bootstrap resamples, from one matching pass.
+"""COCO's twelve numbers of a result and of its bootstrap resamples, from one matching pass.
 
 Whether a detection is a true positive depends on its own image alone, so detections are matched
-to the ground truth once. A resample of the images is then a vector of multiplicities: weighted
-counts run along the detections, sorted once by score, and give precision and recall. Between two
-rows that can raise recall only the number of false positives matters, so runs of them are added
-up by one sparse product for a block of resamples at a time.
+to the ground truth once. A resample of the images is then a vector of multiplicities.
+
+Average precision: weighted counts run along the detections, sorted once by score, and give
+precision and recall. Between two rows that can raise recall only the number of false positives
+matters, so runs of them are added up by one sparse product for a block of resamples at a time.
+Average recall: the order does not matter, so the weighted true positives over the weighted boxes
+are two such products in all.
 
 Source: COCOeval of pycocotools 2.0 (``evaluateImg``, ``accumulate``, ``summarize``), whose point
 estimates these equal to the bit.
@@ -19,7 +22,12 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from tools.statistics.differences import RESAMPLES, Difference, difference_over_seeds
+from tools.statistics.differences import (
+    RESAMPLES,
+    Difference,
+    difference_over_seeds,
+    percentile_interval,
+)
 from tools.statistics.matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
@@ -31,7 +39,7 @@ from tools.statistics.matching import (
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 # metric -> (index into AREA_RANGES, IoU thresholds averaged over)
-METRICS = {
+AVERAGE_PRECISIONS = {
     "AP": (0, slice(None)),
     "AP50": (0, slice(0, 1)),
     "AP75": (0, slice(5, 6)),
@@ -39,14 +47,25 @@ METRICS = {
     "APm": (2, slice(None)),
     "APl": (3, slice(None)),
 }
+# metric -> (index into AREA_RANGES, most detections of an image and category)
+AVERAGE_RECALLS = {
+    "AR1": (0, 1),
+    "AR10": (0, 10),
+    "AR100": (0, 100),
+    "ARs": (1, 100),
+    "ARm": (2, 100),
+    "ARl": (3, 100),
+}
+METRICS = (*AVERAGE_PRECISIONS, *AVERAGE_RECALLS)  # in the order of COCOeval's stats
 RESAMPLES_AT_ONCE = 125
+_RECALL_AREAS = [area for area, _ in AVERAGE_RECALLS.values()]
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What one category and area range needs: rows that can raise recall, and what lies between."""
+    """What AP needs of a category and area range: rows that can raise recall, and what lies
+    between."""
 
-    counted_boxes: np.ndarray  # image of every box that counts
     runs: sparse.csr_matrix  # (runs, images): detections in the area range, run by run
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]  # a threshold: image, run,
     # true positive, to be taken off the false positives
@@ -77,6 +96,9 @@ class MatchedDetections:
             for category in categories
             for area in range(len(AREA_RANGES))
         }
+        self._boxes = _counted_boxes(truth)
+        self._found = _true_positives(truth, found)
+        self._found_in_all = sum(self._found)  # over the IoU thresholds
 
     def precision(self) -> np.ndarray:
         """Interpolated precision, (IoU thresholds, 101, categories, areas), -1 where undefined."""
@@ -89,44 +111,80 @@ class MatchedDetections:
         )
         result = np.full(shape, -1.0)
         weights = np.ones((1, len(truth.image_ids)))
+        boxes = self._per_category(self._boxes, weights.T)
         for (category, area), block in self._blocks.items():
             if block is None:
                 continue
-            for t, (envelope, reached) in enumerate(_curves(block, weights, weights.T)):
+            curves = _curves(block, boxes[area, category], weights, weights.T)
+            for t, (envelope, reached) in enumerate(curves):
                 values = np.repeat(envelope[0], np.diff(reached[0], prepend=0))
                 result[t, :, category, area] = np.r_[values, np.zeros(101 - len(values))]
         return result
 
+    def recall(self) -> np.ndarray:
+        """Recall, (IoU thresholds, categories, len(AVERAGE_RECALLS)), -1 where undefined."""
+        once = np.ones((len(self.truth.image_ids), 1))
+        boxes = self._per_category(self._boxes, once)[_RECALL_AREAS]
+        by_threshold = [
+            np.divide(found, boxes, out=np.full(boxes.shape, -1.0), where=boxes > 0)
+            for found in (self._per_category(rows, once) for rows in self._found)
+        ]
+        return np.concatenate(by_threshold, axis=2).transpose(2, 1, 0)
+
     def point(self) -> tuple[dict[str, float | None], list[float | None]]:
         """The metrics and each category's AP in percent; None where no box counts."""
-        precision = self.precision()
+        precision, recall = self.precision(), self.recall()
 
         def mean(values: np.ndarray) -> float | None:
             values = values[values > -1]
             return float(np.mean(values) * 100) if len(values) else None
 
-        metrics = {name: mean(precision[t, :, :, area]) for name, (area, t) in METRICS.items()}
+        metrics = {
+            name: mean(precision[t, :, :, area]) for name, (area, t) in AVERAGE_PRECISIONS.items()
+        }
+        metrics |= {name: mean(recall[:, :, row]) for row, name in enumerate(AVERAGE_RECALLS)}
         return metrics, [mean(precision[:, :, k, 0]) for k in range(precision.shape[2])]
 
     def resampled(self, weights: np.ndarray) -> np.ndarray:
-        """AP in percent of resamples, (resamples, len(METRICS) + categories), NaN where undefined.
+        """METRICS and each category's AP in percent of resamples, NaN where undefined.
 
-        ``weights``, (resamples, images): how often a resample holds an image.
+        ``weights``, (resamples, images): how often a resample holds an image. Returns
+        (resamples, len(METRICS) + categories).
         """
-        categories, areas = len(self.truth.category_ids), len(AREA_RANGES)
-        by_threshold = np.full((areas, len(IOU_THRESHOLDS), categories, len(weights)), np.nan)
         by_image = np.ascontiguousarray(weights.T)
+        boxes = self._per_category(self._boxes, by_image)
+        precision = self._resampled_precision(weights, by_image, boxes)
+        columns = [_mean(precision[area, t], (0, 1)) for area, t in AVERAGE_PRECISIONS.values()]
+        recall = self._resampled_recall(by_image, boxes[_RECALL_AREAS])
+        return np.stack([*columns, *_mean(recall, 1), *_mean(precision[0], 0)], axis=1)
+
+    def _resampled_precision(
+        self, weights: np.ndarray, by_image: np.ndarray, boxes: np.ndarray
+    ) -> np.ndarray:
+        """AP, (areas, IoU thresholds, categories, resamples), in percent."""
+        areas, categories, resamples = boxes.shape
+        result = np.full((areas, len(IOU_THRESHOLDS), categories, resamples), np.nan)
         for (category, area), block in self._blocks.items():
             if block is None:
                 continue
-            for t, (envelope, reached) in enumerate(_curves(block, weights, by_image)):
+            counted = boxes[area, category]
+            for t, (envelope, reached) in enumerate(_curves(block, counted, weights, by_image)):
                 steps = np.diff(reached, axis=1, prepend=0)
-                by_threshold[area, t, category] = np.einsum("ij,ij->i", envelope, steps)
-            empty = weights[:, block.counted_boxes].sum(axis=1) == 0
-            by_threshold[area, :, category, empty] = np.nan
-        by_threshold *= 100 / len(RECALL_THRESHOLDS)
-        columns = [_mean(by_threshold[area, t], (0, 1)) for area, t in METRICS.values()]
-        return np.stack([*columns, *_mean(by_threshold[0], 0)], axis=1)
+                result[area, t, category] = np.einsum("ij,ij->i", envelope, steps)
+            result[area, :, category, counted == 0] = np.nan
+        result *= 100 / len(RECALL_THRESHOLDS)
+        return result
+
+    def _resampled_recall(self, by_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Recall over the IoU thresholds, (len(AVERAGE_RECALLS), categories, resamples), in
+        percent."""
+        found = self._per_category(self._found_in_all, by_image)
+        found *= 100 / len(IOU_THRESHOLDS)
+        return np.divide(found, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
+
+    def _per_category(self, rows: sparse.csr_matrix, by_image: np.ndarray) -> np.ndarray:
+        """Sums over the images, (-1, categories, resamples), of rows whose category runs last."""
+        return (rows @ by_image).reshape(-1, len(self.truth.category_ids), by_image.shape[1])
 
 
 def resample_weights(images: int, resamples: int, seed) -> np.ndarray:
@@ -139,10 +197,10 @@ def resample_weights(images: int, resamples: int, seed) -> np.ndarray:
     return np.bincount(flat, minlength=resamples * images).reshape(resamples, images).astype(float)
 
 
-def bootstrap_average_precision(
-    results: list[MatchedDetections], resamples: int = 1000, seed: int = 0, workers: int = 2
+def bootstrap_coco_metrics(
+    results: list[MatchedDetections], resamples: int = RESAMPLES, seed: int = 0, workers: int = 2
 ) -> np.ndarray:
-    """AP of every result in the same resamples of the images.
+    """METRICS and each category's AP of every result in the same resamples of the images.
 
     Returns (results, resamples, len(METRICS) + categories) in percent, NaN where a resample
     holds no box to find. The same for any number of ``workers`` (threads).
@@ -159,7 +217,7 @@ def bootstrap_average_precision(
         return np.concatenate(list(pool.map(chunk, starts)), axis=1)
 
 
-def compare_average_precision(
+def compare_coco_metrics(
     annotations: str | Path | dict,
     plain: list[str | Path | list[dict]],
     candidate: list[str | Path | list[dict]],
@@ -172,19 +230,7 @@ def compare_average_precision(
     points. A category without a box that counts has None and the reason.
     """
     truth = load_ground_truth(annotations)
-    matched = [MatchedDetections(truth, result) for result in [*plain, *candidate]]
-    points = [result.point() for result in matched]
-    values = np.array(
-        [
-            [np.nan if v is None else v for v in [*metrics.values(), *each]]
-            for metrics, each in points
-        ]
-    )
-    boot = bootstrap_average_precision(matched, resamples, seed)
-    # Centred on the estimates: an image drawn twice agrees with itself, which flatters AP.
-    scored = ~np.isnan(boot).all(axis=1)
-    bias = np.where(scored, _mean(boot, 1) - values, 0.0)
-    boot -= bias[:, None]
+    values, boot = _centred_bootstrap(truth, [*plain, *candidate], resamples, seed)
     seeds = len(plain)
     differences = []
     for column in range(values.shape[1]):
@@ -204,6 +250,74 @@ def compare_average_precision(
         )
     metrics = dict(zip(METRICS, differences, strict=False))
     return metrics, dict(zip(truth.category_names, differences[len(METRICS) :], strict=True))
+
+
+def coco_metrics_alone(
+    annotations: str | Path | dict,
+    results: str | Path | list[dict],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
+    """METRICS of one detector in percent, and their intervals by a bootstrap over the images.
+
+    None where no box counts.
+    """
+    values, boot = _centred_bootstrap(load_ground_truth(annotations), [results], resamples, seed)
+    metrics, intervals = {}, {}
+    for column, name in enumerate(METRICS):
+        value, resampled = values[0, column], boot[0, :, column]
+        resampled = resampled[~np.isnan(resampled)]
+        metrics[name] = None if np.isnan(value) else float(value)
+        intervals[name] = percentile_interval(resampled) if len(resampled) else None
+    return metrics, intervals
+
+
+def _centred_bootstrap(
+    truth: GroundTruth, results: list[str | Path | list[dict]], resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates (results, columns) and the bootstrap (results, resamples, columns) about them.
+
+    Columns are METRICS, then each category's AP, in percent, NaN where undefined. Centred: an
+    image drawn twice agrees with itself, which flatters AP.
+    """
+    matched = [MatchedDetections(truth, result) for result in results]
+    points = [result.point() for result in matched]
+    values = np.array([[*metrics.values(), *each] for metrics, each in points], dtype=float)
+    boot = bootstrap_coco_metrics(matched, resamples, seed)
+    scored = ~np.isnan(boot).all(axis=1)
+    boot -= np.where(scored, _mean(boot, 1) - values, 0.0)[:, None]
+    return values, boot
+
+
+def _counted_boxes(truth: GroundTruth) -> sparse.csr_matrix:
+    """Boxes that count, (areas x categories, images)."""
+    inside = [(truth.area >= low) & (truth.area <= high) for low, high in AREA_RANGES.values()]
+    area, box = np.nonzero(np.stack(inside) & ~truth.crowd)
+    return _tally(truth, len(AREA_RANGES), area, truth.category[box], truth.image[box])
+
+
+def _true_positives(truth: GroundTruth, found: Detections) -> list[sparse.csr_matrix]:
+    """What is found of each of AVERAGE_RECALLS, a threshold: (recalls x categories, images)."""
+    area, threshold, detection = np.nonzero(found.matched & ~found.ignored)
+    rank = found.rank[detection]
+    hits = [(area == wanted) & (rank < most) for wanted, most in AVERAGE_RECALLS.values()]
+    tallies = []
+    for t in range(len(IOU_THRESHOLDS)):
+        row, hit = np.nonzero(np.stack(hits) & (threshold == t))
+        which = detection[hit]
+        tallies.append(_tally(truth, len(hits), row, found.category[which], found.image[which]))
+    return tallies
+
+
+def _tally(
+    truth: GroundTruth, kinds: int, kind: np.ndarray, category: np.ndarray, image: np.ndarray
+) -> sparse.csr_matrix:
+    """How many there are of each kind, category and image, (kinds x categories, images)."""
+    categories = len(truth.category_ids)
+    return sparse.csr_matrix(
+        (np.ones(len(kind)), (kind * categories + category, image)),
+        shape=(kinds * categories, len(truth.image_ids)),
+    )
 
 
 def _block(
@@ -232,13 +346,16 @@ def _block(
         (images[row], np.searchsorted(ends, seen[row]), positive[row, t], removed[row, t])
         for t, row in enumerate(picked)
     ]
-    return _Block(truth.image[counted], runs, rows)
+    return _Block(runs, rows)
 
 
-def _curves(block: _Block, weights: np.ndarray, by_image: np.ndarray):
+def _curves(block: _Block, boxes: np.ndarray, weights: np.ndarray, by_image: np.ndarray):
     """For each IoU threshold: highest precision at or after each row, and recall thresholds
-    reached with it, both (resamples, rows): running sums want their axis last."""
-    boxes = np.maximum(weights[:, block.counted_boxes].sum(axis=1), 1)
+    reached with it, both (resamples, rows): running sums want their axis last.
+
+    ``boxes``, (resamples,): how many count.
+    """
+    boxes = np.maximum(boxes, 1)
     passed = np.cumsum(np.ascontiguousarray((block.runs @ by_image).T), axis=1)
     for image, run, positive, removed in block.rows:
         row_weights = np.take(weights, image, axis=1)
