@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,17 @@ def score_results(
             annotations do not have.
     """
     results, annotations = Path(results), Path(annotations)
-    content = read_annotations(annotations)
-    categories = {row["id"]: row["name"] for row in content["categories"]}
-    known = {"image_id": {row["id"] for row in content["images"]}, "category_id": set(categories)}
-    counted = _score_file(results, annotations) if evaluator == "hotcoco" else None
-    if counted is None:
-        detections = _read_results(results)
-        for column, key in ((0, "image_id"), (6, "category_id")):
-            strange = set(detections[:, column].tolist()) - known[key]
-            if strange:
-                raise ValueError(
-                    f"{results}: {key} {min(strange):g} is not in {annotations} "
-                    f"({len(strange)} such ids); the results are of another set"
-                )
-        counted = score(annotations, detections, evaluator), len(detections)
-    scores, count = counted
+    scored = _score_files(results, annotations) if evaluator == "hotcoco" else None
+    scores, images, detections = scored or _score_rows(results, annotations, evaluator)
+    class_names = [row["class"] for row in scores["per_class"]]
     return {
         **scores,
         "dataset": {
             "name": "custom",
             "split": annotations.stem.removeprefix("instances_"),
-            "images": len(content["images"]),
-            "classes": len(categories),
-            "class_names": [str(categories[key]) for key in sorted(categories)],
+            "images": images,
+            "classes": len(class_names),
+            "class_names": class_names,
             "synthetic": any(
                 (folder / "SYNTHETIC").is_file()
                 for folder in (annotations.parent, annotations.parent.parent)
@@ -79,7 +68,7 @@ def score_results(
             "train_images": None,
             "sha256": hashlib.sha256(annotations.read_bytes()).hexdigest(),
         },
-        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": count},
+        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": detections},
     }
 
 
@@ -115,9 +104,7 @@ def score(
                 row.setdefault("area", row["bbox"][2] * row["bbox"][3])
                 row.setdefault("iscrowd", 0)
             found = truth.loadRes(detections) if len(detections) else _nothing_found(truth)
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-    return _numbers(evaluation, truth)
+        return _evaluate(COCOeval(truth, found, "bbox"), truth)
 
 
 class Scorer:
@@ -154,10 +141,14 @@ class Scorer:
         return _numbers(matched.finalize(), self._truth)
 
 
-def _score_file(results: Path, annotations: Path) -> tuple[dict[str, Any], int] | None:
-    """Score a results file that hotcoco can read itself; None where anything is odd about it.
+def _score_files(results: Path, annotations: Path) -> tuple[dict[str, Any], int, int] | None:
+    """What `score` returns, the images and the detections; None where a file is odd.
 
-    That is many times faster than reading it here, which is left for naming what is wrong.
+    hotcoco reads and checks both files many times faster than Python does, which is left for naming
+    what is wrong.
+
+    Raises:
+        ValueError: from `read_annotations`.
     """
     from hotcoco import COCO, COCOeval
 
@@ -168,17 +159,68 @@ def _score_file(results: Path, annotations: Path) -> tuple[dict[str, Any], int] 
             content = results.read_bytes()
         except Exception:  # whatever a broken file makes of it
             return None
-        count = len(found.getAnnIds())
-        of_the_set = found.getAnnIds(imgIds=truth.getImgIds(), catIds=truth.getCatIds())
-        # hotcoco takes whole data sets too, and rows without a box or a score.
-        keys = (b'"image_id"', b'"category_id"', b'"bbox"', b'"score"')
-        is_list = content[:100].lstrip().startswith(b"[")
-        is_whole = is_list and all(content.count(key) == count for key in keys)
-        if not is_whole or len(of_the_set) < count:
-            return None
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-    return _numbers(evaluation, truth), count
+        with ThreadPoolExecutor(1) as pool:  # hotcoco evaluates without Python's lock
+            scores = pool.submit(_evaluate, COCOeval(truth, found, "bbox"), truth)
+            health = truth.healthcheck(found)
+            if health["errors"] or not _has_whole_rows(truth, annotations.read_bytes()):
+                read_annotations(annotations)  # which lets minival repeat ids
+            odd = {each["code"] for each in health["errors"] + health["warnings"]} & _ODD
+            detections = len(found.getAnnIds())
+            # hotcoco takes whole data sets too, and rows without a box.
+            is_list = content[:100].lstrip().startswith(b"[")
+            if odd or not is_list or not _is_in_each_row("bbox", content, detections):
+                return None
+            return scores.result(), len(truth.getImgIds()), detections
+
+
+_ODD = {"dt_orphan_image_id", "dt_orphan_category_id", "dt_missing_score"}
+
+
+def _has_whole_rows(truth: Any, content: bytes) -> bool:
+    """Whether hotcoco had nothing to fill in for the annotations.
+
+    It warns of names that it makes up; file names become empty, ids 0, and boxes may lack.
+    """
+    boxes = truth.getAnnIds()
+    return (
+        not truth.load_warnings
+        and bool(boxes)
+        and 0 not in boxes
+        and _is_in_each_row("file_name", content, len(truth.getImgIds()))
+        and _is_in_each_row("bbox", content, len(boxes))
+    )
+
+
+def _is_in_each_row(key: str, content: bytes, rows: int) -> bool:
+    """Whether JSON has `key` as often as rows, and no null, which hotcoco takes for a lacking key."""
+    return content.count(f'"{key}"'.encode()) == rows and b"null" not in content
+
+
+def _score_rows(
+    results: Path, annotations: Path, evaluator: str
+) -> tuple[dict[str, Any], int, int]:
+    """What `_score_files` returns, of files read row by row.
+
+    Raises:
+        ValueError: naming the first row at fault.
+    """
+    content = read_annotations(annotations)
+    detections = _read_results(results)
+    tables = {"image_id": (0, content["images"]), "category_id": (6, content["categories"])}
+    for key, (column, rows) in tables.items():
+        strange = set(detections[:, column].tolist()) - {row["id"] for row in rows}
+        if strange:
+            raise ValueError(
+                f"{results}: {key} {min(strange):g} is not in {annotations} "
+                f"({len(strange)} such ids); the results are of another set"
+            )
+    return score(annotations, detections, evaluator), len(content["images"]), len(detections)
+
+
+def _evaluate(evaluation: Any, truth: Any) -> dict[str, Any]:
+    """What `score` returns."""
+    evaluation.evaluate()
+    return _numbers(evaluation, truth)
 
 
 def _numbers(evaluation: Any, truth: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detection import scoring
 from detection.scoring import METRICS, results_json, score, score_results
 
 CATEGORIES = [{"id": 1, "name": "circle"}, {"id": 3, "name": "square"}, {"id": 9, "name": "<b>"}]
@@ -149,7 +150,10 @@ def detection(**changes):
         ([{"image_id": 1}], "detection 0 is not"),
         ([detection(score="high")], "detection 0 is not"),
         ([detection(score=float("nan"))], "detection 0 holds a number that is not finite"),
-        ({"annotations": []}, "are a list of detections"),
+        ([detection(score=None)], "detection 0 holds a number that is not finite"),
+        ([detection(), detection(bbox=None)], "detection 1 is not"),
+        ([detection(), {"image_id": 1, "category_id": 3, "area": 9, "score": 1}], "1 is not"),
+        ({"annotations": [detection()]}, "are a list of detections"),
     ],
 )
 def test_wrong_results_are_refused_with_the_row_at_fault(tmp_path, content, message):
@@ -157,6 +161,69 @@ def test_wrong_results_are_refused_with_the_row_at_fault(tmp_path, content, mess
     results.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         score_results(results, one_box(tmp_path))
+
+
+def first(table, **values):
+    return lambda content: content[table][0].update(values)
+
+
+def without(table, key):
+    return lambda content: content[table][0].pop(key)
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("images", "file_name"), r"images\[0\] has no 'file_name'"),
+        (without("images", "width"), r"images\[0\] has no 'width'"),
+        (without("categories", "name"), r"categories\[0\] has no 'name'"),
+        (without("annotations", "id"), r"annotations\[0\] has no 'id'"),
+        (without("annotations", "image_id"), r"annotations\[0\] has no 'image_id'"),
+        (without("annotations", "bbox"), r"annotations\[0\] has no 'bbox'"),
+        (first("annotations", bbox=None, segmentation=[[1, 1, 9, 1, 9, 9]]), "bbox None"),
+        (first("annotations", bbox=[1, 2, 3]), r"is not \[x, y, width, height\]"),
+        (first("annotations", image_id=7), "image_id does not exist .*image_id 7"),
+        (first("annotations", category_id=2), "category_id does not exist .*category_id 2"),
+        (lambda c: c["images"].append(c["images"][0]), "two images have the id 1"),
+        (lambda c: c["categories"].append(c["categories"][0]), "two categories have the id 1"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations have the id 5"),
+        (lambda c: c["annotations"].clear(), "holds no list 'annotations'"),
+        (lambda c: c.pop("images"), "holds no list 'images'"),
+    ],
+)
+def test_wrong_annotations_are_refused_with_the_row_at_fault(tmp_path, change, message, evaluator):
+    annotations = one_box(tmp_path)
+    content = json.loads(annotations.read_text())
+    change(content)
+    annotations.write_text(json.dumps(content))
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([detection()]))
+    with pytest.raises(ValueError, match=rf"one\.json.*{message}"):
+        score_results(results, annotations, evaluator)
+
+
+def test_minival_may_repeat_ids_of_annotations(tmp_path):
+    once = one_box(tmp_path)
+    content = json.loads(once.read_text())
+    content["annotations"] *= 2
+    twice = tmp_path / "instances_minival2014.json"
+    twice.write_text(json.dumps(content))
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([detection(bbox=[10, 10, 50, 50])]))
+    ours, theirs = (score_results(results, twice, e) for e in ("hotcoco", "pycocotools"))
+    assert ours == theirs
+    assert ours["metrics"]["AR100"] == 50
+
+
+def test_files_as_they_should_be_are_not_read_in_python(tmp_path, monkeypatch):
+    annotations, detections = truth_and_detections(30, tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(results_json(detections))
+    expected = score_results(results, annotations)
+    for reader in ("read_annotations", "_read_results"):
+        monkeypatch.delattr(scoring, reader)
+    assert score_results(results, annotations) == expected
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
