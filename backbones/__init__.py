@@ -32,6 +32,7 @@ _NEEDS_TORCH = {
     "count_multiply_adds": "cost",
     "count_parameters": "cost",
     "measure_latency": "cost",
+    "describe_latency": "cost",
     "prepare_for_inference": "inference",
     "LoadedWeights": "weights",
     "fit_backbone": "weights",

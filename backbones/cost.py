@@ -9,6 +9,7 @@ activations, pooling, gating and biases are not counted. With it ResNet-50, -101
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +63,18 @@ def measure_latency(
     input_size: tuple[int, int, int] = (3, 224, 224),
     batch: int = 1,
     repeats: int = 20,
+    budget: float = 10.0,
 ) -> Latency:
-    """Time forward passes in evaluation mode, on the module's device, after three to warm up."""
+    """Time forward passes in evaluation mode, on the module's device, after three to warm up.
+
+    Pictures are noise in channels-last. After `budget` seconds no further repeat is begun, once
+    there are three.
+    """
     parameter = next(module.parameters())
     training = module.training
     module.eval()
     pictures = torch.randn(batch, *input_size, device=parameter.device, dtype=parameter.dtype)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
     seconds = []
     for index in range(repeats + 3):
         start = time.perf_counter()
@@ -76,15 +83,30 @@ def measure_latency(
             torch.cuda.synchronize(parameter.device)
         if index >= 3:
             seconds.append(time.perf_counter() - start)
+        if len(seconds) >= 3 and sum(seconds) > budget:
+            break
     module.train(training)
     return Latency(
         median=statistics.median(seconds),
         fastest=min(seconds),
         slowest=max(seconds),
         batch=batch,
-        repeats=repeats,
+        repeats=len(seconds),
         device=str(parameter.device),
     )
+
+
+def describe_latency(
+    modules: Sequence[nn.Module], input_size: tuple[int, int, int]
+) -> dict[str, float | int]:
+    """Latency of one picture alone by `modules` one after another, in milliseconds, as plain values."""
+    found = [measure_latency(module, input_size) for module in modules]
+    return {
+        "median_ms": 1000 * sum(latency.median for latency in found),
+        "fastest_ms": 1000 * sum(latency.fastest for latency in found),
+        "slowest_ms": 1000 * sum(latency.slowest for latency in found),
+        "repeats": min(latency.repeats for latency in found),
+    }
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

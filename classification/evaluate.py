@@ -33,7 +33,7 @@ class Predictions:
         scores: their mean softmax, float32, of the same shape.
         loss: mean cross-entropy in nats, from the mean softmax.
         skipped: ids of images that could not be read.
-        seconds: from the first batch to the last.
+        seconds: from the first batch to the last, of all ensembles of the pass together.
     """
 
     indices: np.ndarray
@@ -47,14 +47,14 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    networks: Sequence[tuple[nn.Module, InputFormat]],
+    ensembles: Sequence[Sequence[tuple[nn.Module, InputFormat]]],
     dataset: ImageArray | ImageFiles,
     protocol: Protocol,
     data: DataSettings,
     settings: EvaluateSettings,
     processes: Processes,
-) -> Predictions:
-    """Score `dataset` with the mean over `networks` and over the protocol's views.
+) -> list[Predictions]:
+    """Score `dataset` in one pass with every ensemble: the mean over its networks and the views.
 
     Every process gets the whole result. Images seen and skipped add up to the set.
 
@@ -62,16 +62,15 @@ def predict(
         ValueError: more unreadable images than `data.skip_bad_images`, or networks that want
             images resized in different ways.
     """
-    interpolations = {input_format.interpolation for _, input_format in networks}
+    interpolations = {form.interpolation for networks in ensembles for _, form in networks}
     if len(interpolations) > 1:
-        raise ValueError(
-            f"an ensemble of networks for {sorted(interpolations)} resizing: choose one"
-        )
-    for network, _ in networks:
-        network.eval()
+        raise ValueError(f"networks for {sorted(interpolations)} resizing together: choose one")
+    for networks in ensembles:
+        for network, _ in networks:
+            network.eval()
     device, started = processes.device, time.perf_counter()
     bad = BadImages(data.skip_bad_images, dataset.root)
-    columns: list[list[np.ndarray]] = []
+    columns: list[list[np.ndarray]] = []  # indices, labels; top, scores, right of each ensemble
     interpolation = interpolations.pop()
     for batch in evaluation_batches(
         dataset,
@@ -87,23 +86,18 @@ def predict(
             continue
         views = batch.images.shape[1]
         images = batch.images.to(device, non_blocking=True)
-        score = 0
-        for network, input_format in networks:
-            # A view at a time: the memory of a forward pass is that of `batch_size` images.
-            inputs = (normalize(images[:, v], input_format) for v in range(views))
-            logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
-            score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
-        top, scores = best_classes(score)
-        right = score.gather(1, batch.labels.to(device)[:, None])[:, 0]
-        columns.append(
-            [
-                batch.indices.numpy(),
-                batch.labels.numpy(),
-                top.to(torch.int32).cpu().numpy(),
-                scores.float().cpu().numpy(),
-                right.cpu().numpy(),
-            ]
-        )
+        columns.append([batch.indices.numpy(), batch.labels.numpy()])
+        for networks in ensembles:
+            score = 0
+            for network, input_format in networks:
+                # A view at a time: the memory of a forward pass is that of `batch_size` images.
+                inputs = (normalize(images[:, v], input_format) for v in range(views))
+                logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
+                score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
+            top, scores = best_classes(score)
+            right = score.gather(1, batch.labels.to(device)[:, None])[:, 0]
+            found = (top.to(torch.int32), scores.float(), right)
+            columns[-1].extend(column.cpu().numpy() for column in found)
     mine = [np.concatenate(column) for column in zip(*columns, strict=True)]
     everyone = processes.gather((mine, bad.names))
     for _, names in everyone:
@@ -111,21 +105,27 @@ def predict(
     parts = [part for part, _ in everyone if part]
     if not parts:
         raise ValueError(f"{dataset.name} {dataset.split}: no image could be read")
-    indices, labels, top, scores, right = map(np.concatenate, zip(*parts, strict=True))
+    indices, labels, *rest = map(np.concatenate, zip(*parts, strict=True))
     order = np.argsort(indices)
     assert len(np.unique(indices)) == len(indices), "an image was counted twice"
     assert len(indices) + len(bad.names) == len(dataset), "an image was lost"
-    # In the order of the set, so that the sum does not depend on the number of processes.
-    loss = float(-np.log(np.maximum(right[order], np.finfo(np.float64).tiny)).mean())
-    return Predictions(
-        indices[order],
-        labels[order],
-        top[order],
-        scores[order],
-        loss,
-        sorted(bad.names),
-        time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    predictions = []
+    for top, scores, right in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        # In the order of the set, so that the sum does not depend on the number of processes.
+        loss = float(-np.log(np.maximum(right[order], np.finfo(np.float64).tiny)).mean())
+        predictions.append(
+            Predictions(
+                indices[order],
+                labels[order],
+                top[order],
+                scores[order],
+                loss,
+                sorted(bad.names),
+                seconds,
+            )
+        )
+    return predictions
 
 
 def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> None:

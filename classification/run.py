@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from backbones import (
     build_network,
     count_multiply_adds,
     count_parameters,
+    describe_latency,
     fit_backbone,
     load_user_module,
     load_weights,
@@ -106,7 +107,9 @@ def train(
 
         def score(dataset: Split, product: nn.Module) -> Predictions:
             networks = [(product, input_format)]
-            return predict(networks, dataset, protocol, config.data, config.evaluate, processes)
+            return predict([networks], dataset, protocol, config.data, config.evaluate, processes)[
+                0
+            ]
 
         def keep(product: nn.Module) -> None:
             if processes.is_first:
@@ -142,10 +145,13 @@ def train(
         else:
             keep(product)
         processes.copy_from_first(product)
-        seen = score(splits.reported, prepare_for_inference(product, config.evaluate.inference))
+        prepared = prepare_for_inference(product, config.evaluate.inference)
+        seen = score(splits.reported, prepared)
         if not processes.is_first:
             return None
-        result = _result(config, directory, splits, seen, [product], input_format, processes)
+        result = _result(
+            config, directory, splits, seen, [product], [prepared], input_format, processes
+        )
         images = config.train.batch_size * trainer.total_steps
         saved = read_weights(directory / WEIGHTS)
         result |= {
@@ -173,38 +179,75 @@ def evaluate(
     Raises:
         ValueError: as `check`.
     """
-    if not config.backbone.weights:
+    results = evaluate_together([(config, directory)], readers)
+    return results and results[0]
+
+
+def evaluate_together(
+    runs: Sequence[tuple[ClassificationConfig, Path]], readers: Readers = READERS
+) -> list[dict[str, Any]] | None:
+    """Do what `evaluate` does for several runs, reading every image once.
+
+    Args:
+        runs: configs and their directories; they differ in network, weights and seed alone.
+    Returns:
+        The results on rank 0, None on other ranks.
+    Raises:
+        ValueError: as `check`, for any of the runs before anything is computed.
+    """
+    config = runs[0][0]
+    if not all(each.backbone.weights for each, _ in runs):
         raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
-    directory.mkdir(parents=True, exist_ok=True)
+    for _, directory in runs:
+        directory.mkdir(parents=True, exist_ok=True)
     with join_processes(config.device) as processes:
         splits = load_splits(config, False, readers)
         _, protocol = _protocol(config, splits.reported)
-        networks, members, files = [], [], []
-        for path in (config.backbone.weights, *config.evaluate.ensemble):
-            backbone = _fitted(replace(config.backbone, weights=path))
-            network = _build(config, backbone, splits.reported, training=False)
-            loaded = _load(network, backbone, splits.reported, replace_head=False)
-            network.to(processes.device, memory_format=torch.channels_last)
-            prepared = prepare_for_inference(network, config.evaluate.inference)
-            networks.append((prepared, loaded.input_format or _recipe_format(config)))
-            members.append(network)
-            files.append(loaded)
-        seen = predict(networks, splits.reported, protocol, config.data, config.evaluate, processes)
+        ensembles = [_load_ensemble(each, splits.reported, processes) for each, _ in runs]
+        # Networks that want images resized in different ways cannot share a pass.
+        passes: dict[str, list[int]] = {}
+        for index, members in enumerate(ensembles):
+            passes.setdefault(members[0].input_format.interpolation, []).append(index)
+        seen = {}
+        for indices in passes.values():
+            networks = [[(m.prepared, m.input_format) for m in ensembles[i]] for i in indices]
+            found = predict(
+                networks, splits.reported, protocol, config.data, config.evaluate, processes
+            )
+            seen |= dict(zip(indices, found, strict=True))
         if not processes.is_first:
             return None
-        input_format = networks[0][1]
-        result = _result(config, directory, splits, seen, members, input_format, processes)
-        first = files[0]
-        result |= {
-            "selection": "weights as given",
-            "curve": None,
-            "weights": {
-                **first.describe(),
-                "initial": None,
-                "ensemble": [{"path": f.path, "sha256": f.sha256} for f in files[1:]],
-            },
-        }
-        return result
+        results = []
+        for index, (each, directory) in enumerate(runs):
+            first, *others = members = ensembles[index]
+            result = _result(
+                each,
+                directory,
+                splits,
+                seen[index],
+                [member.network for member in members],
+                [member.prepared for member in members],
+                first.input_format,
+                processes,
+            )
+            together = passes[first.input_format.interpolation]
+            result["timing"]["networks_in_pass"] = sum(len(ensembles[i]) for i in together)
+            results.append(
+                result
+                | {
+                    "selection": "weights as given",
+                    "curve": None,
+                    "weights": {
+                        **first.loaded.describe(),
+                        "initial": None,
+                        "ensemble": [
+                            {"path": other.loaded.path, "sha256": other.loaded.sha256}
+                            for other in others
+                        ],
+                    },
+                }
+            )
+        return results
 
 
 # Parts of the three -------------------------------------------------------------------------------
@@ -251,6 +294,31 @@ def _load(
     return load_weights(network, weights, replace_head=replace_head, allow_missing=patterns)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """One network of an ensemble, as it is and as it computes."""
+
+    network: Network
+    prepared: nn.Module
+    input_format: InputFormat
+    loaded: LoadedWeights
+
+
+def _load_ensemble(
+    config: ClassificationConfig, reported: Split, processes: Processes
+) -> list[_Member]:
+    members = []
+    for path in (config.backbone.weights, *config.evaluate.ensemble):
+        backbone = _fitted(replace(config.backbone, weights=path))
+        network = _build(config, backbone, reported, training=False)
+        loaded = _load(network, backbone, reported, replace_head=False)
+        network.to(processes.device, memory_format=torch.channels_last)
+        prepared = prepare_for_inference(network, config.evaluate.inference)
+        input_format = loaded.input_format or _recipe_format(config)
+        members.append(_Member(network, prepared, input_format, loaded))
+    return members
+
+
 def _recipe_format(config: ClassificationConfig) -> InputFormat:
     return InputFormat(mean=tuple(config.data.mean), std=tuple(config.data.std))
 
@@ -261,12 +329,14 @@ def _result(
     splits: Splits,
     seen: Predictions,
     members: Sequence[nn.Module],
+    prepared: Sequence[nn.Module],
     input_format: InputFormat,
     processes: Processes,
 ) -> dict[str, Any]:
     """What training and evaluation have in common; writes the per-image file.
 
-    The cost is that of one view by all `members` of the ensemble.
+    The cost is that of one view by all `members` of the ensemble, the latency that of `prepared`,
+    the same networks as they compute.
     """
     name, protocol = choose_protocol(config.evaluate)
     reported = splits.reported
@@ -297,5 +367,6 @@ def _result(
             "parameters": sum(count_parameters(network) for network in members),
             "multiply_adds": sum(count_multiply_adds(network, size) for network in members),
             "input_size": list(size),
+            "latency": describe_latency(prepared, size),
         },
     }

@@ -27,11 +27,13 @@ from backbones import (
     count_multiply_adds,
     count_parameters,
     describe_backbone,
+    describe_latency,
     load_user_module,
+    prepare_for_inference,
 )
 from backbones.weights import fit_backbone
 
-from .backbone import build_stages
+from .backbone import Stages, build_stages
 from .coco import CocoData, load_coco, register_dataset
 from .config import DetectionConfig, build_cfg, reader_processes, resolve_schedule
 from .detector import (
@@ -311,13 +313,18 @@ def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
 
 def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any]:
     size = trunk_input_size(config.evaluate.min_size)
+    stages = next(part.stages for part in detector.model.modules() if isinstance(part, Stages))
     with torch.device("meta"):
         trunk = build_backbone(config.backbone.name, **config.backbone.options)
     return {
         "parameters": count_parameters(detector.model),
         "multiply_adds": count_multiply_adds(trunk, size),
         "input_size": list(size),
-        "scope": "parameters of the whole detector that are learned; multiply-adds of the backbone",
+        "latency": describe_latency(
+            [prepare_for_inference(stages, config.evaluate.inference)], size
+        ),
+        "scope": "parameters of the whole detector that are learned; multiply-adds and latency of "
+        "the backbone",
     }
 
 

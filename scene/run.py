@@ -1,5 +1,6 @@
 """The door: Places365 through classification's engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,10 @@ def train(
 def evaluate(config: ClassificationConfig, directory: Path) -> dict[str, Any] | None:
     """See `classification.run.evaluate`."""
     return run.evaluate(config, directory, READERS)
+
+
+def evaluate_together(
+    runs: Sequence[tuple[ClassificationConfig, Path]],
+) -> list[dict[str, Any]] | None:
+    """See `classification.run.evaluate_together`."""
+    return run.evaluate_together(runs, READERS)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
-from classification import run
+from classification import loader, run
 from classification.config import (
     AugmentSettings,
     ClassificationConfig,
@@ -137,6 +137,36 @@ def test_an_ensemble_needs_images_resized_in_one_way(photos, files, tmp_path):
     save_weights(network, other, backbone=settings, num_classes=6, input_format=form)
     with pytest.raises(ValueError, match="bicubic"):
         run.evaluate(config(photos, files[0], ensemble=[str(other)]), tmp_path)
+
+
+def test_several_weights_are_evaluated_as_alone_and_every_image_is_read_once(
+    photos, files, tmp_path, monkeypatch
+):
+    bicubic = tmp_path / "bicubic.safetensors"
+    form = replace(FORMAT, interpolation="bicubic")
+    torch.manual_seed(3)
+    network = build_network(TINY, 6)
+    settings = BackboneSettings(TINY)
+    save_weights(network, bicubic, backbone=settings, num_classes=6, input_format=form)
+    configs = [config(photos, files[0]), config(photos, files[1], ensemble=[files[2]])]
+    alone = [run.evaluate(each, tmp_path / f"alone{i}") for i, each in enumerate(configs)]
+
+    read = []
+    monkeypatch.setattr(loader, "read_image", lambda path: read.append(path) or read_image(path))
+    runs = [(each, tmp_path / f"together{i}") for i, each in enumerate(configs)]
+    together = run.evaluate_together(runs)
+    assert len(read) == len(set(read)) == 18
+    for index, (one, other) in enumerate(zip(alone, together, strict=True)):
+        assert one["metrics"] == other["metrics"]
+        assert one["weights"] == other["weights"]
+        assert samples(tmp_path / f"alone{index}") == samples(tmp_path / f"together{index}")
+        assert other["timing"]["networks_in_pass"] == 3
+        assert other["cost"]["latency"]["median_ms"] > 0
+
+    # Other pixels need another pass.
+    mixed = run.evaluate_together([(config(photos, str(bicubic)), tmp_path / "other"), runs[0]])
+    assert len(read) == 18 * 3
+    assert mixed[1]["metrics"] == alone[0]["metrics"]
 
 
 def test_evaluation_without_weights_is_refused(photos, tmp_path):

@@ -1,5 +1,6 @@
 """Records: sound or refused, whole or not there, read back equal, damaged ones named."""
 
+import dataclasses
 import json
 import math
 import os
@@ -47,7 +48,12 @@ def result():
         "weights": {"path": "weights.safetensors", "sha256": "1" * 64, "format": "sebench"},
         "input_format": {"channel_order": "RGB"},
         "timing": {"train_seconds": 1.0, "evaluate_seconds": 0.5},
-        "cost": {"parameters": 10, "multiply_adds": 100, "input_size": [3, 32, 32]},
+        "cost": {
+            "parameters": 10,
+            "multiply_adds": 100,
+            "input_size": [3, 32, 32],
+            "latency": {"median_ms": 1.5, "fastest_ms": 1.4, "slowest_ms": 2.0, "repeats": 20},
+        },
     }
 
 
@@ -56,7 +62,7 @@ def test_a_record_reads_back_equal_and_says_where_it_came_from(experiment, resul
     write_record(record, tmp_path)
     assert read_record(tmp_path / "record.json") == record
     content = json.loads((tmp_path / "record.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["command"] == "sebench train x"
     assert content["backbone"]["twin"] == {"name": "resnet20", "options": {}}
     assert content["metrics"]["top1_error"] == {
@@ -66,6 +72,20 @@ def test_a_record_reads_back_equal_and_says_where_it_came_from(experiment, resul
     assert {"python", "torch", "numpy"} <= set(content["versions"])
     assert content["device"]["name"]
     assert content["seed"] == 3
+
+
+def test_a_record_of_schema_1_is_read_and_says_that_its_latency_is_missing(
+    experiment, result, tmp_path
+):
+    record = build_record(experiment, result, tmp_path)
+    path = write_record(record, tmp_path)
+    content = json.loads(path.read_text())
+    content["schema"] = 1
+    del content["cost"]["latency"]
+    path.write_text(json.dumps(content))
+    old = read_record(path)
+    missing = {"median_ms": None, "reason": "records of schema 1 hold no latency"}
+    assert old == dataclasses.replace(record, cost=record.cost | {"latency": missing})
 
 
 def test_the_commit_is_this_checkouts_and_never_a_foreign_ones(monkeypatch, tmp_path):
@@ -137,7 +157,8 @@ def test_a_write_that_fails_leaves_no_half_file(experiment, result, tmp_path, mo
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], "not readable as JSON"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99; this version reads"),
+        (lambda text: text.replace('"schema": 2', '"schema": 99'), "99; this version reads 1 to 2"),
+        (lambda text: text.replace('"median_ms": 1.5', '"median_ms": null'), "neither a median nor"),
         (lambda text: text.replace('"dataset"', '"data"'), "not a sound record"),
         (lambda text: text.replace('"value": 40.0', '"value": NaN'), "must be a finite number"),
         (lambda text: text.replace('"n": 5', '"n": 4'), "counts 4 of 5 images"),

@@ -178,7 +178,7 @@ def train(
         weights=weights,
         imports=imports or (),
     )
-    _run(experiment, output, resume, dry_run, as_json)
+    _run([experiment], output, resume, dry_run, as_json)
 
 
 @app.command(rich_help_panel="Experiments")
@@ -186,7 +186,13 @@ def evaluate(
     task: TaskArgument,
     overrides: OverridesArgument = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Weights to evaluate.")
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="Weights to evaluate; several times for several, which classification and scene "
+            "do in one pass over the images.",
+        ),
     ] = None,
     recipe: RecipeOption = None,
     backbone: BackboneOption = None,
@@ -221,34 +227,39 @@ def evaluate(
 
       sebench evaluate classification -r imagenet-paper -b se_resnet50 -w se50.pth --data-root imagenet
 
+      sebench evaluate scene -w runs/plain/weights.safetensors -w runs/se/weights.safetensors
+
       sebench evaluate detection --results detections.json --annotations instances_val2017.json
     """
     if results is not None or annotations is not None:
         _score(task, results, annotations, evaluator or "hotcoco", as_json)
         return
-    if weights is None:
+    if not weights:
         raise ValueError("--weights is missing: name the file to evaluate")
-    settings = Path(weights).parent / "settings.yaml"
-    if recipe is None and settings.is_file():
-        recipe = str(settings)  # weights of a run of this suite are evaluated as they were made
-    experiment = _load(
-        "evaluate",
-        task,
-        recipe,
-        overrides,
-        _shortcuts(
-            skip_bad_images=skip_bad_images,
-            allow_missing=allow_missing,
-            evaluator=evaluator,
-            no_cache=no_cache,
-        ),
-        backbone=backbone,
-        data=data,
-        data_root=data_root,
-        weights=weights,
-        imports=imports or (),
-    )
-    _run(experiment, output, False, dry_run, as_json)
+    experiments = []
+    for file in weights:
+        # Weights of a run of this suite are evaluated as they were made.
+        settings = Path(file).parent / "settings.yaml"
+        experiments.append(
+            _load(
+                "evaluate",
+                task,
+                str(settings) if recipe is None and settings.is_file() else recipe,
+                overrides,
+                _shortcuts(
+                    skip_bad_images=skip_bad_images,
+                    allow_missing=allow_missing,
+                    evaluator=evaluator,
+                    no_cache=no_cache,
+                ),
+                backbone=backbone,
+                data=data,
+                data_root=data_root,
+                weights=file,
+                imports=imports or (),
+            )
+        )
+    _run(experiments, output, False, dry_run, as_json)
 
 
 @app.command(rich_help_panel="Experiments")
@@ -328,39 +339,65 @@ def _shortcuts(
 
 
 def _run(
-    experiment: Experiment, output: Path | None, resume: bool, dry_run: bool, as_json: bool
+    experiments: list[Experiment],
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
+    """Run one experiment, or several evaluations, each into a directory of its own."""
     from backbones.allocator import keep_large_tensors_on_heap
-    from tools.display import print_record, print_summary
-    from tools.experiment import read_recorded, run_experiment
+    from tools.display import describe_check, print_nested, print_record
+    from tools.experiment import evaluate_experiments, read_recorded, run_experiment
 
-    config = experiment.config
-    if output is None:
-        name = f"{Path(experiment.recipe).stem}-{config.backbone.name}-seed{config.seed}"
-        folder = (
-            f"{experiment.task}-{experiment.action}"
-            if experiment.action != "train"
-            else (experiment.task)
-        )
-        output = Path("runs") / folder / f"{name}-{experiment.hash[:8]}".replace(":", "_")
+    single = len(experiments) == 1
+    if single and output is not None:
+        runs = {output: experiments[0]}
+    else:
+        runs = {(output or _folder(each)) / _run_name(each): each for each in experiments}
     if dry_run:
-        summary = experiment.door().check(config, training=experiment.action == "train")
-        if _first_process:
-            print_summary(experiment, summary, output, as_json)
+        found = []
+        for directory, each in runs.items():
+            summary = each.door().check(each.config, training=each.action == "train")
+            found.append(describe_check(each, summary, directory))
+        if _first_process and as_json:
+            print(json.dumps(found[0] if single else found, indent=1))
+        elif _first_process:
+            for content in found:
+                print_nested(content)
+            print("all is well; nothing was run")
         return
-    recorded = read_recorded(experiment, output)
+    there = [directory for directory, each in runs.items() if read_recorded(each, directory)]
     _show_log()
     keep_large_tensors_on_heap()
+    records = []
     with _resume_hint("the same command with --resume"):
-        record = recorded or run_experiment(experiment, output, resume=resume)
-    if record is None or not _first_process:
+        if single:
+            ((directory, experiment),) = runs.items()
+            records.append(run_experiment(experiment, directory, resume=resume))
+        else:
+            records.extend(record for _, record in evaluate_experiments(runs))
+    if not _first_process:
         return
-    if recorded is not None:
-        _say(f"{output} has recorded this experiment already; nothing was run")
+    for directory in there:
+        _say(f"{directory} has recorded this experiment already; nothing was run")
     if as_json:
-        print((output / "record.json").read_text(encoding="utf-8"), end="")
-    else:
+        found = [json.loads((record.directory / "record.json").read_text()) for record in records]
+        print(json.dumps(found[0] if single else found, indent=1))
+        return
+    for record in records:
         print_record(record)
+
+
+def _folder(experiment: Experiment) -> Path:
+    action = "" if experiment.action == "train" else f"-{experiment.action}"
+    return Path("runs") / f"{experiment.task}{action}"
+
+
+def _run_name(experiment: Experiment) -> str:
+    config = experiment.config
+    name = f"{Path(experiment.recipe).stem}-{config.backbone.name}-seed{config.seed}"
+    return f"{name}-{experiment.hash[:8]}".replace(":", "_")
 
 
 def _score(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,12 +55,10 @@ def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]
     _stdout().print(table)
 
 
-def print_summary(
-    experiment: Experiment, summary: dict[str, Any], output: Path, as_json: bool
-) -> None:
+def describe_check(experiment: Experiment, summary: dict[str, Any], output: Path) -> dict[str, Any]:
     """What a dry run found."""
     dataset = {k: v for k, v in summary["dataset"].items() if k != "class_names"}
-    content = {
+    return {
         "task": experiment.task,
         "action": experiment.action,
         "experiment": experiment.hash,
@@ -70,11 +67,6 @@ def print_summary(
         "dataset": dataset,
         "settings": experiment.settings,
     }
-    if as_json:
-        print(json.dumps(content, indent=1))
-        return
-    print_nested(content)
-    print("all is well; nothing was run")
 
 
 def print_nested(content: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -200,6 +200,53 @@ def run_experiment(
     recorded = read_recorded(experiment, directory)
     if recorded is not None:
         return recorded if first else None
+    with _run_in(experiment, directory, resume, first) as door:
+        if experiment.action == "train":
+            result = door.train(experiment.config, directory, resume=resume)
+        else:
+            result = door.evaluate(experiment.config, directory)
+    if not first or result is None:
+        return None
+    return _write(experiment, result, directory, command, git)
+
+
+def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[tuple[Path, Record | None]]:
+    """Evaluate several weights, each into its own directory, and record every result.
+
+    Classifiers that differ in network and weights alone share one pass: every image is read once.
+    Where a directory holds the record already, nothing is run.
+
+    Yields:
+        Directory and record, as they come; None in every process but the first one.
+    Raises:
+        ValueError: as ``run_experiment``; of a pass, before any of its weights is evaluated.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    passes: dict[tuple[str, ...], list[Path]] = {}
+    for directory, experiment in runs.items():
+        shared = hasattr(experiment.door(), "evaluate_together")
+        if shared and read_recorded(experiment, directory) is None:
+            key = (experiment.condition,)
+        else:
+            key = (experiment.condition, str(directory))
+        passes.setdefault(key, []).append(directory)
+    for directories in passes.values():
+        if len(directories) == 1:
+            yield directories[0], run_experiment(runs[directories[0]], directories[0])
+            continue
+        with ExitStack() as stack:
+            for directory in directories:
+                door = stack.enter_context(_run_in(runs[directory], directory, False, first))
+            configs = [(runs[directory].config, directory) for directory in directories]
+            results = door.evaluate_together(configs)
+        for index, directory in enumerate(directories):
+            record = _write(runs[directory], results[index], directory) if first else None
+            yield directory, record
+
+
+@contextmanager
+def _run_in(experiment: Experiment, directory: Path, resume: bool, first: bool) -> Iterator[Any]:
+    """A directory ready for a run, which is logged there; gives the door of the task."""
     for path in experiment.config.backbone.imports:
         load_user_module(path)
     door = experiment.door()
@@ -207,17 +254,21 @@ def run_experiment(
         prepare_directory(experiment, directory, resume)
     try:
         with _log_to(directory / LOG_FILE) if first else nullcontext():
-            if experiment.action == "train":
-                result = door.train(experiment.config, directory, resume=resume)
-            else:
-                result = door.evaluate(experiment.config, directory)
+            yield door
     except ValueError:
         # Bad input, found before anything was computed, must not bar the way to a better try.
         if first and {path.name for path in directory.iterdir()} <= {SETTINGS_FILE, LOG_FILE}:
             shutil.rmtree(directory)
         raise
-    if not first or result is None:
-        return None
+
+
+def _write(
+    experiment: Experiment,
+    result: dict[str, Any],
+    directory: Path,
+    command: str | None = None,
+    git: dict[str, Any] | None = None,
+) -> Record:
     record = build_record(experiment, result, directory, command, git)
     write_record(record, directory)
     return record

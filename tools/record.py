@@ -28,7 +28,7 @@ from backbones.zoo import describe_backbone, twin_of
 if TYPE_CHECKING:
     from tools.experiment import Experiment
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD_FILE = "record.json"
 
 
@@ -92,8 +92,11 @@ class Record:
     seed: int
     metrics: dict[str, Metric]  # keys of METRICS
     per_class: list[dict[str, Any]]  # class, images, and top1_accuracy or AP in percent, or None
-    cost: dict[str, Any]  # parameters, multiply_adds, input_size [3, H, W], scope
-    timing: dict[str, Any]  # seconds, images/s, peak_memory_bytes
+    # parameters, multiply_adds, input_size [3, H, W], scope; latency of one picture alone in
+    # milliseconds: median_ms, fastest_ms, slowest_ms, repeats, or median_ms None and the reason
+    cost: dict[str, Any]
+    # seconds, images/s (of an evaluation by the networks_in_pass together), peak_memory_bytes
+    timing: dict[str, Any]
     selection: str  # the rule by which the weights were chosen
     files: dict[str, str | None]  # samples, detections, curve: names in the run directory
     command: str  # as typed
@@ -287,8 +290,11 @@ def _from_json(content: dict[str, Any], directory: Path) -> Record:
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     """Bring a record of an earlier schema to this one."""
     schema = content["schema"]
-    if schema != SCHEMA:
-        raise ValueError(f"schema {schema!r}; this version reads {SCHEMA}")
+    if schema == 1:
+        missing = {"median_ms": None, "reason": "records of schema 1 hold no latency"}
+        content = content | {"schema": SCHEMA, "cost": content["cost"] | {"latency": missing}}
+    elif schema != SCHEMA:
+        raise ValueError(f"schema {schema!r}; this version reads 1 to {SCHEMA}")
     return content
 
 
@@ -302,6 +308,9 @@ def _check(record: Record) -> None:
     for key in ("name", "options", "family", "is_se", "twin"):
         if key not in record.backbone:
             raise ValueError(f"backbone lacks {key!r}")
+    latency = record.cost["latency"]
+    if latency["median_ms"] is None and not latency.get("reason"):
+        raise ValueError("cost.latency has neither a median nor a reason")
     images = record.dataset["images"]
     if not isinstance(images, int) or images < 1:
         raise ValueError(f"dataset.images={images!r}: must be a whole number above 0")

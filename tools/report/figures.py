@@ -92,7 +92,7 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
             "multiply_adds",
             *((1e9, "multiply-adds (G)") if most >= 1e9 else (1e6, "multiply-adds (M)")),
         ),
-        ("latency_ms", 1, "ms an image"),
+        ("latency_ms", 1, "latency (ms)"),
         ("parameters", 1e6, "parameters (M)"),
     )
     with matplotlib.rc_context(_STYLE):
