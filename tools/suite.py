@@ -199,7 +199,10 @@ def run_cells(
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if hasattr(context, "set_forkserver_preload"):
         context.set_forkserver_preload(
-            [TASKS[task].door for task in sorted({cell.experiment.task for cell in cells})]
+            [
+                "torch._dynamo",  # seconds to import, and every optimizer asks for it
+                *(TASKS[task].door for task in sorted({cell.experiment.task for cell in cells})),
+            ]
         )
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
