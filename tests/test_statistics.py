@@ -261,6 +261,21 @@ def test_bad_detections_are_named(result, message):
         statistics.MatchedDetections(statistics.load_ground_truth(truth), result)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"categories": [{"name": "cup"}]},
+        {"images": [{"id": 1}, {"id": "one"}]},
+        {"annotations": None},
+        {"annotations": [{"image_id": 7, "category_id": 1}]},
+        {"annotations": 2 * [{"image_id": 7, "category_id": 1, "bbox": [1, 2]}]},
+    ],
+)
+def test_annotations_that_are_not_as_coco_writes_them_are_an_error_with_their_name(change):
+    with pytest.raises(ValueError, match="the given data"):
+        statistics.load_ground_truth({**random_coco(1)[0], **change})
+
+
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (81, 263), (49999, 50000), (7, 7)])
 def test_wilson_intervals_equal_statsmodels(correct, n):
     expected = np.multiply(100, proportion_confint(correct, n, method="wilson"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from tools import statistics
 from tools.record import Record
@@ -71,8 +72,8 @@ def build_table(
         for number, pair in enumerate(pairs, start=1)
     ]
     why_not = {id(record): reason for record, reason in pairing.unpaired}
-    alone = [r for r in records if id(r) in why_not and judged_by_bootstrap(r)]
-    scored = {id(record) for record in alone[: max(0, STATISTICS_FOR - len(pairs))]}
+    alone = (id(r) for r in records if id(r) in why_not and judged_by_bootstrap(r))
+    scored = set(islice(alone, max(0, STATISTICS_FOR - len(pairs))))
     runs = tuple(
         Run(
             record,

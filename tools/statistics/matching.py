@@ -75,7 +75,7 @@ def load_ground_truth(annotations: str | Path | dict) -> GroundTruth:
         raise ValueError(f"{_name(annotations)}: a COCO annotation file has images and categories")
     try:
         return _ground_truth(content, annotations)
-    except (KeyError, TypeError) as error:
+    except (IndexError, KeyError, TypeError) as error:
         raise ValueError(f"{_name(annotations)}: not as COCO writes it ({error!r})") from None
 
 
