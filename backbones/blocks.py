@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         slot: Slot,
         stage: int,
         map_stride: int,
-        inner_channels: int,
+        inner_channels: int | None,
         projection_kernel: int = 1,
     ) -> None:
         """`map_stride` is the stride of the block's output from the image, `stride` its own."""
@@ -41,12 +41,9 @@ class ResidualBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             kernel = projection_kernel if stride != 1 else 1
             self.shortcut = projection(in_channels, out_channels, stride, kernel)
-        if slot.placement == "pre":
-            self.se = slot.build(in_channels, stage, map_stride // stride)
-        elif slot.placement == "3x3":
-            self.se = slot.build(inner_channels, stage, map_stride)
-        else:
-            self.se = slot.build(out_channels, stage, map_stride)
+        self.se = slot.build_in_block(
+            in_channels, inner_channels, out_channels, stage, map_stride, stride
+        )
         self.relu = nn.ReLU()
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -78,12 +75,7 @@ class BasicBlock(ResidualBlock):
     def __init__(
         self, in_channels: int, width: int, stride: int, slot: Slot, stage: int, map_stride: int
     ) -> None:
-        if slot.placement == "3x3":
-            raise ValueError(
-                "placement '3x3' is for bottleneck blocks, after their one 3x3 convolution;"
-                " this network has basic blocks with two"
-            )
-        super().__init__(in_channels, width, stride, slot, stage, map_stride, width)
+        super().__init__(in_channels, width, stride, slot, stage, map_stride, None)
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)

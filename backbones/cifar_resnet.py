@@ -58,17 +58,10 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Identity()
         if changes and project:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        if slot.placement == "pre":
-            self.se = slot.build(in_channels, stage, map_stride // stride)
-        elif slot.placement == "3x3":
-            if not bottleneck:
-                raise ValueError(
-                    "placement '3x3' is for bottleneck blocks, after their one 3x3 convolution;"
-                    " this network has basic blocks with two"
-                )
-            self.se = slot.build(width, stage, map_stride)
-        else:
-            self.se = slot.build(out_channels, stage, map_stride)
+        inner_channels = width if bottleneck else None
+        self.se = slot.build_in_block(
+            in_channels, inner_channels, out_channels, stage, map_stride, stride
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.norm1(x))
