@@ -26,9 +26,9 @@ METHODS = (
     " hierarchical bootstrap for several seeds of a pair.",
     '"Better" or "worse" is said when the corrected p-value is below 0.05 and the interval leaves'
     ' out zero; otherwise "no clear difference".',
-    "Multiply-adds count convolutions, fully connected layers and residual additions. The time an"
-    " image takes is that of the evaluation as it ran, reading the data included: a busy machine"
-    " shows in it.",
+    "Multiply-adds count convolutions, fully connected layers and residual additions. Latency"
+    " is the median time of one picture alone through the network as it was evaluated, a detector's"
+    " backbone at 4:3, on the machine of the run: a busy machine shows in it.",
 )
 
 
