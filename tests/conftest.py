@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -24,6 +25,24 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture
+def sebench(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, stdout, stderr."""
+    from tools import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sebench", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 def pytest_collection_modifyitems(items):

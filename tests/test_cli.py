@@ -9,23 +9,6 @@ import pytest
 from tools import cli, sample_data
 
 
-@pytest.fixture
-def sebench(monkeypatch, capsys):
-    """Run the command line here; returns exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sebench", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "recipes"]])
 def test_help_and_lists_do_not_import_torch(arguments):
     code = (

@@ -149,20 +149,9 @@ def smallest_demo(tmp_path_factory) -> Path:
     return _write(tmp_path_factory.mktemp("demo") / "demo.yaml", suite)
 
 
-def _sebench(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["sebench", *map(str, arguments)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture(scope="module")
 def finished(smallest_demo):
-    """The smallest demo, run once: (exit code, stderr, output folder)."""
+    """The smallest demo, run once: (exit code, output folder)."""
     output = smallest_demo.parent / "out"
     patch = pytest.MonkeyPatch()
     patch.setattr(sys, "argv", ["sebench", "run", str(smallest_demo), "-o", str(output)])
@@ -211,13 +200,13 @@ def test_twins_differ_in_nothing_but_the_backbone(finished):
         assert candidate["cost"]["parameters"] > plain["cost"]["parameters"]
 
 
-def test_a_second_run_does_only_what_is_missing(finished, smallest_demo, monkeypatch, capsys):
+def test_a_second_run_does_only_what_is_missing(finished, smallest_demo, sebench):
     _, output = finished
     missing = output / "cifar10" / "resnet20-seed0" / "record.json"
     before = {p: p.stat().st_mtime_ns for p in output.glob("*/*/record.json") if p != missing}
     for path in list(missing.parent.iterdir()):
         path.unlink()
-    code, _, err = _sebench(monkeypatch, capsys, "run", smallest_demo, "-o", output)
+    code, _, err = sebench("run", smallest_demo, "-o", output)
     assert code == 1
     assert err.count("there  ") == 7
     assert err.count("done  ") == 1
@@ -227,11 +216,9 @@ def test_a_second_run_does_only_what_is_missing(finished, smallest_demo, monkeyp
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_dry_run_shows_what_is_there_and_what_is_not(
-    finished, smallest_demo, monkeypatch, capsys
-):
+def test_a_dry_run_shows_what_is_there_and_what_is_not(finished, smallest_demo, sebench):
     _, output = finished
-    code, out, _ = _sebench(monkeypatch, capsys, "run", smallest_demo, "-o", output, "--dry-run")
+    code, out, _ = sebench("run", smallest_demo, "-o", output, "--dry-run")
     assert code == 0
     assert out.count("recorded") == 8
     assert "9 runs, 1 to run" in out
