@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tools import benchmarks
-from tools.benchmarks import BENCHMARKS, Benchmark, coco, run_benchmark, timing, training
+from tools.benchmarks import BENCHMARKS, Benchmark, coco, inputs, run_benchmark, timing, training
 from tools.benchmarks.timing import Measurement, check_equal, compare, summarize
 
 
@@ -92,3 +92,18 @@ def test_coco_numbers_of_the_made_files_equal_pycocotools_to_the_bit(monkeypatch
     monkeypatch.setattr(coco, "compare", lambda over, under, *_, **__: summarize([1.0, 1.0], {}))
     (found,) = coco.score_file()  # raises where they differ
     assert found.value == 1.0
+
+
+@pytest.mark.parametrize("measure", [inputs.first_pass, inputs.later_pass, inputs.training])
+def test_crops_of_the_made_pictures_equal_torchvisions_to_a_grey_level(measure, monkeypatch):
+    monkeypatch.setattr(inputs, "PICTURES", 3)
+    monkeypatch.setattr(inputs, "ONE_GREY_LEVEL", 1 / 200)  # so few may hold no 255
+
+    def once(theirs, ours, settings, difference):
+        theirs(), ours()
+        return summarize([1.0, 1.0], settings, difference)
+
+    monkeypatch.setattr(inputs, "compare", once)
+    (found,) = measure()  # raises where they differ by more than a grey level
+    assert found.difference <= found.allowed
+    assert found.settings["pictures"] in (3, 24)
