@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backbones import build_network, load_weights
 from backbones.inference import prepare_for_inference
-from tools.benchmarks.timing import Measurement, check_equal, compare
+from tools.benchmarks.timing import (
+    Measurement,
+    check_equal,
+    choose_clock,
+    compare,
+    compare_seconds,
+)
 
 # Outputs of two exact forms may differ by so much of the largest: rounding, which untrained networks
 # amplify. That the forms are exact is tested in float64.
@@ -42,21 +50,59 @@ def over_twin(mode: str, batch: int) -> Iterator[Measurement]:
 
 
 def against_timm(batch: int) -> Iterator[Measurement]:
-    """Our best mode against `timm.create_model("seresnet50")`, with the same weights."""
+    """Our best mode against `timm.create_model("seresnet50")` as it comes, with the same weights.
+
+    As it comes is also with glibc's own way with memory, which a process that keeps large tensors
+    on the heap cannot go back to: timm's network has a process of its own, asked in turns.
+    """
     for device, dtype, count in conditions(batch):
-        theirs = settle(timm.create_model("seresnet50"))
         ours = build_network("se_resnet50", stride_in_1x1=False)  # where timm has its strides
+        x = pictures(count, (224, 224), device, dtype)
+        context = multiprocessing.get_context("spawn")
+        timm_side, connection = context.Pipe()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "seresnet50.safetensors"
-            save_file(theirs.state_dict(), path)
+            save_file(settle(timm.create_model("seresnet50")).state_dict(), path)
             load_weights(ours, path)
-        theirs, ours = theirs.to(device, dtype), ours.to(device, dtype)
-        fast = prepare_for_inference(ours, "compiled")
-        x = pictures(count, (224, 224), device, dtype)
+            arguments = (path, timm_side, device, dtype, count, torch.get_num_threads())
+            process = context.Process(target=_serve_timm, args=arguments, daemon=True)
+            process.start()
+            timm_side.close()
+            theirs = torch.from_numpy(connection.recv())
+        fast = prepare_for_inference(ours.to(device, dtype), "compiled")
+        clock, name = choose_clock()
+
+        def slow(connection: Connection = connection) -> float:
+            connection.send(True)
+            return connection.recv()
+
         with torch.inference_mode():
-            difference = check_equal(fast(x), theirs(x), ALLOWED[dtype])
-            slow, quick = partial(theirs, x.contiguous()), partial(fast, x)
-            yield compare(slow, quick, describe(x, mode="compiled"), difference)
+            difference = check_equal(fast(x).cpu(), theirs, ALLOWED[dtype])
+            settings = describe(x, mode="compiled", clock=name, peer="in its own process")
+            yield compare_seconds(slow, partial(clock, partial(fast, x)), settings, difference)
+        connection.send(False)
+        process.join()
+
+
+def _serve_timm(
+    weights: Path,
+    connection: Connection,
+    device: torch.device,
+    dtype: torch.dtype,
+    count: int,
+    threads: int,
+) -> None:
+    """Send the logits of timm's network, then the seconds of a forward pass whenever asked."""
+    torch.set_num_threads(threads)
+    network = timm.create_model("seresnet50").eval()
+    network.load_state_dict(load_file(weights))
+    network.to(device, dtype)
+    x = pictures(count, (224, 224), device, dtype).contiguous()
+    clock, _ = choose_clock()
+    with torch.inference_mode():
+        connection.send(network(x).float().cpu().numpy())
+        while connection.recv():
+            connection.send(clock(partial(network, x)))
 
 
 def compare_twins(se: nn.Module, plain: nn.Module, mode: str, x: Tensor) -> Measurement:

@@ -1,4 +1,4 @@
-"""Comparing two ways to do the same thing: interleaved in one process, the median of ratios."""
+"""Comparing two ways to do the same thing: interleaved, the median of ratios."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,15 +53,28 @@ def compare(
     """
     clock, name = (_wall_seconds, "wall") if wall else choose_clock()
     settings = settings | {"clock": name}
+    timed = partial(clock, over), partial(clock, under)
+    return compare_seconds(*timed, settings, difference, seconds, least)
+
+
+def compare_seconds(
+    over: Callable[[], float],
+    under: Callable[[], float],
+    settings: dict[str, Any],
+    difference: tuple[float, float] | None = None,
+    seconds: float = 30.0,
+    least: int = 5,
+) -> Measurement:
+    """Do what `compare` does with two that say themselves how many seconds they took."""
     for candidate in (over, under, over, under):
-        clock(candidate)  # what is done once: compiling, choosing algorithms, the heap growing
+        candidate()  # what is done once: compiling, choosing algorithms, the heap growing
     ratios: list[float] = []
     start = time.perf_counter()
     while len(ratios) < least or (time.perf_counter() - start < seconds and len(ratios) < 300):
         if len(ratios) % 2:
-            numerator, denominator = clock(over), clock(under)
+            numerator, denominator = over(), under()
         else:
-            denominator, numerator = clock(under), clock(over)
+            denominator, numerator = under(), over()
         ratios.append(numerator / denominator)
     return summarize(ratios, settings, difference)
 
