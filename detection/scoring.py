@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,7 +169,7 @@ def _score_files(results: Path, annotations: Path) -> tuple[dict[str, Any], int,
             detections = len(found.getAnnIds())
             # hotcoco takes whole data sets too, and rows without a box.
             is_list = content[:100].lstrip().startswith(b"[")
-            if odd or not is_list or not _is_in_each_row("bbox", content, detections):
+            if odd or not is_list or _count_boxes(content) != detections:
                 return None
             return scores.result(), len(truth.getImgIds()), detections
 
@@ -186,14 +187,15 @@ def _has_whole_rows(truth: Any, content: bytes) -> bool:
         not truth.load_warnings
         and bool(boxes)
         and 0 not in boxes
-        and _is_in_each_row("file_name", content, len(truth.getImgIds()))
-        and _is_in_each_row("bbox", content, len(boxes))
+        and content.count(b'"file_name"') == len(truth.getImgIds())
+        and _count_boxes(content) == len(boxes)
     )
 
 
-def _is_in_each_row(key: str, content: bytes, rows: int) -> bool:
-    """Whether JSON has `key` as often as rows, and no null, which hotcoco takes for a lacking key."""
-    return content.count(f'"{key}"'.encode()) == rows and b"null" not in content
+def _count_boxes(content: bytes) -> int:
+    """How often JSON says "bbox": [, spaced as it does so first; a null is no box."""
+    first = re.search(rb'"bbox"\s*:\s*\[', content)
+    return content.count(first.group()) if first else 0
 
 
 def _score_rows(

@@ -216,14 +216,19 @@ def test_minival_may_repeat_ids_of_annotations(tmp_path):
     assert ours["metrics"]["AR100"] == 50
 
 
-def test_files_as_they_should_be_are_not_read_in_python(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", [{}, {"separators": (",", ":")}, {"indent": 2}])
+def test_files_as_they_should_be_are_not_read_in_python(tmp_path, monkeypatch, layout):
     annotations, detections = truth_and_detections(30, tmp_path)
     results = tmp_path / "results.json"
     results.write_text(results_json(detections))
     expected = score_results(results, annotations)
+    for path in (results, annotations):
+        path.write_text(json.dumps(json.loads(path.read_text()), **layout))
     for reader in ("read_annotations", "_read_results"):
         monkeypatch.delattr(scoring, reader)
-    assert score_results(results, annotations) == expected
+    found = score_results(results, annotations)
+    assert found["metrics"] == expected["metrics"]
+    assert found["per_class"] == expected["per_class"]
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
