@@ -1,8 +1,8 @@
 """What the suite claims about speed and memory, each claim measured against its peer.
 
 `sebench benchmark` lists the claims, `sebench benchmark NAME` measures one: ratios of interleaved
-runs, their median and quartiles; in one process, but for timm's network as it comes. A ratio of times is given only between things whose
-outputs are equal, up to what is stated.
+runs, their median and quartiles; in one process, but for timm's network as it comes. A ratio of
+times is given only between things whose outputs are equal, up to what is stated.
 """
 
 from __future__ import annotations
