@@ -158,7 +158,10 @@ def test_a_write_that_fails_leaves_no_half_file(experiment, result, tmp_path, mo
     [
         (lambda text: text[: len(text) // 2], "not readable as JSON"),
         (lambda text: text.replace('"schema": 2', '"schema": 99'), "99; this version reads 1 to 2"),
-        (lambda text: text.replace('"median_ms": 1.5', '"median_ms": null'), "neither a median nor"),
+        (
+            lambda text: text.replace('"median_ms": 1.5', '"median_ms": null'),
+            "neither a median nor",
+        ),
         (lambda text: text.replace('"dataset"', '"data"'), "not a sound record"),
         (lambda text: text.replace('"value": 40.0', '"value": NaN'), "must be a finite number"),
         (lambda text: text.replace('"n": 5', '"n": 4'), "counts 4 of 5 images"),

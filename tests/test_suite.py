@@ -224,6 +224,22 @@ def test_a_dry_run_shows_what_is_there_and_what_is_not(finished, smallest_demo, 
     assert "9 runs, 1 to run" in out
 
 
+def test_several_weights_of_one_evaluate_are_recorded_each_for_itself(finished, sebench, tmp_path):
+    _, output = finished
+    for task, folder in (("scene", "places365"), ("detection", "coco")):
+        runs = sorted((output / folder).glob("*/record.json"))
+        trained = [json.loads(path.read_text()) for path in runs]
+        weights = [part for path in runs for part in ("-w", path.parent / "weights.safetensors")]
+        code, out, _ = sebench("evaluate", task, *weights, "-o", tmp_path / folder, "--json")
+        assert code == 0
+        found = json.loads(out)
+        for before, after in zip(trained, found, strict=True):
+            assert after["metrics"] == before["metrics"]
+            assert after["backbone"] == before["backbone"]
+            assert after["weights"]["sha256"] == before["weights"]["sha256"]
+        assert len(list((tmp_path / folder).glob("*/record.json"))) == 2
+
+
 def test_cells_know_what_became_of_them(finished, smallest_demo):
     _, output = finished
     cells = plan(load_suite(smallest_demo), output)
