@@ -420,7 +420,7 @@ def _score(
 
 def _run_suite(path: Path, output: Path, jobs: int, dry_run: bool) -> None:
     from tools.display import SuiteDisplay, print_plan
-    from tools.suite import load_suite, make_sample_data, plan, run_cells
+    from tools.suite import load_suite, make_sample_data, plan, run_cells, start_workers
 
     suite = load_suite(path)
     if dry_run:
@@ -429,6 +429,7 @@ def _run_suite(path: Path, output: Path, jobs: int, dry_run: bool) -> None:
     with SuiteDisplay(output) as display, _resume_hint("the same command"):
         if suite.sample_data:
             display.say("making sample data")
+            start_workers(entry.task for entry in suite.experiments)  # meanwhile
             make_sample_data(suite, output)
         cells = plan(suite, output)
         display.begin(cells)

@@ -14,8 +14,9 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,20 @@ def plan(suite: Suite, output: Path) -> list[Cell]:
     return list(cells.values())
 
 
+def start_workers(tasks: Iterable[str]) -> Any:
+    """Begin to import what runs of ``tasks`` need, once for all; gives what starts their processes.
+
+    A later call for the same tasks finds it done.
+    """
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if context.get_start_method() == "forkserver":
+        # Every optimizer asks for torch._dynamo, which takes seconds to import.
+        doors = [TASKS[task].door for task in sorted(set(tasks))]
+        context.set_forkserver_preload(["torch._dynamo", *doors])
+        forkserver.ensure_running()
+    return context
+
+
 def make_sample_data(suite: Suite, output: Path) -> None:
     """Make the suite's own data in ``output/data``, unless they are there."""
     for name, arguments in suite.sample_data.items():
@@ -196,14 +211,7 @@ def run_cells(
     it. Closing the iterator, as Ctrl-C does, ends the cells that are running; they resume later.
     """
     waiting, running, ended = list(cells), {}, {}
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if hasattr(context, "set_forkserver_preload"):
-        context.set_forkserver_preload(
-            [
-                "torch._dynamo",  # seconds to import, and every optimizer asks for it
-                *(TASKS[task].door for task in sorted({cell.experiment.task for cell in cells})),
-            ]
-        )
+    context = start_workers({cell.experiment.task for cell in cells})
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
     # One for all: the code that runs is what was imported when the first cell started.
