@@ -111,6 +111,9 @@ NoCacheOption = Annotated[
         "--no-cache", help="Classification, scene: neither read nor keep evaluation crops."
     ),
 ]
+AllowMissingOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Tensors that --weights may lack.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]
 
 
@@ -140,10 +143,7 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Weights to start from; default: random.")
     ] = None,
-    allow_missing: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Tensors that --weights may lack."),
-    ] = None,
+    allow_missing: AllowMissingOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
@@ -201,10 +201,7 @@ def evaluate(
     output: OutputOption = None,
     imports: ImportOption = None,
     skip_bad_images: SkipOption = None,
-    allow_missing: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Tensors that --weights may lack."),
-    ] = None,
+    allow_missing: AllowMissingOption = None,
     evaluator: Annotated[
         str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
     ] = None,

@@ -38,7 +38,7 @@ def compare(
     under: Callable[[], Any],
     settings: dict[str, Any],
     difference: tuple[float, float] | None = None,
-    seconds: float = 30.0,
+    seconds: float = 90.0,
     least: int = 5,
     wall: bool = False,
 ) -> Measurement:
@@ -62,7 +62,7 @@ def compare_seconds(
     under: Callable[[], float],
     settings: dict[str, Any],
     difference: tuple[float, float] | None = None,
-    seconds: float = 30.0,
+    seconds: float = 90.0,
     least: int = 5,
 ) -> Measurement:
     """Do what `compare` does with two that say themselves how many seconds they took."""
