@@ -5,7 +5,8 @@
 for the output x of the block's last convolution. `blocks.ResidualBlock` has the readable form. Autograd
 takes it operation by operation, reads or writes a map of the block's size nineteen times, where a
 plain block needs eight, and keeps one map more. Here the batch norm takes part: its output need not
-be kept, and its gradient finds the sums it needs already made for the gate.
+be kept, and its gradient finds the sums it needs already made for the gate. Inside torch.compile the
+same algebra stands in plain operations, which the compiler fuses and differentiates.
 """
 
 from collections.abc import Iterator
@@ -24,8 +25,7 @@ def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
     """Whether `normed_residual_sum` can take the place of the readable form.
 
     It is for training, with batch statistics or frozen ones, on CPUs, where it was measured; not
-    under autocast, not inside torch.compile, which fuses by itself, and not where a hook is to see
-    what `se` or the norm gives.
+    under autocast, and not where a hook is to see what `se` or the norm gives.
     """
     return (
         norm.training
@@ -38,7 +38,6 @@ def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -54,8 +53,37 @@ def normed_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tenso
     """Return relu(se(norm(x)) + shortcut), all (N, C, H, W), and update the norm's statistics."""
     if not is_frozen(norm):
         norm.num_batches_tracked.add_(1)
+    if torch.compiler.is_compiling():
+        return traced_residual_sum(x, norm, se, shortcut)
     parameters = tuple(se.parameters())
     return _NormedResidualSum.apply(x, norm.weight, norm.bias, shortcut, norm, se, *parameters)
+
+
+def traced_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tensor) -> Tensor:
+    """Do what `normed_residual_sum` does in operations that torch.compile fuses to two passes.
+
+    The mean and variance of a channel come from the means over the pixels of each picture, of x and
+    its square, which the gate needs as well. Both are taken from a pixel of the channel on, so that
+    the difference of the two squares keeps its digits.
+    """
+    centred, mean, variance = x, norm.running_mean, norm.running_var
+    means = x.mean(dim=(2, 3))  # (N, C)
+    if not is_frozen(norm):
+        # Not the running mean: the compiler may take it again for the backward pass, updated.
+        centre = x[0, :, 0, 0].detach()
+        centred = x - centre[:, None, None]
+        means, squares = centred.mean(dim=(2, 3)), centred.square().mean(dim=(2, 3))
+        mean = means.mean(dim=0)
+        variance = (squares.mean(dim=0) - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            norm.running_mean.lerp_(centre + mean, norm.momentum)
+            norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    shift = norm.bias - mean * scale
+    gate = _excite(se, means * scale + shift)
+    factor, offset = (gate * scale)[:, :, None, None], (gate * shift)[:, :, None, None]
+    return torch.relu(centred * factor + offset + shortcut)
 
 
 class _NormedResidualSum(torch.autograd.Function):

@@ -41,28 +41,30 @@ def build_detectron2s(device: str) -> tuple[nn.Module, CfgNode]:
     return build_model(cfg), cfg
 
 
-def make_inputs(count: int) -> list[dict[str, Any]]:
-    """Random pictures with seven boxes each, as many as COCO has on average."""
+def make_inputs(count: int, size: tuple[int, int] = SIZE) -> list[dict[str, Any]]:
+    """Random pictures of `size` (H, W) with seven boxes each, as many as COCO has on average."""
     inputs = []
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
-        picture = torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8)
-        corners = torch.rand(7, 2, generator=generator) * 500
-        sizes = 20 + torch.rand(7, 2, generator=generator) * 250
+        picture = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        corners = torch.rand(7, 2, generator=generator) * 0.6 * min(size)
+        sizes = 20 + torch.rand(7, 2, generator=generator) * 0.3 * min(size)
         boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
         classes = torch.randint(0, 80, (7,), generator=generator)
-        instances = Instances(SIZE, gt_boxes=boxes, gt_classes=classes)
-        height, width = SIZE
+        instances = Instances(size, gt_boxes=boxes, gt_classes=classes)
+        height, width = size
         inputs.append({"image": picture, "instances": instances, "height": height, "width": width})
     return inputs
 
 
-def build_step(model: nn.Module, cfg: CfgNode, count: int) -> Callable[[], Tensor]:
+def build_step(
+    model: nn.Module, cfg: CfgNode, count: int, size: tuple[int, int] = SIZE
+) -> Callable[[], Tensor]:
     """Return a function that makes a training step on `count` pictures and returns the loss."""
     optimizer = build_optimizer(cfg, model.train())
     for group in optimizer.param_groups:
         group["lr"] = 1e-6  # random weights would diverge without a warm-up
-    inputs = make_inputs(count)
+    inputs = make_inputs(count, size)
 
     def step() -> Tensor:
         torch.manual_seed(0)  # which proposals are sampled

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbones import build_network
-from backbones.residual_sum import applies_to, normed_residual_sum
+from backbones.residual_sum import applies_to, normed_residual_sum, traced_residual_sum
 from backbones.squeeze_excite import EXCITATIONS, SEBlock
 
 
@@ -78,6 +78,47 @@ def test_frozen_norms_give_the_values_and_gradients_of_the_readable_form(parts):
     assert torch.autograd.gradcheck(
         lambda x, shortcut, *_: normed_residual_sum(x, norm, se, shortcut), inputs
     )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_inside_the_compiler_values_gradients_and_statistics_are_those_of_the_readable_form(
+    parts, frozen
+):
+    x, norm, se, shortcut = parts()
+    if frozen:
+        norm = frozen_like(norm)
+    else:
+        norm.running_mean.uniform_(-1, 1)
+    other_norm, other_se = copy.deepcopy(norm), copy.deepcopy(se)
+
+    def block(x, shortcut):
+        assert torch.compiler.is_compiling()
+        return normed_residual_sum(x, norm, se, shortcut)
+
+    ours = torch.compile(block, backend="aot_eager", fullgraph=True)(x, shortcut)
+    readable = torch.relu(other_se(other_norm(x)) + shortcut)
+    torch.testing.assert_close(ours, readable, rtol=0, atol=1e-13)
+    weights = torch.randn_like(ours)
+    mine = torch.autograd.grad(ours, (x, shortcut, *norm.parameters(), *se.parameters()), weights)
+    parameters = (*other_norm.parameters(), *other_se.parameters())
+    theirs = torch.autograd.grad(readable, (x, shortcut, *parameters), weights)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    for one, other in zip(norm.buffers(), other_norm.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(
+        lambda x, shortcut, *_: traced_residual_sum(x, norm, se, shortcut),
+        (x, shortcut, *norm.parameters(), *se.parameters()),
+    )
+
+
+def test_statistics_keep_their_digits_where_the_mean_is_large(parts):
+    x, norm, se, shortcut = (part.float() for part in parts())
+    x = 300 + x.detach()  # 150 times the standard deviation
+    exact = copy.deepcopy(norm).double()
+    exact(x.double())
+    traced_residual_sum(x, norm, se, shortcut)
+    torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-5, atol=0)
 
 
 def test_a_batch_larger_than_a_chunk_is_summed_whole(parts, monkeypatch):
