@@ -65,6 +65,6 @@ def _settings(count: int, size: tuple[int, int], mode: str) -> dict[str, Any]:
         "device": _device(),
         "precision": "float32",
         "pictures": f"{count}x3x{size[0]}x{size[1]}",
-        "memory_format": "ours channels_last, theirs as it comes",
+        "memory_format": "as it comes",
         "mode": mode,
     }
