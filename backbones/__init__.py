@@ -7,7 +7,7 @@ torch is loaded when first asked for.
 import importlib
 from typing import Any
 
-from backbones.allocator import keep_large_tensors_on_heap
+from backbones.device import keep_large_tensors_on_heap
 from backbones.paper import paper_comparison
 from backbones.zoo import (
     BackboneInfo,
@@ -34,11 +34,11 @@ _NEEDS_TORCH = {
     "measure_latency": "cost",
     "describe_latency": "cost",
     "prepare_for_inference": "inference",
-    "LoadedWeights": "weights",
-    "fit_backbone": "weights",
-    "load_weights": "weights",
-    "read_weights": "weights",
-    "save_weights": "weights",
+    "LoadedWeights": "weights.load",
+    "fit_backbone": "weights.load",
+    "load_weights": "weights.load",
+    "read_weights": "weights.load",
+    "save_weights": "weights.load",
 }
 
 __all__ = [

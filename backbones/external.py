@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.features import Backbone, FeatureSpec, Network
-from backbones.weight_files import TensorFile
+from backbones.weights.files import TensorFile
 from backbones.zoo import BackboneInfo, InputFormat
 
 LIBRARIES = ("timm", "torchvision")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from backbones.build import build_backbone
 from backbones.squeeze_excite import SEBlock
-from backbones.weights import fit_backbone, load_weights, read_weights
+from backbones.weights.load import fit_backbone, load_weights, read_weights
 from backbones.zoo import BackboneSettings
 
 MODELS = Registry("model", parent=ROOT, scope="sebench", locations=["backbones.openmmlab"])

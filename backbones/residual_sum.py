@@ -66,9 +66,10 @@ def traced_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tenso
     its square, which the gate needs as well. Both are taken from a pixel of the channel on, so that
     the difference of the two squares keeps its digits.
     """
-    centred, mean, variance = x, norm.running_mean, norm.running_var
-    means = x.mean(dim=(2, 3))  # (N, C)
-    if not is_frozen(norm):
+    if is_frozen(norm):
+        centred, mean, variance = x, norm.running_mean, norm.running_var
+        means = x.mean(dim=(2, 3))  # (N, C)
+    else:
         # Not the running mean: the compiler may take it again for the backward pass, updated.
         centre = x[0, :, 0, 0].detach()
         centred = x - centre[:, None, None]

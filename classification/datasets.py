@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbones.unpickle import read_pickle
+from backbones.weights.pickles import read_pickle
 from classification.config import DataSettings
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")

@@ -107,9 +107,9 @@ def train(
 
         def score(dataset: Split, product: nn.Module) -> Predictions:
             networks = [(product, input_format)]
-            return predict([networks], dataset, protocol, config.data, config.evaluate, processes)[
-                0
-            ]
+            data, settings = config.data, config.evaluate
+            (seen,) = predict([networks], dataset, protocol, data, settings, processes)
+            return seen
 
         def keep(product: nn.Module) -> None:
             if processes.is_first:
@@ -149,9 +149,8 @@ def train(
         seen = score(splits.reported, prepared)
         if not processes.is_first:
             return None
-        result = _result(
-            config, directory, splits, seen, [product], [prepared], input_format, processes
-        )
+        members = [_Member(product, prepared, input_format)]
+        result = _result(config, directory, splits, seen, members, processes)
         images = config.train.batch_size * trainer.total_steps
         saved = read_weights(directory / WEIGHTS)
         result |= {
@@ -220,16 +219,7 @@ def evaluate_together(
         results = []
         for index, (each, directory) in enumerate(runs):
             first, *others = members = ensembles[index]
-            result = _result(
-                each,
-                directory,
-                splits,
-                seen[index],
-                [member.network for member in members],
-                [member.prepared for member in members],
-                first.input_format,
-                processes,
-            )
+            result = _result(each, directory, splits, seen[index], members, processes)
             together = passes[first.input_format.interpolation]
             result["timing"]["networks_in_pass"] = sum(len(ensembles[i]) for i in together)
             results.append(
@@ -298,10 +288,10 @@ def _load(
 class _Member:
     """One network of an ensemble, as it is and as it computes."""
 
-    network: Network
+    network: nn.Module
     prepared: nn.Module
     input_format: InputFormat
-    loaded: LoadedWeights
+    loaded: LoadedWeights | None = None  # of a file, where it comes from one
 
 
 def _load_ensemble(
@@ -328,15 +318,12 @@ def _result(
     directory: Path,
     splits: Splits,
     seen: Predictions,
-    members: Sequence[nn.Module],
-    prepared: Sequence[nn.Module],
-    input_format: InputFormat,
+    members: Sequence[_Member],
     processes: Processes,
 ) -> dict[str, Any]:
     """What training and evaluation have in common; writes the per-image file.
 
-    The cost is that of one view by all `members` of the ensemble, the latency that of `prepared`,
-    the same networks as they compute.
+    The cost is that of one view by all `members` of the ensemble.
     """
     name, protocol = choose_protocol(config.evaluate)
     reported = splits.reported
@@ -355,7 +342,7 @@ def _result(
         "per_class": per_class_accuracy(seen.labels, seen.top, reported.class_names),
         "samples": SAMPLES,
         "detections": None,
-        "input_format": asdict(input_format),
+        "input_format": asdict(members[0].input_format),
         "timing": {
             "train_seconds": None,
             "evaluate_seconds": seen.seconds,
@@ -364,9 +351,9 @@ def _result(
             "peak_memory_bytes": peak,
         },
         "cost": {
-            "parameters": sum(count_parameters(network) for network in members),
-            "multiply_adds": sum(count_multiply_adds(network, size) for network in members),
+            "parameters": sum(count_parameters(member.network) for member in members),
+            "multiply_adds": sum(count_multiply_adds(member.network, size) for member in members),
             "input_size": list(size),
-            "latency": describe_latency(prepared, size),
+            "latency": describe_latency([member.prepared for member in members], size),
         },
     }

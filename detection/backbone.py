@@ -38,7 +38,7 @@ from backbones import (
     load_weights,
     read_weights,
 )
-from backbones.weights import fit_backbone
+from backbones.weights.load import fit_backbone
 
 from .config import NORMS
 

@@ -19,7 +19,7 @@ from backbones import (
     load_weights,
     read_weights,
 )
-from backbones.weight_files import file_sha256, read_state, save_state
+from backbones.weights.files import file_sha256, read_state, save_state
 
 from .backbone import check_input_format
 from .config import DetectionConfig, DetectorSettings, build_cfg, flatten

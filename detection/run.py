@@ -31,7 +31,7 @@ from backbones import (
     load_user_module,
     prepare_for_inference,
 )
-from backbones.weights import fit_backbone
+from backbones.weights.load import fit_backbone
 
 from .backbone import Stages, build_stages
 from .coco import CocoData, load_coco, register_dataset

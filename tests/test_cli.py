@@ -42,7 +42,7 @@ def test_every_list_comes_as_a_table_and_as_json(sebench, what):
 def test_every_data_set_of_the_settings_is_listed():
     from classification.config import DATASETS
     from detection.config import DATASETS as COCO
-    from tools.listing import DATASETS as LISTED
+    from tools.cli.listing import DATASETS as LISTED
 
     assert set(LISTED) == {*DATASETS, *COCO}
 
@@ -73,7 +73,7 @@ def test_a_network_of_ones_own_is_listed(sebench, tmp_path):
         (["evaluate", "classification", "-r", "cifar-short"], "--weights is missing"),
         (["evaluate", "scene", "--results", "x.json"], "--results is for detection"),
         (["evaluate", "detection", "--results", "x.json"], "--annotations is missing"),
-        (["run", "none.yaml", "-o", "out"], "unknown suite 'none.yaml'"),
+        (["run", "none.yaml", "-o", "out"], "unknown study 'none.yaml'"),
         (["report", "none", "-o", "out"], "no such file or folder: none"),
         (["data", "sample", "x", "--only", "mnist"], "unknown sample data 'mnist'"),
     ],
@@ -107,7 +107,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch):
 
 
 def test_a_fault_of_ours_says_so(monkeypatch, sebench):
-    from tools import listing
+    from tools.cli import listing
 
     monkeypatch.setitem(listing.LISTS, "datasets", lambda: {}["oops"])
     code, _, err = sebench("list", "datasets")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tools import sample_data
-from tools.experiment import (
+from tools.experiments.run import (
     TASKS,
     describe_recipe,
     list_recipes,
@@ -186,7 +186,7 @@ def test_loading_experiments_does_not_import_torch():
     import subprocess
 
     code = (
-        "import sys; from tools.experiment import load_experiment as load;"
+        "import sys; from tools.experiments.run import load_experiment as load;"
         "load('classification', 'cifar-preact'); load('scene', 'places365-paper');"
         "load('detection', 'tiny'); sys.exit('torch' in sys.modules)"
     )

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tools.experiment import load_experiment, read_recorded, run_experiment
-from tools.record import METRICS, build_record, load_records, read_record, write_record
+from tools.experiments.record import METRICS, build_record, load_records, read_record, write_record
+from tools.experiments.run import load_experiment, read_recorded, run_experiment
 
 
 @pytest.fixture
@@ -91,16 +91,16 @@ def test_a_record_of_schema_1_is_read_and_says_that_its_latency_is_missing(
 def test_the_commit_is_this_checkouts_and_never_a_foreign_ones(monkeypatch, tmp_path):
     import subprocess
 
-    from tools import record
+    from tools.experiments import record
 
-    home = Path(record.__file__).resolve().parent.parent
+    home = Path(record.__file__).resolve().parents[2]
     if (home / ".git").exists():
         head = subprocess.run(
             ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
         assert record.read_git()["commit"] == head
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / "site-packages" / "tools"
+    installed = tmp_path / "site-packages" / "tools" / "experiments"
     installed.mkdir(parents=True)
     monkeypatch.setattr(record, "__file__", str(installed / "record.py"))
     assert record.read_git() == {"commit": None, "dirty": None}

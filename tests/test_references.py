@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tools import references
-from tools.experiment import TASKS, list_recipes, load_experiment
-from tools.record import METRICS, Metric, Record
+from tools.experiments.record import METRICS, Metric, Record
+from tools.experiments.run import TASKS, list_recipes, load_experiment
 
 SETTINGS = load_experiment("classification", "imagenet-paper").settings
 

@@ -5,7 +5,7 @@ import torchvision
 
 from backbones.external import split_name
 from tools import sample_data
-from tools.remeasure import Checkpoint, checkpoints_of, published_checkpoints, remeasure
+from tools.references.remeasure import Checkpoint, checkpoints_of, published_checkpoints, remeasure
 
 
 def test_every_published_checkpoint_is_one_a_library_has():

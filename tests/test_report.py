@@ -16,15 +16,15 @@ import yaml
 from written_runs import CLASSES, record, write_classifier, write_coco, write_detector, write_suite
 
 from tools import sample_data, statistics
-from tools.experiment import load_experiment
-from tools.record import Metric, load_records, write_record
+from tools.experiments.record import Metric, load_records, write_record
+from tools.experiments.run import load_experiment
 from tools.report import table as report_table
 from tools.report import write_report
 from tools.report.escape import escape_csv
+from tools.report.examples import _reader
 from tools.report.pairs import pair_twins
-from tools.report.pictures import _reader
 from tools.report.table import build_table
-from tools.report.words import candidate_word, headline, signed
+from tools.report.wording import candidate_word, headline, signed
 from tools.statistics import coco_metrics
 
 

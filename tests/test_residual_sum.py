@@ -28,6 +28,15 @@ def parts():
     return make
 
 
+def check_gradients(ours, mine, readable, theirs, atol):
+    """The same gradients of `ours` for `mine` as of `readable` for `theirs`."""
+    weights = torch.randn_like(ours)
+    found = torch.autograd.grad(ours, mine, weights)
+    expected = torch.autograd.grad(readable, theirs, weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("excitation", EXCITATIONS)
 @pytest.mark.parametrize("se_bias", [True, False])
 def test_gradients_are_those_of_finite_differences(parts, excitation, se_bias):
@@ -46,12 +55,9 @@ def test_values_gradients_and_statistics_are_those_of_the_readable_form(parts, m
     ours = normed_residual_sum(x, norm, se, shortcut)
     readable = torch.relu(other_se(other_norm(x)) + shortcut)
     torch.testing.assert_close(ours, readable, rtol=0, atol=1e-14)
-    weights = torch.randn_like(ours)
-    mine = torch.autograd.grad(ours, (x, shortcut, *norm.parameters(), *se.parameters()), weights)
-    parameters = (*other_norm.parameters(), *other_se.parameters())
-    theirs = torch.autograd.grad(readable, (x, shortcut, *parameters), weights)
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    mine = (x, shortcut, *norm.parameters(), *se.parameters())
+    theirs = (x, shortcut, *other_norm.parameters(), *other_se.parameters())
+    check_gradients(ours, mine, readable, theirs, atol=1e-13)
     for one, other in zip(norm.buffers(), other_norm.buffers(), strict=True):
         assert torch.equal(one, other)
 
@@ -71,10 +77,8 @@ def test_frozen_norms_give_the_values_and_gradients_of_the_readable_form(parts):
     ours = normed_residual_sum(x, norm, se, shortcut)
     readable = torch.relu(se(norm(x)) + shortcut)
     torch.testing.assert_close(ours, readable, rtol=0, atol=1e-14)
-    inputs, weights = (x, shortcut, *se.parameters()), torch.randn_like(ours)
-    mine = torch.autograd.grad(ours, inputs, weights)
-    for one, other in zip(mine, torch.autograd.grad(readable, inputs, weights), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    inputs = (x, shortcut, *se.parameters())
+    check_gradients(ours, inputs, readable, inputs, atol=1e-13)
     assert torch.autograd.gradcheck(
         lambda x, shortcut, *_: normed_residual_sum(x, norm, se, shortcut), inputs
     )
@@ -98,12 +102,9 @@ def test_inside_the_compiler_values_gradients_and_statistics_are_those_of_the_re
     ours = torch.compile(block, backend="aot_eager", fullgraph=True)(x, shortcut)
     readable = torch.relu(other_se(other_norm(x)) + shortcut)
     torch.testing.assert_close(ours, readable, rtol=0, atol=1e-13)
-    weights = torch.randn_like(ours)
-    mine = torch.autograd.grad(ours, (x, shortcut, *norm.parameters(), *se.parameters()), weights)
-    parameters = (*other_norm.parameters(), *other_se.parameters())
-    theirs = torch.autograd.grad(readable, (x, shortcut, *parameters), weights)
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    mine = (x, shortcut, *norm.parameters(), *se.parameters())
+    theirs = (x, shortcut, *other_norm.parameters(), *other_se.parameters())
+    check_gradients(ours, mine, readable, theirs, atol=1e-12)
     for one, other in zip(norm.buffers(), other_norm.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
     assert torch.autograd.gradcheck(

@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tools import statistics
-from tools.record import METRICS as RECORDED
+from tools.experiments.record import METRICS as RECORDED
 from tools.statistics.coco_metrics import (
     AVERAGE_RECALLS,
     METRICS,

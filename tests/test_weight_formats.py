@@ -10,9 +10,9 @@ import torch
 import torchvision
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network
-from backbones.caffe_labels import CAFFE_LABELS
-from backbones.weight_formats import FORMATS, from_ours
-from backbones.weights import fit_backbone, load_weights, read_weights
+from backbones.weights.caffe_labels import CAFFE_LABELS
+from backbones.weights.formats import FORMATS, from_ours
+from backbones.weights.load import fit_backbone, load_weights, read_weights
 
 
 def randomized(build):

@@ -10,8 +10,14 @@ import torch
 import torchvision
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network
-from backbones.weight_files import read_state, save_state
-from backbones.weights import fit_backbone, load_weights, read_weights, save_weights, structure_of
+from backbones.weights.files import read_state, save_state
+from backbones.weights.load import (
+    fit_backbone,
+    load_weights,
+    read_weights,
+    save_weights,
+    structure_of,
+)
 
 BGR = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bicubic", 96, 0.9)
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
 
-from tools.experiment import load_experiment
-from tools.record import Metric, Record, write_record
+from tools.experiments.record import Metric, Record, write_record
+from tools.experiments.run import load_experiment
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 SETTINGS = {

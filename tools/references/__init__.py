@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from tools.experiment import load_experiment
-from tools.record import METRICS, Record
+from tools.experiments.record import METRICS, Record
+from tools.experiments.run import load_experiment
 
 MARKS = {"1": "seen in one source", "2": "seen in two or more sources", "C": "computed"}
 # What an option is where a table or a run does not name it. Biases are unknown for most tables.
@@ -45,7 +45,7 @@ class Reference:
     table: str  # name of the file: "table-7"
     where: str  # as people cite it: "Table 7"
     network: str
-    metric: str  # of tools.record.METRICS, or "parameters", "multiply_adds"
+    metric: str  # of tools.experiments.record.METRICS, or "parameters", "multiply_adds"
     value: float
     unit: str
     mark: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.record import load_records, write_whole
+from tools.experiments.record import load_records, write_whole
 
 
 def write_report(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tools import statistics
-from tools.record import HEADLINE_METRICS, METRICS, Record
+from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
 from tools.references import judge, not_comparable, references_of
 from tools.report.pairs import Pair, describe_network
 from tools.statistics import Difference

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import replace
 from typing import Any
 
-from tools.record import Record
+from tools.experiments.record import Record
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 _LATEX = {

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from tools.record import METRICS
-from tools.report import words
+from tools.experiments.record import METRICS
+from tools.report import wording
 from tools.report.comparison import Comparison, ReferenceRow
 from tools.report.escape import escape_csv, escape_latex, escape_markdown
 from tools.report.table import Table
@@ -27,7 +27,7 @@ def as_json(table: Table) -> str:
     content = {
         "$schema": SCHEMA,
         "schema": 1,
-        "headline": words.headline(table),
+        "headline": wording.headline(table),
         "synthetic": table.synthetic,
         "comparisons": [_comparison(comparison) for comparison in table.comparisons],
         "runs": [
@@ -50,7 +50,7 @@ def as_json(table: Table) -> str:
             for run in table.runs
         ],
         "skipped": list(table.warnings),
-        "methods": list(words.METHODS),
+        "methods": list(wording.METHODS),
     }
     indent = 1 if len(table.runs) <= _READABLE else None  # indenting takes ten times as long
     return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
@@ -140,8 +140,8 @@ def runs_csv(table: Table) -> str:
 
 def as_markdown(table: Table, title: str) -> str:
     e = escape_markdown
-    lines = [f"# {e(title)}", "", f"**{e(words.headline(table))}**", ""]
-    if lede := words.lede(table):
+    lines = [f"# {e(title)}", "", f"**{e(wording.headline(table))}**", ""]
+    if lede := wording.lede(table):
         lines += [f"{e(lede)}.", ""]
     if table.synthetic:
         lines += [
@@ -162,14 +162,14 @@ def as_markdown(table: Table, title: str) -> str:
             e(c.candidate),
             e(c.plain),
             f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
-            words.number(found.plain),
-            words.number(found.candidate),
-            f"{words.signed(found.difference)} ({words.change_in_words(row)})",
-            words.interval(found.low, found.high) or "–",
-            e(words.p_text(row.p_holm)),
+            wording.number(found.plain),
+            wording.number(found.candidate),
+            f"{wording.signed(found.difference)} ({wording.change_in_words(row)})",
+            wording.interval(found.low, found.high) or "–",
+            e(wording.p_text(row.p_holm)),
             row.verdict,
-            words.more(c.costs["parameters"]),
-            words.more(c.costs["multiply_adds"]),
+            wording.more(c.costs["parameters"]),
+            wording.more(c.costs["multiply_adds"]),
             str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -194,7 +194,7 @@ def as_markdown(table: Table, title: str) -> str:
         name, metric = next(iter(record.metrics.items()))
         made = " *synthetic*" if record.synthetic else ""
         value = (
-            words.number(metric.value) if metric.value is not None else f"– ({e(metric.reason)})"
+            wording.number(metric.value) if metric.value is not None else f"– ({e(metric.reason)})"
         )
         paired = "yes" if run.paired else f"no: {e(run.why_not)}"
         data = f"{e(record.dataset['name'])} {e(record.dataset['split'])}{made}"
@@ -210,7 +210,7 @@ def as_markdown(table: Table, title: str) -> str:
         "",
         "## How these numbers were made",
         "",
-        *(f"- {text}" for text in words.METHODS),
+        *(f"- {text}" for text in wording.METHODS),
         "",
     ]
     return "\n".join(lines)
@@ -219,7 +219,7 @@ def as_markdown(table: Table, title: str) -> str:
 def as_latex(table: Table) -> str:
     """A booktabs table of the headline differences: ``\\\\usepackage{booktabs}``."""
     e = escape_latex
-    candidate = words.candidate_word(table)
+    candidate = wording.candidate_word(table)
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{tabular}{lllrrrrrr}",
@@ -230,18 +230,18 @@ def as_latex(table: Table) -> str:
     ]
     for c in table.comparisons:
         row, found = c.headline, c.headline.difference
-        p_value = words.p_text(row.p_holm)
-        difference = f"{words.signed(found.difference)} {words.interval(found.low, found.high)}"
+        p_value = wording.p_text(row.p_holm)
+        difference = f"{wording.signed(found.difference)} {wording.interval(found.low, found.high)}"
         cells = [
             e(c.dataset) + (r"$^{\dagger}$" if c.synthetic else ""),
             e(c.candidate),
             e(row.label) + (r" $\uparrow$" if row.higher_is_better else r" $\downarrow$"),
-            _latex_number(words.number(found.plain)),
-            _latex_number(words.number(found.candidate)),
+            _latex_number(wording.number(found.plain)),
+            _latex_number(wording.number(found.candidate)),
             _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
             f"${p_value}$" if p_value != "–" else "--",
-            _latex_number(words.more(c.costs["parameters"])),
-            _latex_number(words.more(c.costs["multiply_adds"])),
+            _latex_number(wording.more(c.costs["parameters"])),
+            _latex_number(wording.more(c.costs["multiply_adds"])),
         ]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
@@ -279,7 +279,7 @@ def as_model_index(table: Table) -> str:
             if row.difference.candidate is not None
         ]
         result = {
-            "task": {"type": kinds.get(c.task, c.task), "name": words.TASKS.get(c.task, c.task)},
+            "task": {"type": kinds.get(c.task, c.task), "name": wording.TASKS.get(c.task, c.task)},
             "dataset": {
                 "type": c.pair.candidate[0].dataset["name"],
                 "name": f"{c.dataset}{made}",
@@ -302,7 +302,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
     )  # fmt: skip
     return {
         **{name: getattr(c, name) for name in simple},
-        "sentence": words.verdict_sentence(c),
+        "sentence": wording.verdict_sentence(c),
         "experiments": {
             "plain": [record.hash for record in c.pair.plain],
             "candidate": [record.hash for record in c.pair.candidate],
@@ -344,8 +344,8 @@ def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
     for row in rows[:_MARKDOWN_REFERENCES]:
         lines.append(
             f"| {e(row.network)} | {e(row.published_network)}, {e(row.where)} |"
-            f" {METRICS[row.metric].label} | {words.number(row.published)} |"
-            f" {words.number(row.measured)} | **{row.verdict}**: {e(row.reason)} | {row.mark} |"
+            f" {METRICS[row.metric].label} | {wording.number(row.published)} |"
+            f" {wording.number(row.measured)} | **{row.verdict}**: {e(row.reason)} | {row.mark} |"
         )
     notes = dict.fromkeys((row.where, note) for row in rows for note in row.notes)
     return [*lines, "", *(f"- {e(where)}: {e(note)}" for where, note in notes)]

@@ -9,10 +9,10 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from tools.record import HEADLINE_METRICS, METRICS
-from tools.report import figures, words
+from tools.experiments.record import HEADLINE_METRICS, METRICS
+from tools.report import plots, wording
 from tools.report.comparison import Comparison
-from tools.report.pictures import find_pictures
+from tools.report.examples import find_pictures
 from tools.report.table import BETTER, WORSE, Run, Table
 
 # What a browser should be asked to show; the CSV and JSON files hold everything.
@@ -32,13 +32,13 @@ def render_page(table: Table, title: str) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "number": words.number,
-        "signed": words.signed,
-        "interval": words.interval,
-        "count": words.count,
-        "more": words.more,
-        "p": words.p_text,
-        "change": words.change_in_words,
+        "number": wording.number,
+        "signed": wording.signed,
+        "interval": wording.interval,
+        "count": wording.count,
+        "more": wording.more,
+        "p": wording.p_text,
+        "change": wording.change_in_words,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "tone": _tone,
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
@@ -51,9 +51,9 @@ def render_page(table: Table, title: str) -> str:
     home = resources.files("tools.report")
     return environment.get_template("page.html").render(
         title=title,
-        headline=words.headline(table),
-        lede=words.lede(table),
-        candidate=words.candidate_word(table),
+        headline=wording.headline(table),
+        lede=wording.lede(table),
+        candidate=wording.candidate_word(table),
         table=table,
         cards=comparisons[:CARDS],
         rows=comparisons[:ROWS],
@@ -61,11 +61,11 @@ def render_page(table: Table, title: str) -> str:
         runs=[_run_row(run) for run in table.runs[:ROWS]],
         settings=table.runs[:SETTINGS],
         refused=_reasons(table),
-        forest=_markup(figures.forest_plot(comparisons[:40])),
+        forest=_markup(plots.forest_plot(comparisons[:40])),
         cost_plots=_cost_plots(comparisons),
         unfolded=len(detailed) <= OPEN,
-        tasks=words.TASKS,
-        methods=words.METHODS,
+        tasks=wording.TASKS,
+        methods=wording.METHODS,
         metrics=METRICS,
         css=Markup((home / "page.css").read_text("utf-8")),
         js=Markup((home / "page.js").read_text("utf-8")),
@@ -77,8 +77,8 @@ def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
     classes = comparison.classes
     return {
         "comparison": comparison,
-        "curve": _markup(figures.curve_plot(comparison)),
-        "class_plot": _markup(figures.class_plot(comparison)),
+        "curve": _markup(plots.curve_plot(comparison)),
+        "class_plot": _markup(plots.class_plot(comparison)),
         "classes": classes if len(classes) <= ends * 2 else (*classes[:ends], *classes[-ends:]),
         "pictures": pictures,
         "why_no_pictures": why_none,
@@ -106,13 +106,13 @@ def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, Markup]]
     groups: dict[tuple, list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         groups[comparison.task, comparison.dataset, comparison.synthetic].append(comparison)
-    plots = []
+    drawn = []
     for number, ((task, dataset, _), group) in enumerate(list(groups.items())[:COST_PLOTS]):
-        svg = figures.cost_plot(group[:60], f"cost-{number}")
+        svg = plots.cost_plot(group[:60], f"cost-{number}")
         if svg:
             made = " (synthetic data)" if group[0].synthetic else ""
-            plots.append((f"{words.TASKS.get(task, task)}: {dataset}{made}", Markup(svg)))
-    return plots
+            drawn.append((f"{wording.TASKS.get(task, task)}: {dataset}{made}", Markup(svg)))
+    return drawn
 
 
 def _markup(svg: str | None) -> Markup | None:

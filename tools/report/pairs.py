@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from tools.record import Record
+from tools.experiments.record import Record
 
 NEAR_MISSES = 200  # runs of the twin looked at for what differs, where none is equal
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from tools import statistics
-from tools.record import Record
+from tools.experiments.record import Record
 from tools.report.comparison import (
     Comparison,
     MetricRow,

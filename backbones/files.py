@@ -1,0 +1,131 @@
+"""Files of a run: their names, written whole or not at all, hashed, and locked to one process."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+SETTINGS = "settings.yaml"  # the resolved experiment, written first
+CHECKPOINT = "checkpoint.pt"
+CURVE = "curve.jsonl"
+LOG = "log.txt"
+WEIGHTS = "weights.safetensors"  # the network that is evaluated
+SAMPLES = "samples.parquet"  # one row per image
+DETECTIONS = "detections.json"  # COCO's results format
+RECORD = "record.json"  # written last
+SYNTHETIC = "SYNTHETIC"  # marks a folder of synthetic data, and says how they were made
+LOCK = ".lock"
+
+_PARTIAL = ".partial"
+
+
+def write_whole(path: str | Path, content: str | bytes | Callable[[Path], Any]) -> None:
+    """Write a file so that it is there whole or not at all, with the mode that the umask gives.
+
+    Args:
+        path: its folder must exist.
+        content: text (written as UTF-8), bytes, or a function that writes the path it is given,
+            a temporary name in the same folder.
+
+    Raises:
+        OSError: the disk is full or not writable; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        if callable(content):
+            content(partial)
+        else:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        # Some writers (safetensors) make files that only their owner can read.
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial_files(directory: str | Path) -> None:
+    """Delete what writers that were killed left behind. Call it with the directory locked."""
+    for path in Path(directory).glob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def lock_directory(directory: str | Path) -> Iterator[None]:
+    """Keep other processes out of an existing directory for the length of a `with` block.
+
+    The lock is the operating system's and ends with the process, however it ends: a lock file that
+    was left behind locks nothing. Workers forked inside the block do not hold it.
+
+    Raises:
+        ValueError: another process, which is named, holds the lock, or this process does already.
+    """
+    path = Path(directory) / LOCK
+    key = str(path.resolve())
+    if key in _held:
+        raise ValueError(f"{directory} is already in use by this process")
+    with _open_locked(path) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+            path.unlink(missing_ok=True)
+
+
+def _open_locked(path: Path) -> TextIO:
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - its lock ends when it is closed
+        try:
+            # Record locks belong to the process; flock's would be shared with forked workers.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{path.parent} is in use by {holder}; "
+                "wait for it, stop it, or choose another --output"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # its last holder deleted it meanwhile: what was locked is no file any more
+
+
+_held: set[str] = set()  # record locks do not exclude a second lock in the same process
+
+
+def _umask() -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    mask = os.umask(0)  # the only portable way to read it is to set it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Files of weights: recognised by content, read without running code, loaded strictly, converted."""

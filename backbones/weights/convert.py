@@ -1,0 +1,325 @@
+"""Weights between libraries: inspect a file, convert it, and prove that both networks agree."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.build import build_network
+from backbones.external import ExternalBackbone, build_model, split_name
+from backbones.features import Network
+from backbones.weights.files import save_detectron2, save_state, save_torch
+from backbones.weights.formats import FORMATS, SameOrder, WeightFormat, backbone_shapes, from_ours
+from backbones.weights.load import Weights, load_weights, read_weights, structure_of
+from backbones.zoo import EXTERNAL, PAIRS, describe_backbone
+
+TARGETS = ("safetensors", "timm", "torchvision", "detectron2")
+
+_COUNTER = "num_batches_tracked"
+# The only SE that libraries have.
+_PUBLISHED_GATE = {"placement": "standard", "squeeze": "avg", "excitation": "sigmoid"}
+
+
+def inspect_weights(path: str | Path) -> dict[str, Any]:
+    """Say what a file of weights is: format, network, tasks, input, and what does not fit.
+
+    Returns:
+        Plain values; `missing` and `extra` are against `network`, or `nearest` where none fits.
+    """
+    weights = read_weights(path)
+    fit = weights.backbone
+    nearest = None if fit or weights.unfit else _nearest(weights)
+    tasks, notes = [], []
+    if fit is not None:
+        if weights.num_classes:
+            tasks = ["scene"] if weights.num_classes == 365 else ["classification", "scene"]
+        reason = describe_backbone(fit.name).detection
+        if reason is None:
+            tasks.append("detection")
+        else:
+            notes.append(f"not for detection: {reason}")
+    elif weights.unfit:
+        notes.append(weights.unfit)
+    elif nearest is None:
+        notes.append(
+            "no network of `sebench list backbones` is near; one of timm or torchvision takes its"
+            " own weights: name it as backbone.name=timm:NAME"
+        )
+    if weights.input_format is None and weights.format == "detectron2":
+        notes.append("the names do not tell stride, channel order, mean and std")
+    if weights.format == "torchvision":
+        notes.append("timm's plain ResNets have the same names, but crop and interpolate otherwise")
+    wanted, given = set(), set()
+    if fit or nearest:
+        wanted = set(backbone_shapes(fit.name, **fit.options) if fit else backbone_shapes(nearest))
+        given = {name for name in weights.tensors if not name.startswith("head.")}
+    return {
+        "path": weights.path,
+        "format": weights.format,
+        "title": weights.title,
+        "sha256": weights.sha256,
+        "tensors": len(weights.own_tensors),
+        "network": fit.name if fit else None,
+        "options": dict(fit.options) if fit else {},
+        "nearest": nearest,
+        "num_classes": weights.num_classes,
+        "class_names": weights.classes is not None,
+        "input_format": asdict(weights.input_format) if weights.input_format else None,
+        "tasks": tasks,
+        "missing": sorted(wanted - given),
+        "extra": sorted(given - wanted),
+        "notes": notes,
+    }
+
+
+def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any]:
+    """Write weights under the names of another library, so that they load there strictly.
+
+    Args:
+        to: "safetensors" (this suite's names and metadata), "timm", "torchvision" or "detectron2".
+        out: `.safetensors`, or else a state dict of torch; a pickle of arrays for Detectron2. What
+            the names do not tell (input, classes, options) goes along in the file, so that it comes
+            back unchanged; only the batch counters of norms stay behind on the way to Detectron2.
+
+    Returns:
+        What was written, and how to load it.
+    Raises:
+        ValueError: the target has no such network, e.g. where its stride or its pool is another.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"--to {to}: choose from {', '.join(TARGETS)}")
+    weights = read_weights(path)
+    if weights.backbone is None:
+        raise ValueError(f"{path} ({weights.title}) fits no network of `sebench list backbones`")
+    if weights.input_format is None:
+        raise ValueError(
+            f"{path}: its channel order, mean and std are unknown and could not go along"
+        )
+    name, options = weights.backbone.name, weights.backbone.options
+    with torch.device("meta"):
+        network = build_network(name, weights.num_classes or 1000, **options)
+    structure = structure_of(network.backbone)
+    metadata = {
+        "backbone": {"name": name, "options": dict(options)},
+        "structure": structure,
+        "num_classes": weights.num_classes,
+        "classes": weights.classes,
+        "input_format": asdict(weights.input_format),
+    }
+    if to == "safetensors":
+        tensors, write, load_with = weights.tensors, save_state, f"--weights {out}"
+    elif to == "detectron2":
+        is_se = describe_backbone(name).is_se
+        tensors = _for_detectron2(weights, structure, is_se)
+        # Detectron2 finds the tensors of its own ResNets by their last words, wherever they are.
+        write = functools.partial(save_detectron2, by_last_words=not is_se)
+        load_with = f"MODEL.SEBENCH.WEIGHTS={out}"
+        if not is_se:
+            load_with = (
+                f"MODEL.WEIGHTS={out}, MODEL.RESNETS.STRIDE_IN_1X1={structure.get('stride_in_1x1')},"
+                f" INPUT.FORMAT={weights.input_format.channel_order}, MODEL.PIXEL_MEAN and PIXEL_STD"
+                " as in input_format"
+            )
+    else:
+        tensors, theirs = _for_library(weights, to, structure)
+        write = save_state if Path(out).suffix == ".safetensors" else save_torch
+        load_with = f"{to}:{theirs}"
+    sha256 = write(out, tensors, metadata)
+    _require_the_same(weights, read_weights(out))
+    return {
+        "path": str(out),
+        "sha256": sha256,
+        "tensors": len(tensors),
+        "from": weights.format,
+        "to": to,
+        "network": name,
+        "load_with": load_with,
+        "input_format": metadata["input_format"],
+    }
+
+
+@torch.no_grad()
+def verify_weights(path: str | Path, against: str, size: int | None = None) -> dict[str, Any]:
+    """Feed the same picture to our network and to a library's, both with the weights of a file.
+
+    Args:
+        against: `timm:NAME` or `torchvision:NAME`.
+        size: pixels a side; None: as the library has it.
+
+    Returns:
+        The largest absolute difference of every stage's map and of the logits (None where shapes
+        differ), their largest value, and whether all agree to 1e-4 of it.
+    """
+    if not against.startswith(EXTERNAL):
+        raise ValueError(f"--against {against}: name a network as timm:NAME or torchvision:NAME")
+    weights = read_weights(path)
+    if weights.backbone is None or not weights.num_classes:
+        raise ValueError(
+            f"{path} ({weights.title}) holds no network of `sebench list backbones` with its"
+            " classifier: there is nothing to compare"
+        )
+    theirs = Network(ExternalBackbone(against), weights.num_classes)
+    theirs.load_state_dict(theirs.backbone.rename(_as_library(weights, against)))
+    ours = build_network(weights.backbone.name, weights.num_classes, **weights.backbone.options)
+    load_weights(ours, path)
+    side = size or describe_backbone(against).input_size
+    picture = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    one, other = ours.eval().backbone(picture), theirs.eval().backbone(picture)
+    one["logits"], other["logits"] = ours.head(one), theirs.head(other)
+    differences: dict[str, float | None] = {}
+    for name, mine in one.items():
+        comparable = name in other and mine.shape == other[name].shape
+        differences[name] = (mine - other[name]).abs().max().item() if comparable else None
+    scale = max(mine.abs().max().item() for mine in one.values())
+    return {
+        "path": str(path),
+        "format": weights.format,
+        "network": weights.backbone.name,
+        "options": dict(weights.backbone.options),
+        "against": against,
+        "size": side,
+        "logits": differences.pop("logits"),
+        "stages": differences,
+        "largest_value": scale,
+        "equal": all(
+            name in other and mine.shape == other[name].shape and _agree(mine, other[name], scale)
+            for name, mine in one.items()
+        ),
+    }
+
+
+def _agree(one: Tensor, other: Tensor, scale: float) -> bool:
+    return (one - other).abs().max().item() <= 1e-4 * scale
+
+
+def _for_library(
+    weights: Weights, library: str, structure: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], str]:
+    """Rename to a library's network that computes the same. Returns the tensors and its name."""
+    name = weights.backbone.name
+    if name.startswith(EXTERNAL):
+        if not name.startswith(f"{library}:"):
+            raise ValueError(f"{name} is not a network of {library}")
+        return _library_tensors(weights), name.partition(":")[2]
+    gate = {key: value for key, value in structure.items() if key in _PUBLISHED_GATE}
+    if any(value != _PUBLISHED_GATE[key] for key, value in gate.items()):
+        raise ValueError(f"{library} has no {name} with {_words(gate)}")
+    built = {key: value for key, value in structure.items() if key not in gate}
+    for weight_format in FORMATS:
+        theirs = _library_name(name, weight_format)
+        if not theirs or not _has(library, theirs):
+            continue
+        demanded = weight_format.structure(weights.tensors)
+        # A network that takes the tensors, but strides or pools otherwise, is no equal.
+        if any(built.get(key, value) != value for key, value in demanded.items()):
+            continue
+        tensors = _renamed(weights, weight_format)
+        shapes = _library_shapes(f"{library}:{theirs}", weights.num_classes or 1000)
+        if tensors and shapes == {key: tensor.shape for key, tensor in tensors.items()}:
+            return tensors, theirs
+    hint = ""
+    if built.get("stride_in_1x1") and built.get("stem_pool") == "padded":
+        hint = (
+            ". A network that is to go there is trained with stem_pool=ceil (timm's legacy SE"
+            " networks) or stride_in_1x1=false (all others)"
+        )
+    raise ValueError(f"{library} has no {name} built with {_words(built) or 'these shapes'}{hint}")
+
+
+def _for_detectron2(
+    weights: Weights, structure: Mapping[str, Any], is_se: bool
+) -> dict[str, Tensor]:
+    # SE networks are ours in Detectron2 too, and pool as they were trained.
+    if not is_se and structure.get("stem_pool") != "padded":
+        raise ValueError(
+            f"{weights.path}: Detectron2 names and builds ResNets whose stem pools with padding; these"
+            f" weights are of {weights.backbone.name} with stem_pool={structure.get('stem_pool')}"
+        )
+    weight_format = next(f for f in FORMATS if f.name == "detectron2")
+    tensors = {name: t for name, t in weights.tensors.items() if not name.endswith(_COUNTER)}
+    return from_ours(tensors, weight_format)
+
+
+def _as_library(weights: Weights, against: str) -> dict[str, Tensor]:
+    """Find the names under which a library's network takes the tensors of a file."""
+    shapes = _library_shapes(against, weights.num_classes)
+    counters = {name: torch.tensor(0) for name in shapes if name.endswith(_COUNTER)}
+    tried = [weights.own_tensors, *(_renamed(weights, f) for f in FORMATS)]
+    if weights.backbone.name.startswith(EXTERNAL):
+        tried = [_library_tensors(weights)]
+    for tensors in filter(None, tried):
+        tensors = {**counters, **tensors}
+        if {name: tensor.shape for name, tensor in tensors.items()} == shapes:
+            return tensors
+    raise ValueError(f"{weights.path} ({weights.title}) does not fit {against} under any names")
+
+
+def _library_name(name: str, weight_format: WeightFormat) -> str | None:
+    """Return what libraries call one of our networks in a format, or None."""
+    if isinstance(weight_format.names, SameOrder):
+        return name if name == weight_format.names.network else None
+    bare = name.replace("se_resne", "seresne")
+    names = {"timm-legacy": f"legacy_{bare}", "timm": bare, "timm-deep": bare, "torchvision": name}
+    return names.get(weight_format.name)
+
+
+def _has(library: str, name: str) -> bool:
+    try:
+        split_name(f"{library}:{name}")
+    except ValueError:
+        return False
+    return True
+
+
+def _library_shapes(name: str, classes: int) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build_model(name, {}, classes)
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def _library_tensors(weights: Weights) -> dict[str, Tensor]:
+    """Bring the tensors of a library's network back to the library's names."""
+    with torch.device("meta"):
+        backbone = ExternalBackbone(weights.backbone.name, **weights.backbone.options)
+    return backbone.library_tensors(weights.tensors)
+
+
+def _renamed(weights: Weights, weight_format: WeightFormat) -> dict[str, Tensor] | None:
+    try:
+        return from_ours(weights.tensors, weight_format)
+    except ValueError:
+        return None
+
+
+def _require_the_same(before: Weights, after: Weights) -> None:
+    """Make sure that what was written reads as what was meant."""
+    one, other = (
+        {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(_COUNTER)}
+        for weights in (before, after)
+    )
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert before.input_format == after.input_format
+
+
+def _words(structure: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in structure.items())
+
+
+def _nearest(weights: Weights) -> str | None:
+    """Return the residual network that shares most tensors with a file, if it shares half."""
+    given = {n: tuple(t.shape) for n, t in weights.tensors.items() if n.startswith("backbone.")}
+    best, most = None, 0.5
+    for pair in PAIRS if given else ():
+        if pair.builder == "resnet:ResNet":
+            for name in (pair.plain, pair.se):
+                shapes = backbone_shapes(name)
+                shared = sum(given.get(key) == shape for key, shape in shapes.items())
+                share = shared / max(len(shapes), len(given))
+                if share > most:
+                    best, most = name, share
+    return best

@@ -1,0 +1,431 @@
+"""Formats of published weights: how each names its tensors, and what network and input it is for.
+
+The names in a file tell who wrote it. They do not tell where its network strides or how it pools:
+two networks may take the same tensors and differ in every output. So each format declares, beside
+its names, the structure and the input that its weights were trained with.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.weights.caffe_labels import CAFFE_LABELS
+from backbones.zoo import PAIRS, BackboneSettings, InputFormat, Pair
+
+Tensors = Mapping[str, Tensor]
+
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a format calls the layers of a residual network.
+
+    `{stage}` counts from 2, `{layer}` from 1, `{block}` from 0 and `{nth}` from 1. Where a position
+    has several layers, there is one name for each.
+    """
+
+    stem: tuple[str, ...]  # convolutions
+    stem_norms: tuple[str, ...]
+    convs: tuple[str, ...]  # of a block
+    norms: tuple[str, ...]
+    shortcut: tuple[str, str]  # convolution and norm
+    gate: tuple[str, ...]  # the two matrices of SE
+    head: str
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (our name, their name) of every layer that a residual network may have."""
+        for i, (conv, norm) in enumerate(zip(self.stem, self.stem_norms, strict=True), start=1):
+            yield f"backbone.stem.conv{i}", conv
+            yield f"backbone.stem.norm{i}", norm
+        for stage in range(2, 6):
+            for block in range(36):
+                place = {"stage": stage, "layer": stage - 1, "block": block, "nth": block + 1}
+                ours = f"backbone.res{stage}.{block}"
+                for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
+                    yield f"{ours}.conv{i}", conv.format(**place)
+                    yield f"{ours}.norm{i}", norm.format(**place)
+                yield f"{ours}.shortcut.conv", self.shortcut[0].format(**place)
+                yield f"{ours}.shortcut.norm", self.shortcut[1].format(**place)
+                for i, gate in enumerate(self.gate, start=1):
+                    yield f"{ours}.se.fc{i}", gate.format(**place)
+        yield "head.fc", self.head
+
+
+@dataclass(frozen=True)
+class SameOrder:
+    """Names of a network that has the layers of one of ours, in the same order."""
+
+    network: str  # ours
+    theirs: str  # for `external.build_model`
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (our name, their name) of every layer."""
+        from backbones.build import build_network
+        from backbones.external import build_model
+
+        with torch.device("meta"):
+            ours, theirs = build_network(self.network), build_model(self.theirs, {})
+        for one, other in zip(_layers(ours), _layers(theirs), strict=True):
+            assert one[1] == other[1], (one, other)
+            yield one[0], other[0]
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    name: str
+    title: str
+    marker: str  # a pattern that some name has in this format, and none in the formats after it
+    names: Names | SameOrder
+    input_format: InputFormat
+    # Tensors in our names -> options that the network must have.
+    structure: Callable[[Tensors], dict[str, Any]]
+    # Makes the file's tensors into `LAYER.weight`, `LAYER.running_mean`, ... where they are not.
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    convolutional_gate: bool = True  # the matrices of SE are kept as 1x1 convolutions
+
+
+def recognize(tensors: Tensors) -> WeightFormat | None:
+    """Return the format that names its tensors so, or None."""
+    for weight_format in FORMATS:
+        if any(re.search(weight_format.marker, name) for name in tensors):
+            return weight_format
+    return None
+
+
+def to_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor]:
+    """Rename tensors to `backbone.*` and `head.*`, matrices as matrices.
+
+    Names that are not the format's stay, so that strict loading reports them. The batch counter of
+    a norm, which old and frozen ones lack and no output depends on, is added as zero.
+    """
+    ours_of = _inverse(weight_format.names)
+    renamed = {}
+    for name, tensor in weight_format.prepare(tensors).items():
+        layer, _, leaf = name.rpartition(".")
+        ours = f"{ours_of[layer]}.{leaf}" if layer in ours_of and leaf in _LEAVES else name
+        if re.search(r"(\.se\.fc\d|^head\.fc)\.weight$", ours) and tensor.ndim == 4:
+            tensor = tensor.flatten(1)
+        renamed[ours] = tensor
+    for name in [name for name in renamed if name.endswith(".running_var")]:
+        renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    return renamed
+
+
+def from_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor]:
+    """Rename our tensors of a residual network to those of a format that `to_ours` reads.
+
+    Raises:
+        ValueError: a tensor has no name there, e.g. SE's in plain ResNets.
+    """
+    theirs_of = dict(weight_format.names.pairs())
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer not in theirs_of:
+            raise ValueError(f"{weight_format.title} have no name for {name}")
+        if re.search(r"\.se\.fc\d\.weight$", name) and weight_format.convolutional_gate:
+            tensor = tensor[:, :, None, None]
+        renamed[f"{theirs_of[layer]}.{leaf}"] = tensor
+    return renamed
+
+
+def fitting_network(
+    tensors: Tensors, weight_format: WeightFormat, structure: Mapping[str, Any]
+) -> BackboneSettings | None:
+    """Find the network of the table that takes these tensors (in our names), and its options.
+
+    Args:
+        structure: options that are known to be demanded; those a network cannot change are left out.
+    """
+    depths = _depths(tensors)
+    has_gates = any(".se." in name for name in tensors)
+    given = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("backbone.")}
+    for pair in PAIRS:
+        if isinstance(weight_format.names, SameOrder):
+            if pair.plain != weight_format.names.network:
+                continue
+        elif pair.arguments.get("layers") != depths:
+            continue
+        name = pair.se if has_gates else pair.plain
+        options = {key: value for key, value in structure.items() if key in pair.options}
+        if has_gates:
+            options |= _gate_options(tensors, pair)
+        if backbone_shapes(name, **options) == given:
+            return BackboneSettings(name, options)
+    return None
+
+
+def backbone_shapes(name: str, **options: Any) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a backbone's tensors by name, or None where the options do not fit."""
+    return _shapes(name, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(name: str, options: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]] | None:
+    from backbones.build import build_backbone
+
+    try:
+        with torch.device("meta"):
+            backbone = build_backbone(name, **dict(options))
+    except ValueError:
+        return None
+    return {f"backbone.{n}": tuple(t.shape) for n, t in backbone.state_dict().items()}
+
+
+def _layers(module: torch.nn.Module) -> list[tuple[str, list[torch.Size]]]:
+    """Return every layer that has tensors, in order, with their shapes."""
+    layers: dict[str, list[torch.Size]] = {}
+    for name, tensor in module.state_dict().items():
+        layers.setdefault(name.rpartition(".")[0], []).append(tensor.shape)
+    return list(layers.items())
+
+
+@functools.cache
+def _inverse(names: Names | SameOrder) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in names.pairs()}
+
+
+def _depths(tensors: Tensors) -> tuple[int, ...]:
+    """Return the number of blocks of each residual stage, e.g. (3, 4, 6, 3); () without stages."""
+    depths: dict[int, int] = {}
+    for name in tensors:
+        if match := re.match(r"backbone\.res(\d)\.(\d+)\.", name):
+            stage, block = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    return tuple(depths[stage] for stage in sorted(depths))
+
+
+def _gate_options(tensors: Tensors, pair: Pair) -> dict[str, Any]:
+    """Read reduction, bias and stages of SE off its matrices, where they are not the defaults."""
+    options: dict[str, Any] = {}
+    gates = {n: t for n, t in tensors.items() if n.endswith(".se.fc1.weight") and t.ndim == 2}
+    if not gates:
+        return options
+    hidden, channels = next(iter(gates.values())).shape
+    if channels // hidden != pair.se_defaults.get("reduction", 16):
+        options["reduction"] = channels // hidden
+    if not any(name.endswith(".se.fc1.bias") for name in tensors):
+        options["se_bias"] = False
+    stages = sorted({int(match[1]) for n in gates if (match := re.match(r"backbone\.res(\d)", n))})
+    if len(stages) != len(_depths(tensors)):
+        options["se_stages"] = tuple(stages)
+    return options
+
+
+def _no_choice(tensors: Tensors) -> dict[str, Any]:
+    """Networks that are built in one way only."""
+    return {}
+
+
+def _strided_in_3x3(tensors: Tensors) -> dict[str, Any]:
+    return {"stride_in_1x1": False, "stem_pool": "padded"}
+
+
+def _strided_in_1x1(tensors: Tensors) -> dict[str, Any]:
+    return {"stride_in_1x1": True, "stem_pool": "padded"}
+
+
+def _strided_as_senet(tensors: Tensors) -> dict[str, Any]:
+    """SE-ResNet strides in its first 1x1; SE-ResNeXt and SENet-154, both grouped, in the 3x3."""
+    first, second = (tensors.get(f"backbone.res2.0.conv{i}.weight") for i in (1, 2))
+    grouped = first is not None and second is not None and second.shape[1] != first.shape[0]
+    if "backbone.res2.0.conv3.weight" not in tensors:
+        raise ValueError(
+            "these are timm's legacy_seresnet18 or 34, whose basic blocks have a ReLU before SE; the"
+            " paper's, and ours, have not. Use them as timm:legacy_seresnet18 or 34"
+        )
+    return {"stride_in_1x1": not grouped, "stem_pool": "ceil"}
+
+
+def _from_caffe(tensors: Tensors) -> Tensors:
+    """Turn Caffe's blobs `LAYER/0`, `LAYER/1`, ... into named tensors, classes in the usual order.
+
+    A BatchNorm layer holds sums and the number to divide them by; the Scale layer after it holds
+    weight and bias.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        layer, index = name[:-2], name[-1]
+        if not re.search(r"[/.][012]$", name):
+            result[name] = tensor
+        elif layer.endswith("/bn") and index in "01":
+            factor = tensors[f"{name[:-1]}2"].reshape(())
+            values = tensor / factor if factor else torch.zeros_like(tensor)
+            result[layer + (".running_mean" if index == "0" else ".running_var")] = values.flatten()
+        elif not layer.endswith("/bn"):
+            if layer == "classifier":
+                tensor = tensor.reshape(-1, tensor.shape[-1]) if index == "0" else tensor.flatten()
+                if len(tensor) == len(CAFFE_LABELS):
+                    tensor = tensor[torch.tensor(CAFFE_LABELS) - 1]
+            elif index == "1":
+                tensor = tensor.flatten()
+            leaf = ".weight" if index == "0" else ".bias"
+            result[layer.removesuffix("/scale") + leaf] = tensor
+    return result
+
+
+def _from_msra(tensors: Tensors) -> Tensors:
+    """Turn Caffe2's `LAYER_w`, `LAYER_bn_s` into named tensors.
+
+    MSRA's norms are folded to scale and bias. They get the statistics that Detectron2 gives them,
+    mean 0 and variance 1, which with the epsilon of a norm scale by 1 - 5e-6.
+    """
+    leaves = {"w": "weight", "s": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}
+    leaves |= {"rm": "running_mean", "riv": "running_var"}
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith("_momentum"):
+            continue
+        layer, _, leaf = name.rpartition("_")
+        if leaf not in leaves:
+            result[name] = tensor
+            continue
+        layer = {"pred": "fc1000", "conv1_bn": "res_conv1_bn"}.get(layer, layer)
+        result[f"{layer}.{leaves[leaf]}"] = tensor
+        if leaf == "s" and f"{name[:-1]}rm" not in tensors:
+            result[f"{layer}.running_mean"] = torch.zeros_like(tensor)
+            result[f"{layer}.running_var"] = torch.ones_like(tensor)
+    return result
+
+
+def _without_auxiliary(tensors: Tensors) -> Tensors:
+    """Drop the second classifier that torchvision's Inception-v3 trains with."""
+    return {name: t for name, t in tensors.items() if not name.startswith("AuxLogits.")}
+
+
+def _from_detectron2(tensors: Tensors) -> Tensors:
+    """Drop the path to the backbone inside a detector; a classifier has one of two names."""
+    result = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^(backbone\.bottom_up\.|backbone\.)(?=stem\.|res\d\.)", "", name)
+        result[re.sub(r"^stem\.fc\.", "linear.", name)] = tensor
+    return result
+
+
+def _torchvision_names(
+    prefix: str = "",
+    gate: str = "se.fc{}",
+    head: str = "fc",
+    legacy: bool = False,
+    deep: bool = False,
+) -> Names:
+    """Return the names of those who call stages layer1 .. layer4, as torchvision does."""
+    block = prefix + "layer{layer}.{block}."
+    stem, stem_norms = (prefix + "conv1",), (prefix + "bn1",)
+    if legacy:
+        stem = tuple(f"layer0.conv{i}" for i in (1, 2, 3))
+        stem_norms = tuple(f"layer0.bn{i}" for i in (1, 2, 3))
+    elif deep:
+        stem, stem_norms = ("conv1.0", "conv1.3", "conv1.6"), ("conv1.1", "conv1.4", "bn1")
+    return Names(
+        stem=stem,
+        stem_norms=stem_norms,
+        convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
+        norms=tuple(f"{block}bn{i}" for i in (1, 2, 3)),
+        shortcut=(f"{block}downsample.0", f"{block}downsample.1"),
+        gate=tuple(block + gate.format(i) for i in (1, 2)),
+        head=head,
+    )
+
+
+def _caffe_names(deep: bool) -> Names:
+    stem = ("conv1_1/3x3_s2", "conv1_2/3x3", "conv1_3/3x3") if deep else ("conv1/7x7_s2",)
+    block = "conv{stage}_{nth}_"
+    convs = tuple(block + name for name in ("1x1_reduce", "3x3", "1x1_increase"))
+    return Names(
+        stem=stem,
+        stem_norms=tuple(f"{name}/bn" for name in stem),
+        convs=convs,
+        norms=tuple(f"{name}/bn" for name in convs),
+        shortcut=(f"{block}1x1_proj", f"{block}1x1_proj/bn"),
+        gate=(f"{block}1x1_down", f"{block}1x1_up"),
+        head="classifier",
+    )
+
+
+def _detectron2_names() -> Names:
+    block = "res{stage}.{block}."
+    return Names(
+        stem=tuple(f"stem.conv{i}" for i in (1, 2, 3)),
+        stem_norms=tuple(f"stem.conv{i}.norm" for i in (1, 2, 3)),
+        convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
+        norms=tuple(f"{block}conv{i}.norm" for i in (1, 2, 3)),
+        shortcut=(f"{block}shortcut", f"{block}shortcut.norm"),
+        gate=(f"{block}se.fc1", f"{block}se.fc2"),  # ours to name: Detectron2 has no SE here
+        head="linear",
+    )
+
+
+def _msra_names() -> Names:
+    block = "res{stage}_{block}_branch"
+    convs = tuple(f"{block}2{letter}" for letter in "abc")
+    return Names(
+        stem=("conv1",),
+        stem_norms=("res_conv1_bn",),
+        convs=convs,
+        norms=tuple(f"{name}_bn" for name in convs),
+        shortcut=(f"{block}1", f"{block}1_bn"),
+        gate=(),
+        head="fc1000",
+    )
+
+
+_RGB = InputFormat(size=224, crop=0.875)
+_RGB_BICUBIC = InputFormat(size=224, crop=0.875, interpolation="bicubic")
+_INCEPTION = InputFormat(
+    mean=(127.5,) * 3, std=(127.5,) * 3, interpolation="bicubic", size=299, crop=0.8975
+)
+# Of the TensorFlow and torchvision weights; Gluon's had ImageNet's mean, which names do not tell.
+_INCEPTION_V3 = replace(_INCEPTION, crop=0.875)
+_CAFFE_INPUT = InputFormat("BGR", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), size=224, crop=0.875)
+_MSRA_INPUT = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), size=224, crop=0.875)
+
+# fmt: off
+FORMATS: tuple[WeightFormat, ...] = (
+    WeightFormat(
+        "caffe-senet154", "SENet-154's Caffe blobs", r"^conv1_1/3x3_s2[/.]0$",
+        _caffe_names(deep=True), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+    WeightFormat(
+        "caffe", "SENet's Caffe blobs", r"^conv2_1_1x1_reduce[/.]0$",
+        _caffe_names(deep=False), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+    WeightFormat(
+        "msra", "MSRA's ResNets for Detectron", r"^res2_0_branch2a_w$",
+        _msra_names(), _MSRA_INPUT, _strided_in_1x1, _from_msra),
+    WeightFormat(
+        "mmpretrain", "MMPretrain's ResNets", r"^backbone\.layer1\.0\.conv1\.weight$",
+        _torchvision_names("backbone.", "se_layer.conv{}.conv", "head.fc"), _RGB, _strided_in_3x3),
+    WeightFormat(
+        "timm-legacy", "timm's legacy SE networks, the same as Cadene's", r"^layer0\.conv1\.weight$",
+        _torchvision_names(gate="se_module.fc{}", head="last_linear", legacy=True),
+        _RGB, _strided_as_senet),
+    WeightFormat(
+        "detectron2", "Detectron2's ResNets", r"(^|\.)res2\.0\.conv1\.norm\.weight$",
+        _detectron2_names(), _RGB, _strided_in_3x3, _from_detectron2, convolutional_gate=False),
+    WeightFormat(
+        "timm-deep", "timm's ResNets with a deep stem", r"^conv1\.6\.weight$",
+        _torchvision_names(deep=True), _RGB_BICUBIC, _strided_in_3x3),
+    WeightFormat(
+        "timm", "timm's ResNets with SE", r"^layer1\.0\.se\.fc1\.weight$",
+        _torchvision_names(), _RGB_BICUBIC, _strided_in_3x3),
+    WeightFormat(
+        "torchvision", "torchvision's ResNets; timm's plain ones and Places365's have the same names",
+        r"^layer1\.0\.conv1\.weight$",
+        _torchvision_names(), _RGB, _strided_in_3x3),
+    WeightFormat(
+        "torchvision-vgg16-bn", "torchvision's vgg16_bn", r"^features\.40\.weight$",
+        SameOrder("vgg16_bn", "torchvision:vgg16_bn"), _RGB, _no_choice),
+    WeightFormat(
+        "timm-inception-resnet-v2", "timm's inception_resnet_v2", r"^conv2d_1a\.conv\.weight$",
+        SameOrder("inception_resnet_v2", "timm:inception_resnet_v2"), _INCEPTION, _no_choice),
+    WeightFormat(
+        "inception-v3", "timm's and torchvision's inception_v3", r"^Mixed_5b\.branch1x1\.conv\.weight$",
+        SameOrder("inception_v3", "timm:inception_v3"), _INCEPTION_V3, _no_choice,
+        _without_auxiliary),
+)
+# fmt: on

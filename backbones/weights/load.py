@@ -1,0 +1,360 @@
+"""Weights for a network: written whole, recognised by content, loaded strictly."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from backbones.features import Backbone, Network
+from backbones.squeeze_excite import SEBlock
+from backbones.weights.files import TensorFile, read_state, read_tensors, save_state
+from backbones.weights.formats import FORMATS, fitting_network, recognize, to_ours
+from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat, find_backbone
+
+__all__ = [
+    "LoadedWeights",
+    "Weights",
+    "fit_backbone",
+    "load_weights",
+    "read_state",
+    "read_weights",
+    "save_state",
+    "save_weights",
+]
+
+_OURS = r"^(backbone|head)\.(?!layer\d)"  # names of this suite; MMPretrain has backbone.layer1
+PLACES365 = 365
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights in this suite's names: `backbone.*` and `head.*`."""
+
+    path: str
+    format: str  # a name of `weight_formats.FORMATS`, "sebench", "places365" or "unknown"
+    title: str  # the same in words
+    sha256: str  # of the file
+    tensors: dict[str, Tensor] = field(repr=False)
+    own_tensors: dict[str, Tensor] = field(repr=False)  # under the names in the file
+    backbone: BackboneSettings | None = None  # the network they fit; None: none of the table
+    structure: dict[str, Any] = field(default_factory=dict)  # what tensors alone do not tell
+    num_classes: int | None = None
+    classes: list[str] | None = None
+    input_format: InputFormat | None = None
+    unfit: str | None = None  # why no network of the table may take them, though tensors fit
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What `load_weights` did, for the record."""
+
+    path: str
+    format: str
+    sha256: str
+    tensors: int  # loaded
+    input_format: InputFormat | None
+    missing: list[str]  # left as they were: a head that is replaced, what `allow_missing` names
+    unexpected: list[str]  # in the file and not used: the head that was replaced or dropped
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record keeps of it, as plain values."""
+        values = asdict(self)
+        del values["input_format"]
+        return values
+
+
+def save_weights(
+    network: Network,
+    path: str | Path,
+    *,
+    backbone: BackboneSettings,
+    num_classes: int,
+    input_format: InputFormat,
+    classes: Sequence[str] | None = None,
+) -> str:
+    """Write a network with all that is needed to use it elsewhere. Returns the file's SHA-256."""
+    metadata = {
+        "backbone": {"name": backbone.name, "options": dict(backbone.options)},
+        "structure": structure_of(network.backbone),
+        "num_classes": num_classes,
+        "classes": None if classes is None else list(classes),
+        "input_format": asdict(input_format),
+    }
+    return save_state(path, network.state_dict(), metadata)
+
+
+def read_weights(path: str | Path, network: str = "") -> Weights:
+    """Read weights and say what network and what input they are for.
+
+    Args:
+        path: a file in any format of `weight_formats`, recognised by what it holds; or `timm:NAME`,
+            `torchvision:NAME`, which the library downloads, unless it did so before.
+        network: the name of the network they are meant for. One of timm's or torchvision's takes
+            weights under its own names, and the library knows their input.
+
+    Raises:
+        ValueError: no such file, not a whole one, or the download failed.
+        UnsafePickle: (a ValueError) the file asks for code to be run.
+    """
+    if str(path).startswith(EXTERNAL):
+        from backbones.external import download
+
+        file, input_format = download(str(path))
+        return replace(_interpret(file), input_format=input_format)
+    weights = _interpret(read_tensors(path))
+    if network.startswith(EXTERNAL) and weights.format != "sebench":
+        from backbones.external import input_format_of
+
+        library = network.partition(":")[0]
+        known = input_format_of(network)
+        return replace(weights, format=library, title=library, structure={}, input_format=known)
+    return weights
+
+
+def fit_backbone(settings: BackboneSettings, weights: Weights | None = None) -> BackboneSettings:
+    """Complete a network's options by what its weights demand: stride, pool, bias, reduction.
+
+    Args:
+        weights: what `settings.weights` holds, where it has been read already.
+
+    Raises:
+        ValueError: the weights are of another network, or an option that was set contradicts them;
+            both are named.
+    """
+    if not settings.weights or settings.name.startswith(EXTERNAL):
+        return settings
+    weights = weights or read_weights(settings.weights)
+    if weights.unfit:
+        raise ValueError(f"{weights.path}: {weights.unfit}")
+    choices = getattr(find_backbone(settings.name), "options", ())
+    fit = weights.backbone
+    if fit is not None and fit.name != settings.name and not settings.allow_missing:
+        raise ValueError(
+            f"{weights.path} ({weights.title}) holds a {fit.name}; the settings ask for"
+            f" {settings.name}. Set backbone.name={fit.name}, or give other weights"
+        )
+    if fit is not None and fit.name == settings.name:
+        demanded = fit.options
+    else:
+        demanded = {key: value for key, value in weights.structure.items() if key in choices}
+    for option, value in demanded.items():
+        asked = settings.options.get(option, value)
+        if _plain(asked) != _plain(value):
+            raise ValueError(_conflict(weights, option, value, asked))
+    options = {**settings.options, **demanded}
+    if weights.format == "detectron2" and "stride_in_1x1" in set(choices) - set(options):
+        raise ValueError(
+            f"{weights.path}: names of Detectron2 do not tell where its network strides. Set"
+            " backbone.options.stride_in_1x1=true for MSRA's and Detectron's weights, false for"
+            " torchvision's"
+        )
+    return replace(settings, options=options)
+
+
+def load_weights(
+    module: Network | Backbone,
+    weights: str | Path | Weights,
+    *,
+    replace_head: bool = False,
+    allow_missing: Sequence[str] = (),
+) -> LoadedWeights:
+    """Load weights into a network, or their backbone part into a backbone: all, or an error.
+
+    Args:
+        weights: as `read_weights` takes them, or what it returned.
+        replace_head: keep the network's own classifier; the file's is not used.
+        allow_missing: patterns (`backbone.res5.*`) of tensors that the file may lack.
+
+    Raises:
+        ValueError: the network's structure is not the one they were trained in, though the tensors
+            may fit; or the tensors do not fit: a table says what is missing, unexpected (with the
+            nearest names) and misshapen. The module is unchanged then.
+    """
+    backbone = module.backbone if isinstance(module, Network) else module
+    if not isinstance(weights, Weights):
+        weights = read_weights(weights, getattr(backbone, "name", ""))
+    prefix = "" if isinstance(module, Network) else "backbone."
+    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    given = _named_for(backbone, weights)
+    built = structure_of(backbone)
+    for option, value in weights.structure.items():
+        if option in built and _plain(built[option]) != _plain(value):
+            raise ValueError(_conflict(weights, option, value, built[option]))
+
+    def is_replaced(name: str) -> bool:
+        return name.startswith("head.") and (replace_head or bool(prefix))
+
+    dropped = [name for name in given if is_replaced(name)]
+    kept = [name for name in wanted if is_replaced(name)]
+    given = {name: tensor for name, tensor in given.items() if not is_replaced(name)}
+    wanted = {name: tensor for name, tensor in wanted.items() if not is_replaced(name)}
+    missing = [name for name in wanted if name not in given]
+    allowed = [n for n in missing if any(fnmatch.fnmatchcase(n, p) for p in allow_missing)]
+    missing = [name for name in missing if name not in allowed]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
+    if missing or unexpected or misshapen:
+        table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
+        fit = len(wanted) - len(missing) - len(misshapen)
+        raise ValueError(
+            f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
+            f" it has:\n{table}"
+        )
+    state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
+    module.load_state_dict(state, strict=False)
+    return LoadedWeights(
+        path=weights.path,
+        format=weights.format,
+        sha256=weights.sha256,
+        tensors=len(state),
+        input_format=weights.input_format,
+        missing=kept + allowed,
+        unexpected=dropped,
+    )
+
+
+def structure_of(backbone: nn.Module) -> dict[str, Any]:
+    """Read off a network what weights depend on and their shapes do not show.
+
+    Keys are options of `build_backbone`: stride_in_1x1, stem_pool, placement, squeeze, excitation.
+    Those that a network does not have are left out.
+    """
+    structure: dict[str, Any] = {}
+    pool = getattr(getattr(backbone, "stem", None), "pool", None)
+    if isinstance(pool, nn.MaxPool2d):
+        structure["stem_pool"] = "ceil" if pool.ceil_mode else "padded"
+    for module in backbone.modules():
+        convolutions = [getattr(module, f"conv{i}", None) for i in (1, 2, 3)]
+        if all(isinstance(c, nn.Conv2d) for c in convolutions) and "stride_in_1x1" not in structure:
+            kernels = [c.kernel_size for c in convolutions]
+            strides = [c.stride for c in convolutions]
+            if kernels == [(1, 1), (3, 3), (1, 1)] and strides != [(1, 1)] * 3:
+                structure["stride_in_1x1"] = strides[0] != (1, 1)
+        if isinstance(module, SEBlock):
+            structure.setdefault("squeeze", module.squeeze)
+            structure.setdefault("excitation", module.excitation)
+        if hasattr(module, "placement") and isinstance(getattr(module, "se", None), SEBlock):
+            structure.setdefault("placement", module.placement)
+    return structure
+
+
+def _interpret(file: TensorFile) -> Weights:
+    metadata = file.metadata
+    own = {"path": file.path, "sha256": file.sha256, "own_tensors": file.tensors}
+    if all(re.match(_OURS, name) for name in file.tensors):
+        weights = Weights(**own, format="sebench", title="this suite's own", tensors=file.tensors)
+        return _with_metadata(weights, metadata)
+    weight_format = recognize(file.tensors)
+    if weight_format is None:
+        return Weights(**own, format="unknown", title="a format not known", tensors=file.tensors)
+    tensors = to_ours(file.tensors, weight_format)
+    structure, unfit = {}, None
+    try:
+        structure = weight_format.structure(tensors)
+    except ValueError as error:
+        unfit = str(error)
+    head = tensors.get("head.fc.weight")
+    weights = Weights(
+        **own,
+        format=weight_format.name,
+        title=weight_format.title,
+        tensors=tensors,
+        structure=structure,
+        unfit=unfit,
+        num_classes=None if head is None else len(head),
+        input_format=weight_format.input_format,
+    )
+    if weights.format == "torchvision" and weights.num_classes == PLACES365:
+        weights = replace(weights, format="places365", title="a ResNet trained on Places365")
+    if weights.format == "detectron2" and file.author != "torchvision":
+        # Detectron2's converter signs torchvision's weights; the rest may be MSRA's: BGR, 1x1.
+        weights = replace(weights, structure={}, input_format=None)
+    if metadata:
+        return _with_metadata(weights, metadata)
+    if unfit:
+        return weights
+    return replace(weights, backbone=fitting_network(tensors, weight_format, weights.structure))
+
+
+def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
+    """Take from the metadata that `save_weights` wrote what the tensors do not tell."""
+    if "backbone" not in metadata:
+        return weights
+    values = metadata["input_format"]
+    return replace(
+        weights,
+        backbone=BackboneSettings(**metadata["backbone"]),
+        structure=metadata.get("structure", {}),
+        num_classes=metadata["num_classes"],
+        classes=metadata["classes"],
+        input_format=InputFormat(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        ),
+    )
+
+
+def _named_for(backbone: Backbone, weights: Weights) -> dict[str, Tensor]:
+    """Return the tensors under the names of the network that takes them."""
+    if weights.format != "sebench" and hasattr(backbone, "rename"):  # a library's, its own names
+        return backbone.rename(weights.own_tensors)
+    if weights.unfit:
+        raise ValueError(f"{weights.path}: {weights.unfit}")
+    if weights.format == "unknown":
+        known = ", ".join(weight_format.name for weight_format in FORMATS)
+        some = ", ".join(list(weights.own_tensors)[:3])
+        raise ValueError(
+            f"{weights.path}: the format is not known by its names ({some}, ...). Known: sebench,"
+            f" {known}. A network of timm or torchvision takes its own weights: timm:NAME"
+        )
+    return weights.tensors
+
+
+def _conflict(weights: Weights, option: str, demanded: Any, asked: Any) -> str:
+    return (
+        f"{weights.path} ({weights.title}) was trained with {option}={_word(demanded)}, the network has"
+        f" {option}={_word(asked)}: the tensors would fit and every output be wrong. Set"
+        f" backbone.options.{option}={_word(demanded)}, or leave it out"
+    )
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _mismatch_table(
+    wanted: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshapen: Sequence[str],
+    rows: int = 8,
+) -> str:
+    """Word what does not fit, at most `rows` lines of each kind."""
+    lines = []
+
+    def add(kind: str, names: Sequence[str], describe: Any) -> None:
+        for name in names[:rows]:
+            lines.append(f"  {kind:<11}{describe(name)}")
+        if len(names) > rows:
+            lines.append(f"  {kind:<11}... and {len(names) - rows} more")
+
+    def near(name: str, others: Sequence[str]) -> str:
+        match = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        return f"{name}  (nearest: {match[0]})" if match else name
+
+    def shapes(name: str) -> str:
+        return f"{name}  {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} wanted"
+
+    add("missing", missing, lambda name: near(name, unexpected))
+    add("unexpected", unexpected, lambda name: near(name, missing))
+    add("misshapen", misshapen, shapes)
+    return "\n".join(lines)

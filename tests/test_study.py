@@ -1,0 +1,249 @@
+"""Studies: twins join by themselves, what is recorded is skipped, a failure stops nothing else."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools import cli
+from tools.experiments import study
+from tools.experiments.study import load_study, plan
+
+DEMO = Path(study.__file__).parent / "studies" / "demo.yaml"
+
+
+def _write(path: Path, content: dict) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _study(tmp_path: Path, *entries: dict, **study: object) -> Path:
+    base = {"task": "classification", "recipe": "cifar-short", "backbones": ["se_resnet20"]}
+    experiments = [{**base, **entry} for entry in entries or ({},)]
+    return _write(tmp_path / "study.yaml", {**study, "experiments": experiments})
+
+
+def _networks(cells) -> list[tuple[str, dict, int]]:
+    backbones = [(cell.experiment.config.backbone, cell.experiment.config.seed) for cell in cells]
+    return [(backbone.name, backbone.options, seed) for backbone, seed in backbones]
+
+
+def test_the_plain_twin_of_an_se_network_joins_for_every_seed(tmp_path):
+    cells = plan(load_study(_study(tmp_path, seeds=[0, 1])), tmp_path / "out")
+    assert _networks(cells) == [
+        ("resnet20", {}, 0),
+        ("resnet20", {}, 1),
+        ("se_resnet20", {}, 0),
+        ("se_resnet20", {}, 1),
+    ]
+    assert len({cell.experiment.condition for cell in cells}) == 1
+    alone = plan(load_study(_study(tmp_path, twins=False)), tmp_path / "out")
+    assert [name for name, _, _ in _networks(alone)] == ["se_resnet20"]
+
+
+def test_variants_of_one_network_share_their_twin(tmp_path):
+    variants = [{"name": "se_resnet20", "options": {"reduction": r}} for r in (4, 8)]
+    cells = plan(load_study(_study(tmp_path, {"backbones": variants})), tmp_path / "out")
+    assert [cell.directory.name for cell in cells] == [
+        "resnet20-seed0",
+        "se_resnet20-reduction=4-seed0",
+        "se_resnet20-reduction=8-seed0",
+    ]
+    assert len({cell.experiment.hash for cell in cells}) == 3
+
+
+def test_a_declared_twin_joins_and_is_what_the_record_pairs_with(tmp_path):
+    entry = {"backbones": [{"name": "timm:skresnet18", "twin": "timm:resnet18"}]}
+    cells = plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
+    assert _networks(cells) == [("timm:resnet18", {}, 0), ("timm:skresnet18", {}, 0)]
+    assert cells[1].experiment.config.backbone.twin == "timm:resnet18"
+    entry["backbones"][0]["twin"] = "timm:resnet1O"
+    with pytest.raises(ValueError, match="did you mean timm:resnet1"):
+        plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
+
+
+def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
+    study = load_study(
+        _study(tmp_path, {"name": "first"}, {"name": "second", "weights_from": "first"})
+    )
+    cells = {cell.label: cell for cell in plan(study, tmp_path / "out")}
+    for network in ("resnet20-seed0", "se_resnet20-seed0"):
+        weights = cells[f"second · {network}"].experiment.config.backbone.weights
+        assert weights == str(cells[f"first · {network}"].directory / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "clasification"}, "unknown task 'clasification'; did you mean classification"),
+        ({"recipe": "cifar"}, "unknown classification recipe"),
+        ({"backbones": ["se_resnet21"]}, "unknown backbone 'se_resnet21'"),
+        ({"backbones": [{"nme": "x"}]}, "give a name"),
+        ({"backbones": "se_resnet20"}, "backbones: expected a list"),
+        ({"sample": "cifar10"}, "unknown sample 'cifar10'"),
+        ({"weights_from": "other"}, "unknown weights_from 'other'"),
+        ({"settings": {"train": {"epoch": 3}}}, "unknown key 'train.epoch' in settings"),
+        ({"seed": [1]}, "unknown key 'seed' in .*experiment 1; did you mean seeds"),
+        ({"seeds": ["one"]}, "could not be converted to Integer"),
+    ],
+)
+def test_a_wrong_suite_is_refused_before_anything_runs(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        plan(load_study(_study(tmp_path, change)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_suite_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="lacks 'experiments'"):
+        load_study(_write(tmp_path / "x.yaml", {"seeds": [1]}))
+    with pytest.raises(ValueError, match="experiment 1: lacks 'recipe'"):
+        load_study(_write(tmp_path / "x.yaml", {"experiments": [{"task": "scene"}]}))
+    with pytest.raises(ValueError, match=r"did you mean .*x.yaml"):
+        load_study(tmp_path / "xx.yaml")
+    with pytest.raises(ValueError, match="two experiments are called"):
+        plan(load_study(_study(tmp_path, {}, {})), tmp_path / "out")
+
+
+def test_every_shipped_suite_can_be_planned(tmp_path):
+    for path in DEMO.parent.glob("*.yaml"):
+        assert plan(load_study(path), tmp_path)
+
+
+def test_the_demo_covers_four_benchmarks_with_twins(tmp_path):
+    cells = plan(load_study(DEMO), tmp_path)
+    data = {(cell.experiment.task, cell.experiment.config.data.name) for cell in cells}
+    assert data == {
+        ("classification", "cifar10"),
+        ("classification", "imagenet"),
+        ("scene", "places365"),
+        ("detection", "coco_2017"),
+    }
+    assert len(cells) == 8
+
+
+@pytest.fixture(scope="module")
+def smallest_demo(tmp_path_factory) -> Path:
+    """The demo with a few steps a network, and one entry more that must fail."""
+    study = yaml.safe_load(DEMO.read_text())
+    study["sample_data"] = {
+        "cifar10": {"train_per_class": 10, "test_per_class": 2},
+        "imagenet": {"classes": 3, "train_per_class": 8, "val_per_class": 2, "size": 64},
+        "places365": {"classes": 3, "train_per_class": 8, "val_per_class": 2, "size": 64},
+        "coco": {"train": 6, "val": 4},
+    }
+    for entry in study["experiments"]:
+        train = entry.setdefault("settings", {}).setdefault("train", {})
+        if entry["task"] == "detection":
+            train.update(iterations=2, batch_size=2, warmup_iterations=0, lr=0.001)
+        else:
+            train.update(epochs=1, batch_size=50 if entry["name"] == "cifar10" else 8)
+            entry["settings"]["evaluate"] = {"batch_size": 8}
+            if entry["recipe"] != "cifar-short":
+                entry["settings"]["augment"] = {"size": 32}
+                entry["settings"]["evaluate"].update(resize=40, crop=32)
+    failing = {"name": "absent", "task": "classification", "recipe": "cifar-short"}
+    failing |= {"backbones": ["resnet20"], "data_root": "/nonexistent"}
+    study["experiments"].insert(0, failing)
+    return _write(tmp_path_factory.mktemp("demo") / "demo.yaml", study)
+
+
+@pytest.fixture(scope="module")
+def finished(smallest_demo):
+    """The smallest demo, run once: (exit code, output folder)."""
+    output = smallest_demo.parent / "out"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys, "argv", ["sebench", "run", str(smallest_demo), "-o", str(output)])
+    with pytest.raises(SystemExit) as end, patch.context():
+        cli.main()
+    patch.undo()
+    return end.value.code, output
+
+
+def test_a_failed_run_is_named_and_the_others_are_recorded_and_reported(finished):
+    code, output = finished
+    assert code == 1
+    records = {
+        path.parent.name: json.loads(path.read_text()) for path in output.glob("*/*/record.json")
+    }
+    tasks = sorted(path.parent.parent.name for path in output.glob("*/*/record.json"))
+    assert tasks == sorted(["imagenet", "coco", "places365", "cifar10"] * 2)
+    assert not (output / "absent" / "resnet20-seed0" / "record.json").exists()
+    assert all(record["dataset"]["synthetic"] for record in records.values())
+    page = (output / "report" / "report.html").read_text()
+    assert "se_resnet_tiny" in page
+    detection = json.loads((output / "coco" / "se_resnet_tiny-seed0" / "record.json").read_text())
+    source = json.loads((output / "imagenet" / "se_resnet_tiny-seed0" / "record.json").read_text())
+    assert detection["weights"]["initial"]["sha256"] == source["weights"]["sha256"]
+
+
+def test_every_run_directory_holds_what_it_promises(finished):
+    _, output = finished
+    for record in output.glob("*/*/record.json"):
+        names = {path.name for path in record.parent.iterdir()}
+        wanted = {"settings.yaml", "log.txt", "curve.jsonl", "weights.safetensors"}
+        rows = "detections.json" if record.parent.parent.name == "coco" else "samples.parquet"
+        assert wanted | {rows} <= names
+
+
+def test_twins_differ_in_nothing_but_the_backbone(finished):
+    _, output = finished
+    for folder in ("imagenet", "coco", "places365", "cifar10"):
+        plain, candidate = (
+            json.loads(path.read_text()) for path in sorted((output / folder).glob("*/record.json"))
+        )
+        assert candidate["backbone"]["twin"]["name"] == plain["backbone"]["name"]
+        for key in ("dataset", "protocol", "git", "seed", "selection"):
+            assert candidate[key] == plain[key]
+        assert candidate["experiment"]["condition"] == plain["experiment"]["condition"]
+        assert candidate["cost"]["parameters"] > plain["cost"]["parameters"]
+
+
+def test_a_second_run_does_only_what_is_missing(finished, smallest_demo, sebench):
+    _, output = finished
+    missing = output / "cifar10" / "resnet20-seed0" / "record.json"
+    before = {p: p.stat().st_mtime_ns for p in output.glob("*/*/record.json") if p != missing}
+    for path in list(missing.parent.iterdir()):
+        path.unlink()
+    code, _, err = sebench("run", smallest_demo, "-o", output)
+    assert code == 1
+    assert err.count("there  ") == 7
+    assert err.count("done  ") == 1
+    assert "failed" in err
+    assert "/nonexistent" in err
+    assert missing.is_file()
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_dry_run_shows_what_is_there_and_what_is_not(finished, smallest_demo, sebench):
+    _, output = finished
+    code, out, _ = sebench("run", smallest_demo, "-o", output, "--dry-run")
+    assert code == 0
+    assert out.count("recorded") == 8
+    assert "9 runs, 1 to run" in out
+
+
+def test_several_weights_of_one_evaluate_are_recorded_each_for_itself(finished, sebench, tmp_path):
+    _, output = finished
+    for task, folder in (("scene", "places365"), ("detection", "coco")):
+        runs = sorted((output / folder).glob("*/record.json"))
+        trained = [json.loads(path.read_text()) for path in runs]
+        weights = [part for path in runs for part in ("-w", path.parent / "weights.safetensors")]
+        code, out, _ = sebench("evaluate", task, *weights, "-o", tmp_path / folder, "--json")
+        assert code == 0
+        found = json.loads(out)
+        for before, after in zip(trained, found, strict=True):
+            assert after["metrics"] == before["metrics"]
+            assert after["backbone"] == before["backbone"]
+            assert after["weights"]["sha256"] == before["weights"]["sha256"]
+        assert len(list((tmp_path / folder).glob("*/record.json"))) == 2
+
+
+def test_cells_know_what_became_of_them(finished, smallest_demo):
+    _, output = finished
+    cells = plan(load_study(smallest_demo), output)
+    assert [cell.status() for cell in cells] == ["to run"] + ["recorded"] * 8
+    other = dataclasses.replace(cells[1], experiment=dataclasses.replace(cells[2].experiment))
+    assert other.status() != "recorded"

@@ -1,0 +1,193 @@
+"""What the command line prints: tables, a record, the progress of a study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
+
+if TYPE_CHECKING:
+    from tools.experiments.run import Experiment
+    from tools.experiments.study import Cell, Outcome
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of rows that have the same keys; columns of nothing are left out."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    empty = (None, "", [], {})
+    keys = [key for key in rows[0] if any(row[key] not in empty for row in rows)] if rows else []
+    keys = [key for key in keys if key != "path"]  # for programs: --json has it
+    for key in keys:
+        number = any(_is_number(row[key]) for row in rows)
+        table.add_column(key.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(escape(_plain(row[key])) for key in keys))
+    _stdout().print(table)
+
+
+def print_record(record: Record) -> None:
+    network = f"{record.backbone['name']} on {record.dataset['name']} {record.dataset['split']}"
+    made = ", sample data" if record.synthetic else ""
+    print(f"{network} ({record.dataset['images']:,} images{made}), {record.protocol['name']}")
+    values = {name: metric.value for name, metric in record.metrics.items()}
+    print_metrics(values, {n: m.reason for n, m in record.metrics.items() if m.reason})
+    print(f"recorded in {record.directory}")
+
+
+def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for name, value in values.items():
+        kind = METRICS.get(name)
+        shown = "-" if value is None else f"{value:.2f} %"
+        note = missing.get(name) or (kind.label if kind else "")
+        table.add_row(name, shown, escape(note))
+    _stdout().print(table)
+
+
+def describe_check(experiment: Experiment, summary: dict[str, Any], output: Path) -> dict[str, Any]:
+    """What a dry run found."""
+    dataset = {k: v for k, v in summary["dataset"].items() if k != "class_names"}
+    return {
+        "task": experiment.task,
+        "action": experiment.action,
+        "experiment": experiment.hash,
+        "output": str(output),
+        **{key: value for key, value in summary.items() if key != "dataset"},
+        "dataset": dataset,
+        "settings": experiment.settings,
+    }
+
+
+def print_nested(content: Mapping[str, Any]) -> None:
+    """A line for every value, by its dotted name."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for key, value in _flatten(content):
+        table.add_row(key, escape(_plain(value)))
+    _stdout().print(table)
+
+
+def print_plan(cells: list[Cell]) -> None:
+    rows = []
+    for cell in cells:
+        config = cell.experiment.config
+        rows.append(
+            {
+                "experiment": cell.entry,
+                "task": cell.experiment.task,
+                "backbone": config.backbone.name,
+                "options": ", ".join(f"{k}={v}" for k, v in config.backbone.options.items()),
+                "data": config.data.name,
+                "seed": str(config.seed),
+                "status": cell.status(),
+            }
+        )
+    print_rows(rows)
+    waiting = sum(row["status"] != "recorded" for row in rows)
+    print(f"{len(rows)} runs, {waiting} to run")
+
+
+class StudyDisplay:
+    """Lines for what has ended, a bar with the running cells where stderr is a terminal."""
+
+    def __init__(self, output: Path) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console)
+        self._output = output
+        self._bars: dict[Path, Any] = {}
+        self._total = self._count = 0
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> StudyDisplay:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+    def begin(self, cells: list[Cell]) -> None:
+        self._total = len(cells)
+        self.say(f"{len(cells)} runs; what they print is in {self._output / 'logs'}")
+
+    def started(self, cell: Cell) -> None:
+        self._bars[cell.directory] = self._progress.add_task(escape(cell.label), total=None)
+
+    def ended(self, outcome: Outcome) -> None:
+        self._count += 1
+        bar = self._bars.pop(outcome.cell.directory, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+        label = f"{self._count}/{self._total}  {escape(outcome.cell.label)}"
+        if outcome.record is None:
+            self._console.print(f"[red]failed[/]  {label}: {escape(outcome.error or '')}")
+        elif outcome.skipped:
+            self._console.print(f"[dim]there  {label}[/]")
+        else:
+            numbers = escape(headline(outcome.record))
+            self._console.print(f"[green]done[/]  {label}  {numbers}  {outcome.seconds:.0f} s")
+
+
+def headline(record: Record) -> str:
+    """The numbers a task is known by, e.g. 'AP 61.2, AP50 84.0'."""
+    parts = []
+    for name in HEADLINE_METRICS[record.task]:
+        metric = record.metrics.get(name)
+        if metric is not None and metric.value is not None:
+            label = METRICS[name].label if name.startswith("top") else name
+            parts.append(f"{label} {metric.value:.1f}")
+    return ", ".join(parts)
+
+
+def _stdout() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe has no width: keep rows whole
+    return console
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat

@@ -1,0 +1,284 @@
+"""Commands that look things up or turn them into something else: lists, reports, references,
+weights, sample data, benchmarks. They are put on the command line in `tools.cli`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="Python file that registers networks of your own."),
+]
+
+data_app = typer.Typer(no_args_is_help=True, help="Make sample data.")
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Inspect, convert and verify files of weights."
+)
+
+
+def list_(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="backbones, recipes, datasets or attentions.")
+    ],
+    paper: Annotated[
+        bool, typer.Option("--paper", help="backbones: our costs beside those the paper prints.")
+    ] = False,
+    as_json: JsonOption = False,
+    imports: ImportOption = None,
+) -> None:
+    """List what can be named in settings: networks, recipes, data sets, attentions.
+
+    [bold]Examples[/]
+
+      sebench list backbones --paper
+
+      sebench list recipes --json
+    """
+    from backbones.zoo import load_user_module
+    from tools.cli.listing import LISTS
+    from tools.experiments.settings import unknown
+
+    if what not in LISTS:
+        raise ValueError(unknown("list", what, LISTS))
+    if paper and what != "backbones":
+        raise ValueError("--paper is for backbones: sebench list backbones --paper")
+    for path in imports or ():
+        load_user_module(path)
+    if not paper:
+        _print(LISTS[what](), as_json)
+        return
+    from backbones.paper import paper_comparison
+
+    compared = paper_comparison()
+    if as_json:
+        print(json.dumps(compared, indent=1))
+        return
+    _print([_in_short(row) for row in compared], False)
+    for row in compared:
+        if row["note"]:
+            print(f"* table {row['table']}, {row['row']}: {row['note']}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "sebench report",
+    allow_unequal: Annotated[
+        bool,
+        typer.Option("--allow-unequal", help="Pair twins of other recipe, data or commit; marked."),
+    ] = False,
+) -> None:
+    """Compare recorded runs, twin by twin: HTML, Markdown, CSV, JSON, LaTeX.
+
+    [bold]Example[/]  sebench report runs --output report
+    """
+    from tools.report import write_report
+
+    for path in write_report(runs, output, title=title, allow_unequal=allow_unequal):
+        print(path)
+
+
+def reference(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="table-7, or list.")] = "list",
+    as_json: JsonOption = False,
+) -> None:
+    """Print a table of the paper, or of published weights, with its protocol and its traps.
+
+    [bold]Example[/]  sebench reference table-7
+    """
+    from tools.references import load_references
+    from tools.references import reference as find
+
+    if name == "list":
+        tables = load_references().values()
+        _print([{"name": t.name, "task": t.task, "title": t.title} for t in tables], as_json)
+        return
+    table = find(name)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(table), indent=1))
+        return
+    print(f"{table.where}: {table.title}")
+    rows = []
+    for row in table.rows:
+        values = {ref.metric: f"{ref.value:g}" for ref in row.references}
+        protocols = ", ".join(dict.fromkeys(ref.protocol for ref in row.references))
+        rows.append({"network": row.network, "backbone": row.backbone, **values, "on": protocols})
+    columns = dict.fromkeys(key for row in rows for key in row)
+    _print([{key: row.get(key) for key in columns} for row in rows], False)
+    notes = dict.fromkeys(
+        (
+            *table.notes,
+            *(note for row in table.rows for ref in row.references for note in ref.notes),
+        )
+    )
+    for note in notes:
+        print(f"- {note}")
+
+
+def benchmark(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, or list.")] = "list",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what this suite claims about speed and memory, against its peers, on this machine."""
+    from tools.speed import BENCHMARKS, print_result, run_benchmark
+
+    if name == "list":
+        rows = [
+            {"name": key, "compares": b.compares, "target": b.target_in_words}
+            for key, b in BENCHMARKS.items()
+        ]
+        _print(rows, as_json)
+        return
+    result = run_benchmark(name)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result)
+
+
+@data_app.command("sample")
+def data_sample(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make them.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="cifar10, cifar100, fashion_mnist, imagenet, places365, coco."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Other pictures of the same kind.")] = 0,
+) -> None:
+    """Make tiny data sets in the layouts of the real ones, to try everything out.
+
+    [bold]Example[/]  sebench data sample data --only coco
+    """
+    from tools.sample_data import make_all
+
+    for root in make_all(directory, only, seed).values():
+        print(root)
+
+
+WeightsArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")]
+
+
+@weights_app.command("inspect")
+def weights_inspect(path: WeightsArgument, as_json: JsonOption = False) -> None:
+    """Say what a file holds: format, network, tasks it can serve, input, missing and extra keys."""
+    from backbones.weights.convert import inspect_weights
+
+    _print_nested(inspect_weights(path), as_json)
+
+
+@weights_app.command("convert")
+def weights_convert(
+    path: WeightsArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
+    to: Annotated[str, typer.Option(help="safetensors, timm, torchvision or detectron2.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write weights under another library's names, so that they load there strictly.
+
+    [bold]Example[/]  sebench weights convert run/weights.safetensors se50.pth --to timm
+    """
+    from backbones.weights.convert import convert_weights
+
+    _print_nested(convert_weights(path, to, out), as_json)
+
+
+@weights_app.command("verify")
+def weights_verify(
+    path: WeightsArgument,
+    against: Annotated[str, typer.Option(help="timm:NAME or torchvision:NAME.")],
+    size: Annotated[int | None, typer.Option(help="Pixels a side; default: theirs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Feed both networks the same picture: the largest difference of every stage and the logits.
+
+    [bold]Example[/]  sebench weights verify se50.pth --against timm:legacy_seresnet50
+    """
+    from backbones.weights.convert import verify_weights
+
+    found = verify_weights(path, against, size)
+    _print_nested(found, as_json)
+    if not found["equal"]:
+        raise typer.Exit(1)
+
+
+@weights_app.command("remeasure")
+def weights_remeasure(
+    weights: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE|timm:NAME]...",
+            help="Default: all released weights that libraries download.",
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder of ImageNet, its val split.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the records.")] = Path(
+        "runs/remeasure"
+    ),
+    subset: Annotated[
+        bool, typer.Option("--subset", help="The folder holds some of the 1000 classes only.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate released weights on ImageNet val; print measured beside published accuracies.
+
+    [bold]Example[/]  sebench weights remeasure timm:legacy_seresnet50.in1k --data-root imagenet
+    """
+    from tools.references.remeasure import checkpoints_of, remeasure
+
+    if data_root is None:
+        raise ValueError("--data-root is missing: name the folder of ImageNet")
+    checkpoints = checkpoints_of(weights or ())
+    rows = list(remeasure(checkpoints, data_root, output, "subset" if subset else "all"))
+    _print(rows, as_json)
+    if all(row["reason"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _in_short(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `--paper` that fits a terminal: millions or billions, as the paper prints them."""
+
+    def ours(quantity: str) -> str:
+        printed = row[f"paper_{quantity}"]
+        unit = printed[-1] if printed else {"parameters": "M", "multiply_adds": "G"}[quantity]
+        return f"{row[quantity] / {'M': 1e6, 'G': 1e9}[unit]:.3f} {unit}"
+
+    def difference(quantity: str) -> str:
+        value = row[f"{quantity}_difference"]
+        return "" if value is None else f"{value:+.2f} %"
+
+    return {
+        "table": str(row["table"]),
+        "row": row["row"] + (" *" if row["note"] else ""),
+        "parameters": ours("parameters"),
+        "paper": row["paper_parameters"] or "",
+        "differs": difference("parameters"),
+        "multiply-adds": ours("multiply_adds"),
+        "paper's": row["paper_multiply_adds"] or "",
+        "differ": difference("multiply_adds"),
+    }
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from tools.cli.display import print_rows
+
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_rows(rows)
+
+
+def _print_nested(content: dict[str, Any], as_json: bool) -> None:
+    from tools.cli.display import print_nested
+
+    if as_json:
+        print(json.dumps(content, indent=1))
+    else:
+        print_nested(content)

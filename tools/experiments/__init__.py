@@ -1,0 +1,1 @@
+"""Experiments: settings, runs, records, and studies of many of them."""

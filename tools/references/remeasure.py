@@ -1,0 +1,126 @@
+"""Published checkpoints measured anew on ImageNet val, beside what was published of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backbones.external import input_format_of
+from backbones.weights.load import read_weights
+from backbones.zoo import EXTERNAL, InputFormat
+from tools.experiments.run import load_experiment, run_experiment
+from tools.references import Row, reference
+
+METRICS = ("top1_accuracy", "top5_accuracy")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights to measure: a file, or a name that a library downloads; and what was published."""
+
+    weights: str
+    published: Row | None
+    crop: int | None = None  # pixels, where the row says another crop than the weights do
+
+
+def published_checkpoints() -> list[Checkpoint]:
+    """List the rows of `sebench reference released-weights` that a library can download."""
+    found = []
+    for row in reference("released-weights").rows:
+        if match := re.fullmatch(r"(\S+)(?: at (\d+))? \(timm\)", row.network):
+            name, side = match.groups()
+            tag = "" if "." in name else ".in1k"  # the tag of the legacy networks
+            protocol = re.fullmatch(r"crop of (\d+)", row.references[0].protocol)
+            side = side or (protocol and protocol[1])
+            found.append(Checkpoint(f"timm:{name}{tag}", row, int(side) if side else None))
+        elif match := re.fullmatch(r"(\S+) (V\d) \(torchvision\)", row.network):
+            found.append(Checkpoint(f"torchvision:{match[1]}.IMAGENET1K_{match[2]}", row))
+    return found
+
+
+def checkpoints_of(named: Sequence[str]) -> list[Checkpoint]:
+    """Find what was published of files and names: a file by the start of its SHA-256."""
+    if not named:
+        return published_checkpoints()
+    found = []
+    for weights in named:
+        if weights.startswith(EXTERNAL):
+            known = [c for c in published_checkpoints() if c.weights == weights]
+            found += known or [Checkpoint(weights, None)]
+        else:
+            found.append(Checkpoint(weights, _published_of(read_weights(weights).sha256)))
+    return found
+
+
+def _published_of(sha256: str) -> Row | None:
+    rows = [row for row in reference("released-weights").rows if row.weights]
+    return next((r for r in rows if sha256.startswith(r.weights.rsplit("-", 1)[-1])), None)
+
+
+def remeasure(
+    checkpoints: Sequence[Checkpoint], data_root: Path, output: Path, classes: str = "all"
+) -> Iterator[dict[str, Any]]:
+    """Evaluate each checkpoint as it was trained to be fed, and yield measured beside published.
+
+    Args:
+        data_root: ImageNet, in any of the layouts of data set `imagenet`.
+        output: gets a run directory for each, with its record.
+        classes: "subset" where the folder holds some of the 1000 classes only; nothing published
+            may be compared with that.
+
+    Yields:
+        Accuracies in percent; `difference` is measured less published, None where one is missing;
+        `reason` says why nothing was measured.
+    """
+    for checkpoint in checkpoints:
+        row: dict[str, Any] = {"weights": checkpoint.weights, "backbone": None, "protocol": None}
+        row |= {"images": None, "reason": None}
+        values = {}
+        try:
+            record = _evaluate(checkpoint, data_root, output, classes)
+        except ValueError as error:
+            row["reason"] = str(error)
+        else:
+            row["backbone"] = record.backbone["name"]
+            row["protocol"] = record.protocol["name"]
+            row["images"] = record.dataset["images"]
+            values = {name: record.metrics[name].value for name in METRICS}
+        references = checkpoint.published.references if checkpoint.published else ()
+        for name in METRICS:
+            measured = values.get(name)
+            published = next((r.value for r in references if r.metric == name), None)
+            comparable = measured is not None and published is not None and classes == "all"
+            row[name] = measured
+            row[f"{name}_published"] = published
+            row[f"{name}_difference"] = measured - published if comparable else None
+        yield row
+
+
+def _evaluate(checkpoint: Checkpoint, data_root: Path, output: Path, classes: str) -> Any:
+    weights = read_weights(checkpoint.weights)
+    # Our own network where there is one, else the library's.
+    network = checkpoint.weights
+    if weights.backbone is not None:
+        network = weights.backbone.name
+    elif not network.startswith(EXTERNAL):
+        raise ValueError(f"{network} ({weights.title}) fits no network of `sebench list backbones`")
+    told = weights.input_format or InputFormat()
+    if checkpoint.weights.startswith(EXTERNAL):
+        told = input_format_of(checkpoint.weights)
+    crop = checkpoint.crop or told.size or 224
+    resize = round(crop / (told.crop or 0.875))
+    experiment = load_experiment(
+        "classification",
+        "imagenet-paper",
+        [f"evaluate.crop={crop}", f"evaluate.resize={resize}", f"data.classes={classes}"],
+        action="evaluate",
+        backbone=network,
+        options={},
+        weights=checkpoint.weights,
+        data_root=data_root,
+    )
+    name = re.sub(r"[^\w.-]+", "_", Path(checkpoint.weights).name)
+    return run_experiment(experiment, output / f"{name}-{crop}-{experiment.hash[:8]}")

@@ -1,0 +1,262 @@
+"""The report's plots, as SVG that takes its colours and fonts from the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from tools.experiments.record import METRICS, Record
+from tools.report.comparison import ClassRow, Comparison
+
+# Colours that stand for the page's own, so that one SVG serves light and dark.
+_INK, _LINE, _PLAIN, _CANDIDATE = "#010203", "#040506", "#070809", "#0a0b0c"
+_BETTER, _WORSE = "#0d0e0f", "#101112"
+_THEME = {
+    _INK: "currentColor",
+    _LINE: "var(--line)",
+    _PLAIN: "var(--plain)",
+    _CANDIDATE: "var(--candidate)",
+    _BETTER: "var(--better)",
+    _WORSE: "var(--worse)",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,  # names may hold a dollar sign
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.5,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+}
+_DECIMALS = re.compile(r"(\d+\.\d{2})\d+")  # a hundredth of a point is enough
+_WIDTH = 4.6  # inches: a phone shows it at about its own size
+CURVE_POINTS = 150
+CLASSES_SHOWN = 24
+
+
+def forest_plot(comparisons: Sequence[Comparison]) -> str | None:
+    """Headline differences with their intervals, better to the right."""
+    rows = [c for c in comparisons if c.headline.gain is not None]
+    if not rows:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 0.75 + 0.52 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, comparison in enumerate(reversed(rows)):
+            row, found = comparison.headline, comparison.headline.difference
+            colour = {"better": _BETTER, "worse": _WORSE}.get(row.verdict, _INK)
+            if found.low is not None:
+                bounds = sorted((found.low, found.high))
+                if not row.higher_is_better:
+                    bounds = [-bounds[1], -bounds[0]]
+                axes.plot(bounds, [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([row.gain], [place], "o", color=colour, markersize=6)
+            label = f"{comparison.dataset}, {row.label}: {comparison.candidate}"
+            axes.annotate(
+                _short(label, 58), (0, place + 0.25), (0, 0), textcoords="offset points",
+                xycoords=("axes fraction", "data"), fontsize=9,
+            )  # fmt: skip
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_ylim(-0.5, len(rows) - 0.3)
+        axes.set_yticks([])
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("← worse      percent points      better →")
+        shown = "; ".join(_spoken(c) for c in rows[:12])
+        return _svg(figure, "forest", f"Differences with their 95 % intervals. {shown}")
+
+
+def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
+    """One metric of one data set against multiply-adds, latency and parameters, twins joined."""
+    rows = [c for c in comparisons if c.headline.difference.difference is not None]
+    if not rows:
+        return None
+    most = max((c.costs["multiply_adds"][1] or 0 for c in rows), default=0)
+    panels = (
+        (
+            "multiply_adds",
+            *((1e9, "multiply-adds (G)") if most >= 1e9 else (1e6, "multiply-adds (M)")),
+        ),
+        ("latency_ms", 1, "latency (ms)"),
+        ("parameters", 1e6, "parameters (M)"),
+    )
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 2.3), layout="constrained")
+        for axes, (cost, unit, label) in zip(
+            figure.subplots(1, 3, sharey=True), panels, strict=True
+        ):
+            x = [0.0, 0.0]
+            for c in rows:
+                found = c.headline.difference
+                if None in c.costs[cost]:
+                    continue
+                x = [value / unit for value in c.costs[cost]]
+                axes.plot(x, [found.plain, found.candidate], color=_INK, linewidth=0.8)
+                axes.plot(x[:1], [found.plain], "o", color=_PLAIN, markersize=6)
+                axes.plot(x[1:], [found.candidate], "s", color=_CANDIDATE, markersize=6)
+            axes.margins(0.3)
+            if len(rows) == 1 and x[0] != x[1]:
+                digits = 3 if cost == "latency_ms" else 5
+                axes.set_xticks(x, [f"{value:.{digits}g}" for value in x])
+            else:
+                axes.locator_params(axis="x", nbins=2)
+                axes.ticklabel_format(useOffset=False)
+            axes.tick_params(labelsize=8)
+            axes.set_xlabel(label, fontsize=8)
+        figure.axes[0].set_ylabel(f"{rows[0].headline.label} (%)", fontsize=9)
+        spoken = f"{rows[0].headline.label} on {rows[0].dataset} against cost; plain as circles, "
+        return _svg(figure, key, f"{spoken} their twins as squares, each pair joined by a line")
+
+
+def curve_plot(comparison: Comparison) -> str | None:
+    """Training loss and validation metric of both twins, a line a seed."""
+    pair = comparison.pair
+    sides = (
+        (pair.plain, _PLAIN, "--", comparison.plain),
+        (pair.candidate, _CANDIDATE, "-", comparison.candidate),
+    )
+    curves = [
+        (_read_curve(record), colour, style, name if place == 0 else None)
+        for records, colour, style, name in sides
+        for place, record in enumerate(records)
+    ]
+    names = ["loss"]
+    metric = comparison.headline.name
+    if any(f"val_{metric}" in point for curve, *_ in curves for point in curve):
+        names.append(f"val_{metric}")
+    if not any("loss" in point for curve, *_ in curves for point in curve):
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 2.6), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            for curve, colour, style, label in curves:
+                points = [(p["step"], p[name]) for p in curve if p.get(name) is not None]
+                points = _thinned(points)
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), style, color=colour, linewidth=1.3, label=label
+                    )
+            axes.set_xlabel("step", fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.locator_params(axis="x", nbins=4)
+            title = "training loss"
+            if name != "loss":
+                title = f"validation {METRICS[metric].label} (%)"
+            axes.set_title(_short(title, 32), fontsize=9)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
+        )
+        spoken = f"Training curves of {comparison.plain} (dashed) and {comparison.candidate}"
+        return _svg(figure, f"{comparison.key}-curve", f"{spoken} on {comparison.dataset}")
+
+
+def class_plot(comparison: Comparison) -> str | None:
+    """Differences of the classes, sorted; of many the two ends."""
+    rows = [row for row in comparison.classes if row.difference is not None]
+    if len(rows) < 2:
+        return None
+    half = CLASSES_SHOWN // 2
+    shown = rows if len(rows) <= CLASSES_SHOWN else [*rows[:half], *rows[-half:]]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 0.7 + 0.2 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(reversed(shown)):
+            colour = _BETTER if row.difference > 0 else _WORSE
+            axes.barh(place, row.difference, color=colour, height=0.65)
+            if row.low is not None:
+                axes.plot([row.low, row.high], [place, place], color=_INK, linewidth=1)
+        axes.set_yticks(
+            range(len(shown)), [_short(row.name, 26) for row in reversed(shown)], fontsize=8
+        )
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.grid(axis="y", visible=False)
+        axes.set_ylim(-0.7, len(shown) - 0.3)
+        axes.set_xlabel(f"{METRICS[comparison.class_metric].label}: points, better →", fontsize=9)
+        return _svg(figure, f"{comparison.key}-classes", _spoken_classes(rows))
+
+
+def _spoken(comparison: Comparison) -> str:
+    row = comparison.headline
+    return f"{comparison.dataset}: {row.gain:+.2f} points, {row.verdict}"
+
+
+def _spoken_classes(rows: Sequence[ClassRow]) -> str:
+    up, down = rows[0], rows[-1]
+    return (
+        f"Differences of {len(rows)} classes, from {up.name} {up.difference:+.1f}"
+        f" to {down.name} {down.difference:+.1f} points; the table below has them all"
+    )
+
+
+def _read_curve(record: Record) -> list[dict[str, float]]:
+    path = record.file("curve")
+    points = []
+    for line in _lines(path) if path else ():
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue  # a run that was killed may leave half a line
+        if isinstance(point, dict) and isinstance(point.get("step"), (int, float)):
+            points.append({k: v for k, v in point.items() if isinstance(v, (int, float))})
+    return points
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    step = max(1, -(-len(points) // CURVE_POINTS))
+    return points if step == 1 else [*points[::step], points[-1]]
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _svg(figure: Figure, key: str, description: str) -> str:
+    """The figure as an SVG element; ``key`` keeps its ids apart from those of others."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has other fonts
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
+    )
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', text))
+    text = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(url\(|href=")#', rf"\g<1>#{key}-", text)
+    for colour, variable in _THEME.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub(r' d="[^"]*"', lambda m: _DECIMALS.sub(r"\1", m[0]), text)
+    escaped = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    head = re.search(r'viewBox="[^"]*"', text)[0]
+    body = text[text.index(">") + 1 :]
+    return (
+        f'<svg {head} role="img" aria-label="{escaped}" xmlns="http://www.w3.org/2000/svg"'
+        f' xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    )
