@@ -1,10 +1,66 @@
-"""Keep large tensors on the heap, where their memory is used again."""
+"""The machine: which device, which processor, how much memory was used, and how it is kept."""
+
+from __future__ import annotations
 
 import ctypes
 import platform
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def choose_device(wish: str, local_rank: int = 0) -> torch.device:
+    """Turn 'auto', 'cpu', 'cuda', 'cuda:1', ... into a device that exists here.
+
+    Args:
+        wish: the setting `device`.
+        local_rank: which GPU of this machine 'auto' and 'cuda' mean, one for each process.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wish == "auto":
+        wish = "cuda" if found else "cpu"
+    kind, _, index = wish.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise ValueError(f"device={wish!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(index) if index else local_rank)
+    if device.index >= found:
+        raise ValueError(f"device={wish}: this machine has {found} CUDA devices; device=cpu works")
+    return device
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: of a GPU by tensors, else of this process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # man 2 getrusage
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def processor_name() -> str:
+    """The processor's model, e.g. 'AMD EPYC 7763 64-Core Processor'."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def keep_large_tensors_on_heap() -> bool:
