@@ -62,6 +62,11 @@ def remove_partial_files(directory: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file's name is one that `write_whole` gives while it writes."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

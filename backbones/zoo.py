@@ -27,6 +27,7 @@ class BackboneSettings:
     imports: list[str] = field(default_factory=list)  # files that register networks of one's own
     # The plain network it is compared with, where the table knows none: timm:resnet50.a1_in1k.
     twin: str | None = field(default=None, metadata={"identity": False})
+    twin_options: dict[str, Any] = field(default_factory=dict, metadata={"identity": False})
 
 
 @dataclass(frozen=True)

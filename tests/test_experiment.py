@@ -1,5 +1,6 @@
 """Experiments: typed, frozen, refused when unknown, equal exactly when the result must be equal."""
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -50,8 +51,60 @@ def test_overrides_come_after_arguments_and_arguments_after_the_recipe(recipe):
 def test_a_plain_twin_drops_the_attention_options_of_the_recipe(recipe):
     assert _load(recipe, backbone="resnet50").config.backbone.options == {"stride_in_1x1": False}
     assert _load(recipe, backbone="se_resnet50").config.backbone.options["reduction"] == 8
-    chosen = _load(recipe, backbone="se_resnet50", options={"reduction": 4})
-    assert chosen.config.backbone.options == {"reduction": 4}
+
+
+def test_options_join_those_of_the_recipe_however_they_are_given(recipe):
+    joined = {"reduction": 4, "stride_in_1x1": False}
+    for given in (
+        _load(recipe, backbone="se_resnet50", options={"reduction": 4}),
+        _load(recipe, options={"reduction": 4}),
+        _load(recipe, "backbone.options.reduction=4"),
+        _load(recipe, settings={"backbone": {"options": {"reduction": 4}}}),
+    ):
+        assert given.config.backbone.options == joined
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A Python file that leaves a trace when it is run, and the trace."""
+    trace = tmp_path / "ran"
+    path = tmp_path / "trap.py"
+    path.write_text(f"open({str(trace)!r}, 'w').close()\n")
+    return path, trace
+
+
+def test_python_files_that_settings_name_are_not_run_unless_a_person_names_one(
+    recipe, trap, tmp_path, sebench
+):
+    path, trace = trap
+    data = sample_data.make_cifar10(tmp_path / "cifar", 10, 2)
+    run = tmp_path / "run"
+    prepare_directory(_load(recipe), run)
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    settings["config"]["backbone"]["imports"] = [str(path)]
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (run / "weights.safetensors").touch()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"backbone": {"name": "resnet20", "imports": [str(path)]}}))
+    study = tmp_path / "study.yaml"
+    entry = {"task": "classification", "recipe": "cifar-short", "backbones": ["resnet20"]}
+    for change in ({"imports": [str(path)]}, {}):
+        inside = {} if change else {"settings": {"backbone": {"imports": [str(path)]}}}
+        study.write_text(yaml.safe_dump({**change, "experiments": [{**entry, **inside}]}))
+        for more in ([], ["--dry-run"]):
+            code, _, err = sebench("run", study, "-o", tmp_path / "out", *more)
+            assert (code, trace.exists()) == (1, False)
+            assert f"pass --import {path}" in err
+    for more in ([], ["--dry-run"]):
+        for command in (
+            ["evaluate", "classification", "-w", run / "weights.safetensors"],
+            ["train", "classification", "-r", mine, "--data-root", data],
+        ):
+            code, _, err = sebench(*command, *more)
+            assert (code, trace.exists()) == (1, False)
+            assert f"pass --import {path}" in err
+    assert _load(str(mine), imports=[path]).config.backbone.imports == [str(path)]
+    assert trace.exists()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +214,27 @@ def test_the_directory_of_another_experiment_is_refused_and_the_difference_named
         prepare_directory(_load(recipe), full)
     with pytest.raises(ValueError, match="nothing to resume"):
         prepare_directory(_load(recipe), tmp_path / "new", resume=True)
+
+
+def test_a_directory_that_a_kill_left_half_made_is_gone_on_with(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".settings.yaml.1234.partial").write_text("task: cl")
+    (run / ".lock").write_text("process 1234 on elsewhere\n")
+    prepare_directory(_load(recipe), run)
+    assert {path.name for path in run.iterdir()} == {".lock", "settings.yaml"}
+    (run / ".checkpoint.pt.1234.partial").touch()
+    prepare_directory(_load(recipe), run)
+    assert {path.name for path in run.iterdir()} == {".lock", "settings.yaml"}
+
+
+def test_a_settings_file_follows_the_umask(recipe, tmp_path):
+    before = os.umask(0o027)
+    try:
+        prepare_directory(_load(recipe), tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run" / "settings.yaml").stat().st_mode & 0o777 == 0o640
 
 
 def test_the_settings_of_a_run_are_a_recipe_that_gives_the_same_experiment(recipe, tmp_path):

@@ -165,6 +165,8 @@ def test_a_write_that_fails_leaves_no_half_file(experiment, result, tmp_path, mo
         (lambda text: text.replace('"dataset"', '"data"'), "not a sound record"),
         (lambda text: text.replace('"value": 40.0', '"value": NaN'), "must be a finite number"),
         (lambda text: text.replace('"n": 5', '"n": 4'), "counts 4 of 5 images"),
+        (lambda text: text.replace('"curve.jsonl"', '"../curve.jsonl"'), "beside the record"),
+        (lambda text: text.replace('"curve.jsonl"', '"/etc/passwd"'), "beside the record"),
         (lambda text: "[]", "not a sound record"),
         (lambda text: "", "not readable as JSON"),
     ],
@@ -259,3 +261,36 @@ def test_only_the_first_process_writes(experiment, result, tmp_path, monkeypatch
     monkeypatch.setenv("RANK", "1")
     assert run_experiment(experiment, tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_in_a_run_directory_is_refused_and_takes_nothing_away(
+    experiment, result, tmp_path, monkeypatch
+):
+    import subprocess
+    import sys
+
+    from backbones.files import lock_directory
+
+    run = tmp_path / "run"
+    code = (
+        "import sys, pathlib, backbones.files as f\n"
+        "with f.lock_directory(sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    run.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        (run / "settings.yaml").write_text("the first's")
+        (run / "log.txt").write_text("the first's")
+        monkeypatch.setattr(type(experiment), "door", lambda self: _Door(result))
+        with pytest.raises(ValueError, match=f"in use by process {holder.pid}"):
+            run_experiment(experiment, run)
+        assert (run / "settings.yaml").read_text() == "the first's"
+        assert (run / "log.txt").is_file()
+        holder.stdin.close()
+    with lock_directory(run):
+        pass

@@ -1,8 +1,13 @@
 """Studies: twins join by themselves, what is recorded is skipped, a failure stops nothing else."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +65,13 @@ def test_a_declared_twin_joins_and_is_what_the_record_pairs_with(tmp_path):
     cells = plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
     assert _networks(cells) == [("timm:resnet18", {}, 0), ("timm:skresnet18", {}, 0)]
     assert cells[1].experiment.config.backbone.twin == "timm:resnet18"
-    entry["backbones"][0]["twin"] = "timm:resnet1O"
+    entry["backbones"][0] = {
+        "name": "se_resnet50", "twin": {"name": "resnet50", "options": {"stride_in_1x1": True}}
+    }  # fmt: skip
+    cells = plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
+    assert _networks(cells)[0] == ("resnet50", {"stride_in_1x1": True}, 0)
+    assert cells[1].experiment.config.backbone.twin_options == {"stride_in_1x1": True}
+    entry["backbones"][0] = {"name": "timm:skresnet18", "twin": "timm:resnet1O"}
     with pytest.raises(ValueError, match="did you mean timm:resnet1"):
         plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
 
@@ -85,6 +96,12 @@ def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
         ({"backbones": "se_resnet20"}, "backbones: expected a list"),
         ({"sample": "cifar10"}, "unknown sample 'cifar10'"),
         ({"weights_from": "other"}, "unknown weights_from 'other'"),
+        ({"name": "../elsewhere"}, "name='../elsewhere': it names a folder"),
+        ({"name": "logs"}, "not data, logs or report"),
+        ({"name": "/tmp"}, "name='/tmp'"),
+        ({"backbones": [{"name": "se_resnet20", "twin": {"nme": "x"}}]}, "give a name, or a name"),
+        ({"backbones": [{"name": "se_resnet20", "options": 3}]}, "give a name, or name, options"),
+        ({"backbones": [{"name": "resnet20", "weights": f"{x}/w.pth"} for x in "ab"]}, "share the"),
         ({"settings": {"train": {"epoch": 3}}}, "unknown key 'train.epoch' in settings"),
         ({"seed": [1]}, "unknown key 'seed' in .*experiment 1; did you mean seeds"),
         ({"seeds": ["one"]}, "could not be converted to Integer"),
@@ -239,6 +256,80 @@ def test_several_weights_of_one_evaluate_are_recorded_each_for_itself(finished, 
             assert after["backbone"] == before["backbone"]
             assert after["weights"]["sha256"] == before["weights"]["sha256"]
         assert len(list((tmp_path / folder).glob("*/record.json"))) == 2
+
+
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_is_killed_leaves_no_process_and_goes_on(tmp_path, blow):
+    content = {
+        "sample_data": {"imagenet": {"classes": 3, "train_per_class": 40, "size": 64}},
+        "experiments": [
+            {
+                "name": "images",
+                "task": "classification",
+                "recipe": "imagenet-paper",
+                "backbones": ["resnet_tiny"],
+                "sample": "imagenet",
+                "settings": {
+                    "data": {"classes": "folders"},
+                    "augment": {"size": 32},
+                    "train": {"epochs": 8, "batch_size": 8, "tensorboard": False, "log_every": 1},
+                    "evaluate": {"resize": 40, "crop": 32, "every": 0},
+                },
+            }
+        ],
+    }
+    output = tmp_path / "out"
+    mark = f"SEBENCH_TEST={os.getpid()}-{blow}"
+    command = [sys.executable, "-m", "tools", "run", _write(tmp_path / "s.yaml", content)]
+    command = ["env", mark, *map(str, command), "-o", str(output)]
+    curve = output / "images" / "resnet_tiny-seed0" / "curve.jsonl"
+
+    def processes() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in path.read_bytes().split(b"\0"):
+                    found.append(path.parent.name)
+        return found
+
+    def wait_for(condition) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: curve.is_file() or first.poll() is not None)
+        first.send_signal(blow)
+        _, err = first.communicate(timeout=60)
+        wait_for(lambda: not processes())
+    finally:
+        first.kill()
+    if blow == signal.SIGTERM:
+        assert first.returncode == 143
+        assert "go on with the same command" in err
+    before = [json.loads(line)["step"] for line in curve.read_text().splitlines()]
+    assert before[-1] < 8 * 15
+    assert (curve.parent / "checkpoint.pt").is_file()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    steps = [json.loads(line) for line in curve.read_text().splitlines()]
+    trained = [line["step"] for line in steps if "loss" in line]
+    assert trained == sorted(set(trained))
+    assert (curve.parent / "record.json").is_file()
+    assert not list(output.rglob(".*"))
+
+
+def test_a_second_study_in_the_same_folder_is_refused(tmp_path, sebench):
+    from backbones.files import lock_directory
+
+    output = tmp_path / "out"
+    output.mkdir()
+    with lock_directory(output):
+        code, _, err = sebench("run", _study(tmp_path), "-o", output)
+    assert code == 1
+    assert "already in use" in err
 
 
 def test_cells_know_what_became_of_them(finished, smallest_demo):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -264,6 +266,7 @@ def run(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    imports: ImportOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
 ) -> None:
     """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
@@ -271,7 +274,7 @@ def run(
     What is recorded already is skipped, what was interrupted goes on, and a run that fails does
     not stop the others: repeat the command until all is done.
     """
-    _run_study(study, output, jobs, dry_run)
+    _run_study(study, output, jobs, dry_run, imports or ())
 
 
 @app.command(rich_help_panel="Experiments")
@@ -344,6 +347,7 @@ def _run(
 ) -> None:
     """Run one experiment, or several evaluations, each into a directory of its own."""
     from backbones.device import keep_large_tensors_on_heap
+    from backbones.files import CHECKPOINT
     from tools.cli.display import describe_check, print_nested, print_record
     from tools.experiments.run import evaluate_experiments, read_recorded, run_experiment
 
@@ -368,7 +372,13 @@ def _run(
     _show_log()
     keep_large_tensors_on_heap()
     records = []
-    with _resume_hint("the same command with --resume"):
+
+    def how_to_go_on() -> str:
+        if single and (next(iter(runs)) / CHECKPOINT).exists():
+            return "go on with the same command and --resume"
+        return "nothing was kept; start anew with the same command"
+
+    with _stop_hint(how_to_go_on):
         if single:
             ((directory, experiment),) = runs.items()
             records.append(run_experiment(experiment, directory, resume=resume))
@@ -416,32 +426,40 @@ def _score(
         print_metrics(scores["metrics"], scores["missing"])
 
 
-def _run_study(path: Path, output: Path, jobs: int, dry_run: bool) -> None:
+def _run_study(
+    path: Path, output: Path, jobs: int, dry_run: bool, imports: Sequence[Path] = ()
+) -> None:
+    from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay, print_plan
     from tools.experiments.study import load_study, make_sample_data, plan, run_cells, start_workers
 
     study = load_study(path)
     if dry_run:
-        print_plan(plan(study, output))
+        print_plan(plan(study, output, imports))
         return
-    with StudyDisplay(output) as display, _resume_hint("the same command"):
-        if study.sample_data:
-            display.say("making sample data")
-            start_workers(entry.task for entry in study.experiments)  # meanwhile
-            make_sample_data(study, output)
-        cells = plan(study, output)
-        display.begin(cells)
-        outcomes = []
-        for outcome in run_cells(cells, output, jobs, started=display.started):
-            outcomes.append(outcome)
-            display.ended(outcome)
-    recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
-    if recorded:
-        from tools.report import write_report
+    output.mkdir(parents=True, exist_ok=True)
+    with _stop_hint(lambda: "go on with the same command"), lock_directory(output):
+        remove_partial_files(output)
+        with StudyDisplay(output) as display:
+            if study.sample_data:
+                display.say("making synthetic data")
+                start_workers(entry.task for entry in study.experiments)  # meanwhile
+                make_sample_data(study, output)
+            cells = plan(study, output, imports)
+            display.begin(cells)
+            outcomes = []
+            # Closed whatever ends this, so that no run is left behind.
+            with closing(run_cells(cells, output, jobs, started=display.started)) as running:
+                for outcome in running:
+                    outcomes.append(outcome)
+                    display.ended(outcome)
+        recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
+        if recorded:
+            from tools.report import write_report
 
-        for written in write_report(recorded, output / "report"):
-            if written.suffix == ".html":
-                _say(f"report: {written}")
+            for written in write_report(recorded, output / "report"):
+                if written.suffix == ".html":
+                    _say(f"report: {written}")
     failed = [outcome for outcome in outcomes if outcome.record is None]
     if failed:
         lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
@@ -449,12 +467,24 @@ def _run_study(path: Path, output: Path, jobs: int, dry_run: bool) -> None:
 
 
 @contextmanager
-def _resume_hint(how: str) -> Iterator[None]:
+def _stop_hint(how: Callable[[], str]) -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and say how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    received = signal.SIGINT
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
-        _say(f"stopped; go on with {how}")
-        raise typer.Exit(130) from None
+        _say(f"stopped; {how()}")
+        raise typer.Exit(128 + received) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_log() -> None:

@@ -15,7 +15,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -23,13 +22,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbones import files
+from backbones.device import processor_name
 from backbones.zoo import describe_backbone, twin_of
 
 if TYPE_CHECKING:
     from tools.experiments.run import Experiment
 
 SCHEMA = 2
-RECORD_FILE = "record.json"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def build_record(
         metrics[name] = Metric(value, kind.unit, kind.higher_is_better, images, missing.get(name))
     settings = experiment.config.backbone
     info = describe_backbone(settings.name)
-    twin = (settings.twin, {}) if settings.twin else twin_of(settings.name, settings.options)
+    twin = twin_of(settings.name, settings.options)
+    if settings.twin:
+        twin = (settings.twin, settings.twin_options)
     record = Record(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         experiment={
@@ -205,8 +207,8 @@ def build_record(
 
 def write_record(record: Record, directory: Path) -> Path:
     """Write ``record.json`` into ``directory``, whole or not at all."""
-    path = Path(directory) / RECORD_FILE
-    write_whole(path, json.dumps(_to_json(record), indent=1, allow_nan=False) + "\n")
+    path = Path(directory) / files.RECORD
+    files.write_whole(path, json.dumps(_to_json(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -238,36 +240,21 @@ def load_records(paths: Iterable[Path | str]) -> tuple[list[Record], list[str]]:
     Raises:
         ValueError: a path does not exist.
     """
-    files: dict[Path, None] = {}
+    found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"no such file or folder: {path}")
         if path.is_dir():
-            files.update(dict.fromkeys(sorted(path.rglob(RECORD_FILE))))
+            found.update(dict.fromkeys(sorted(path.rglob(files.RECORD))))
         else:
-            files[path] = None
+            found[path] = None
     records, warnings = [], []
-    for path in files:
+    for path in found:
         try:
             records.append(read_record(path))
         except ValueError as error:
             warnings.append(f"skipped {error}")
     return sorted(records, key=lambda record: record.created), warnings
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # The file ----------------------------------------------------------------------------------------
@@ -308,6 +295,10 @@ def _check(record: Record) -> None:
     for key in ("name", "options", "family", "is_se", "twin"):
         if key not in record.backbone:
             raise ValueError(f"backbone lacks {key!r}")
+    for kind, name in record.files.items():
+        # The name of a file beside the record: it must not lead to another folder.
+        if name is not None and (not name or name == ".." or set(name) & set("/\\\0")):
+            raise ValueError(f"files.{kind}={name!r}: must be the name of a file beside the record")
     latency = record.cost["latency"]
     if latency["median_ms"] is None and not latency.get("reason"):
         raise ValueError("cost.latency has neither a median nor a reason")
@@ -375,16 +366,6 @@ def _device(asked: str) -> dict[str, Any]:
         index = int(asked.partition(":")[2] or 0)
         name, kind = torch.cuda.get_device_name(index), "cuda"
     else:
-        name, kind = _processor(), "cpu"
+        name, kind = processor_name(), "cpu"
     threads = torch.get_num_threads()
     return {"type": kind, "name": name, "threads": threads, "processes": processes}
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

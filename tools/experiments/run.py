@@ -16,9 +16,8 @@ import importlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -27,20 +26,11 @@ from typing import Any
 
 import yaml
 
+from backbones import files
 from backbones.zoo import describe_backbone, load_user_module, twin_of
-from tools.experiments.record import (
-    RECORD_FILE,
-    Record,
-    build_record,
-    read_record,
-    write_record,
-    write_whole,
-)
+from tools.experiments.record import Record, build_record, read_record, write_record
 from tools.experiments.settings import build_settings, parse_override, read_yaml, unknown
 
-SETTINGS_FILE = "settings.yaml"
-CHECKPOINT_FILE = "checkpoint.pt"
-LOG_FILE = "log.txt"
 ACTIONS = ("train", "evaluate")
 
 
@@ -101,7 +91,7 @@ class Experiment:
             del identity[key]
         weights = self.config.backbone.weights
         if weights and Path(weights).is_file():
-            identity["backbone"]["weights"] = _file_hash(Path(weights))
+            identity["backbone"]["weights"] = f"sha256:{files.sha256(weights)}"
         identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
         return identity
 
@@ -140,10 +130,15 @@ def load_experiment(
     named arguments, last by ``overrides`` ("train.epochs=3").
 
     ``recipe`` is the name of a shipped recipe or the path of a YAML file, which may be the
-    ``settings.yaml`` of a run. A plain twin drops the recipe's options of its SE partner.
+    ``settings.yaml`` of a run. Options of the network join those of the recipe, of which a plain
+    twin drops what concerns the attention of its SE partner.
+
+    Files come from anyone: Python files that a recipe or ``settings`` name in `backbone.imports`
+    are not run unless ``imports``, which a person gives, is there; it takes their place.
 
     Raises:
-        ValueError: anything unknown, with near matches, or of the wrong type, with its full name.
+        ValueError: anything unknown, with near matches, or of the wrong type, with its full name;
+            a file that asks for Python files to be run.
     """
     entry = TASKS.get(task)
     if entry is None:
@@ -151,13 +146,16 @@ def load_experiment(
     assert action in ACTIONS
     recipe, written = _read_recipe(task, recipe)
     network = {"name": backbone, "weights": weights and str(weights), "options": options}
-    network["imports"] = [str(path) for path in imports] or None
+    imports = [str(path) for path in imports]
+    network["imports"] = imports or None
     place = {"name": data, "root": data_root and str(data_root)}
     named = {"backbone": _given(network), "data": _given(place), **_given({"seed": seed})}
+    settings = dict(settings or {})
+    for source, part in ((f"recipe {recipe}", written), ("settings", settings)):
+        check_imports(source, _imports_of(part), imports)
     if isinstance(written.get("backbone"), dict) and backbone is not None:
-        fitting = {} if options is not None else _fitting_options(written["backbone"], named)
-        written["backbone"]["options"] = fitting
-    parts = [(f"recipe {recipe}", written), ("settings", dict(settings or {})), ("", named)]
+        written["backbone"]["options"] = _fitting_options(written["backbone"], named)
+    parts = [(f"recipe {recipe}", written), ("settings", settings), ("", named)]
     parts += [(text, parse_override(text)) for text in overrides]
     config = build_settings(_config_class(entry), parts)
     for path in config.backbone.imports:
@@ -165,6 +163,22 @@ def load_experiment(
     for name in filter(None, (config.backbone.name, config.backbone.twin)):
         describe_backbone(name)
     return Experiment(task, recipe, config, action)
+
+
+def check_imports(source: str, wanted: object, named: Sequence[str | Path]) -> None:
+    """Refuse a file that asks for Python files to be run while a person named none.
+
+    Args:
+        source: what to call the file in the message.
+        wanted: the value of its key `imports`.
+        named: what `--import` named.
+    """
+    if wanted and not named:
+        listed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        mend = " ".join(f"--import {path}" for path in listed)
+        raise ValueError(
+            f"{source} wants Python files to be run; read them, and if you trust them, pass {mend}"
+        )
 
 
 def list_recipes(task: str) -> dict[str, Path]:
@@ -249,21 +263,29 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
 
 @contextmanager
 def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> Iterator[Any]:
-    """A directory ready for a run, which is logged there; gives the door of the task."""
-    first = _is_first_process()
+    """A directory ready for a run, which is logged there; gives the module that runs the task."""
     for path in experiment.config.backbone.imports:
         load_user_module(path)
-    door = experiment.door()
-    if first:
-        prepare_directory(experiment, directory, resume)
+    module = experiment.door()
+    if not _is_first_process():
+        yield module
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        with _log_to(directory / LOG_FILE) if first else nullcontext():
-            yield door
-    except ValueError:
-        # Bad input, found before anything was computed, must not bar the way to a better try.
-        if first and {path.name for path in directory.iterdir()} <= {SETTINGS_FILE, LOG_FILE}:
-            shutil.rmtree(directory)
-        raise
+        with files.lock_directory(directory):
+            prepare_directory(experiment, directory, resume)
+            try:
+                with _log_to(directory / files.LOG):
+                    yield module
+            except ValueError:
+                # Bad input, found before anything was computed: leave no trace of the attempt.
+                if _names_in(directory) <= {files.SETTINGS, files.LOG}:
+                    for name in (files.SETTINGS, files.LOG):
+                        (directory / name).unlink(missing_ok=True)
+                raise
+    finally:
+        with suppress(OSError):
+            directory.rmdir()  # only if it is empty
 
 
 def _is_first_process() -> bool:
@@ -290,7 +312,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
 def read_recorded(experiment: Experiment, directory: Path) -> Record | None:
     """The record of this very experiment in ``directory``, if it is there and sound."""
-    path = directory / RECORD_FILE
+    path = directory / files.RECORD
     if not path.is_file():
         return None
     try:
@@ -301,15 +323,15 @@ def read_recorded(experiment: Experiment, directory: Path) -> Record | None:
 
 
 def prepare_directory(experiment: Experiment, directory: Path, resume: bool = False) -> None:
-    """Make ``directory`` and write the resolved settings into it.
+    """Make ``directory``, clean it of files that were half written, and write the settings into it.
 
     Raises:
         ValueError: the directory holds something else, another experiment, or this one
             interrupted while ``resume`` is not asked for; or there is nothing to resume.
     """
     directory = Path(directory)
-    path = directory / SETTINGS_FILE
-    started = (directory / CHECKPOINT_FILE).exists()
+    path = directory / files.SETTINGS
+    started = (directory / files.CHECKPOINT).exists()
     if path.is_file():
         found = read_yaml(path)
         if found.get("experiment") != experiment.hash:
@@ -322,10 +344,10 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
                 f"{directory} holds this experiment, interrupted; go on with --resume, "
                 "or delete it to start anew"
             )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and (not directory.is_dir() or _names_in(directory)):
         raise ValueError(f"{directory} is not empty and holds no experiment; choose another")
     if resume and not started:
-        raise ValueError(f"nothing to resume: {directory / CHECKPOINT_FILE} does not exist")
+        raise ValueError(f"nothing to resume: {directory / files.CHECKPOINT} does not exist")
     content = {
         "task": experiment.task,
         "action": experiment.action,
@@ -335,12 +357,19 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
         "config": experiment.settings,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump(content, sort_keys=False))
+    files.remove_partial_files(directory)
+    files.write_whole(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def _names_in(directory: Path) -> set[str]:
+    """What is in a run directory, but for its lock and what a writer that was killed left."""
+    names = {path.name for path in directory.iterdir()}
+    return {name for name in names if name != files.LOCK and not files.is_partial(name)}
 
 
 def synthetic_marker(root: str | None) -> str | None:
     """How the sample data in ``root`` were made; None for real data."""
-    path = Path(root) / "SYNTHETIC" if root else None
+    path = Path(root) / files.SYNTHETIC if root else None
     return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
 
 
@@ -380,10 +409,15 @@ def _fitting_options(written: Mapping[str, Any], named: Mapping[str, Any]) -> di
     options, name = dict(written.get("options") or {}), written.get("name")
     if not options or not name or name == named["backbone"]["name"]:
         return options
-    for path in (*written.get("imports", ()), *named["backbone"].get("imports", ())):
+    for path in named["backbone"].get("imports", ()):
         load_user_module(path)
     twin = twin_of(name, options)
     return twin[1] if twin is not None and twin[0] == named["backbone"]["name"] else options
+
+
+def _imports_of(part: Mapping[str, Any]) -> object:
+    backbone = part.get("backbone")
+    return backbone.get("imports") if isinstance(backbone, Mapping) else None
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,14 +440,6 @@ def _identity_fields(settings: Any) -> dict[str, Any]:
 def _hash(identity: dict[str, Any]) -> str:
     text = json.dumps(identity, sort_keys=True, allow_nan=False, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _difference(found: Mapping[str, Any], experiment: Experiment) -> str:

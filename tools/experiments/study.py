@@ -12,31 +12,34 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from backbones import files
 from backbones.device import keep_large_tensors_on_heap
 from backbones.zoo import load_user_module, twin_of
 from tools import sample_data
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import (
-    CHECKPOINT_FILE,
-    SETTINGS_FILE,
     TASKS,
     Experiment,
+    check_imports,
     load_experiment,
     read_recorded,
     run_experiment,
 )
 from tools.experiments.settings import build_settings, read_yaml, unknown
 
-WEIGHTS_FILE = "weights.safetensors"
+_DATA, _LOGS, _REPORT = "data", "logs", "report"  # folders beside the entries'
+_GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class StudyEntry:
 
     task: str  # a key of TASKS
     recipe: str  # name, or path of a file
-    # Names, or {name: ..., options: {...}, weights: ..., twin: ...}; plain twins of SE networks join
-    # them: those of the table, or the one that `twin` names.
+    # Names, or {name: ..., options: {...}, weights: ..., twin: ...}; options join the recipe's.
+    # Plain twins of SE networks join them: those of the table, or the one that `twin` declares, by
+    # its name or as {name: ..., options: {...}}.
     backbones: list[Any]
     name: str | None = None  # names the folder and other entries' weights_from; default recipe
     data: str | None = None
@@ -64,7 +68,8 @@ class Study:
     experiments: list[StudyEntry]
     seeds: list[int] = field(default_factory=lambda: [0])
     twins: bool = True  # whether the plain twin of every SE network is added
-    imports: list[str] = field(default_factory=list)  # files that register networks of one's own
+    # Files that register networks of one's own; run only where `--import` names them too.
+    imports: list[str] = field(default_factory=list)
     # Sets to make in the output folder: name -> arguments of its maker in tools.sample_data.
     sample_data: dict[str, Any] = field(default_factory=dict)
 
@@ -85,7 +90,7 @@ class Cell:
         """'recorded', 'interrupted' or 'to run'."""
         if read_recorded(self.experiment, self.directory):
             return "recorded"
-        started = (self.directory / CHECKPOINT_FILE).exists()
+        started = (self.directory / files.CHECKPOINT).exists()
         return "interrupted" if started else "to run"
 
 
@@ -123,18 +128,23 @@ def load_study(path: Path) -> Study:
     return dataclasses.replace(study, experiments=built)
 
 
-def plan(study: Study, output: Path) -> list[Cell]:
+def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list[Cell]:
     """The cells in the order they run in; the sample data they need must have been made.
+
+    Args:
+        imports: Python files that a person has named; those that the study names are not run
+            otherwise.
 
     Raises:
         ValueError: anything wrong with any experiment's settings.
     """
-    for path in study.imports:
+    check_imports("the study", study.imports, imports)
+    for path in imports:
         load_user_module(path)
     cells: dict[str, Cell] = {}
     folders: dict[str, dict[str, Path]] = {}  # entry -> backbone and seed -> its directory
     for entry in study.experiments:
-        name = entry.name or Path(entry.recipe).stem
+        name = _entry_name(entry)
         if name in folders:
             raise ValueError(f"two experiments are called {name!r}; give one of them a 'name'")
         if entry.weights_from is not None and entry.weights_from not in folders:
@@ -143,32 +153,23 @@ def plan(study: Study, output: Path) -> list[Cell]:
         for backbone in _backbones(entry, study.twins):
             for seed in entry.seeds if entry.seeds is not None else study.seeds:
                 label = f"{_folder_name(backbone)}-seed{seed}"
-                weights = backbone.get("weights")
                 if entry.weights_from is not None:
                     source = folders[entry.weights_from].get(label)
                     if source is None:
                         raise ValueError(f"{name}: {entry.weights_from} has no {label}")
-                    weights = source / WEIGHTS_FILE
-                settings = dict(entry.settings)
-                if backbone.get("twin"):
-                    named = {"twin": backbone["twin"]}
-                    settings["backbone"] = {**settings.get("backbone", {}), **named}
-                experiment = load_experiment(
-                    entry.task,
-                    entry.recipe,
-                    backbone=backbone["name"],
-                    options=backbone.get("options"),
-                    weights=weights,
-                    data=entry.data,
-                    data_root=_data_root(entry, study, output),
-                    seed=seed,
-                    imports=study.imports,
-                    settings=settings,
+                    backbone = {**backbone, "weights": str(source / files.WEIGHTS)}
+                root = _data_root(entry, study, output)
+                cell = Cell(
+                    name, output / name / label, _experiment(entry, backbone, root, seed, imports)
                 )
-                directory = output / name / label
-                folders[name][label] = directory
+                folders[name][label] = cell.directory
                 # Two SE networks may have the same plain twin: it runs once.
-                cells.setdefault(str(directory), Cell(name, directory, experiment))
+                first = cells.setdefault(str(cell.directory), cell)
+                if first.experiment.hash != cell.experiment.hash:
+                    raise ValueError(
+                        f"{name}: two networks would share the directory {label}; give their "
+                        "weights or options names that differ, or make two entries of them"
+                    )
     return list(cells.values())
 
 
@@ -193,7 +194,7 @@ def make_sample_data(study: Study, output: Path) -> None:
         if maker is None:
             raise ValueError(unknown("sample data", name, sample_data.MAKERS))
         try:
-            maker(output / "data" / name, **(arguments or {}))
+            maker(output / _DATA / name, **(arguments or {}))
         except TypeError as error:
             raise ValueError(f"sample_data.{name}: {error}") from error
 
@@ -238,36 +239,95 @@ def run_cells(
                     continue
                 ended[cell.directory] = outcome
                 yield outcome
-            for receiver in wait(list(running), timeout=0.5):
+            # A process that was killed says nothing, and its children may hold the pipe open.
+            ends = {process.sentinel: key for key, (_, (process, *_), _) in running.items()}
+            ready = wait([*running, *ends], timeout=0.5)
+            for receiver in {ends.get(end, end) for end in ready}:
                 cell, process, _ = running.pop(receiver)
                 outcome = ended[cell.directory] = _finish(cell, output, *process)
                 yield outcome
     finally:
-        for _, (process, *_), _ in running.values():
-            process.terminate()
-        for _, (process, *_), _ in running.values():
-            process.join(timeout=10)
+        _stop([process for _, (process, *_), _ in running.values()])
 
 
 # Planning ----------------------------------------------------------------------------------------
+
+
+def _entry_name(entry: StudyEntry) -> str:
+    """The folder of an entry: one name, and none of those that stand beside the entries."""
+    name = entry.name or Path(entry.recipe).stem
+    if name in (_DATA, _LOGS, _REPORT) or not re.fullmatch(r"\w[\w.=+, -]{0,99}", name):
+        raise ValueError(
+            f"name={name!r}: it names a folder; use letters, digits, spaces and any of . = + , - _ "
+            f"(and not {_DATA}, {_LOGS} or {_REPORT})"
+        )
+    return name
+
+
+def _experiment(
+    entry: StudyEntry,
+    backbone: Mapping[str, Any],
+    root: str | None,
+    seed: int,
+    imports: Sequence[str | Path],
+) -> Experiment:
+    settings = dict(entry.settings)
+    if backbone.get("twin"):
+        twin = _named(backbone["twin"])
+        declared = {"twin": twin["name"], "twin_options": twin["options"]}
+        settings["backbone"] = {**settings.get("backbone", {}), **declared}
+    return load_experiment(
+        entry.task,
+        entry.recipe,
+        backbone=backbone["name"],
+        options=backbone.get("options"),
+        weights=backbone.get("weights"),
+        data=entry.data,
+        data_root=root,
+        seed=seed,
+        imports=imports,
+        settings=settings,
+    )
+
+
+def _named(item: Any) -> dict[str, Any]:
+    """A network given by its name, or as {name: ..., options: {...}}: always the latter."""
+    network = {"name": item} if isinstance(item, str) else item
+    if (
+        not isinstance(network, Mapping)
+        or set(network) - {"name", "options"}
+        or not isinstance(network.get("name"), str)
+        or not isinstance(network.get("options", {}), Mapping)
+    ):
+        raise ValueError(f"twin: {item!r}: give a name, or a name and options")
+    return {"name": network["name"], "options": dict(network.get("options", {}))}
 
 
 def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
     """Each network of an entry after its plain twin, none twice."""
     found: list[dict[str, Any]] = []
     for item in entry.backbones:
-        backbone = {"name": item} if isinstance(item, str) else dict(item)
-        strange = set(backbone) - {"name", "options", "weights", "twin"}
-        if strange or "name" not in backbone:
+        backbone = {"name": item} if isinstance(item, str) else item
+        if (
+            not isinstance(backbone, Mapping)
+            or set(backbone) - {"name", "options", "weights", "twin"}
+            or not isinstance(backbone.get("name"), str)
+            or not isinstance(backbone.get("options", {}), Mapping)
+            or not isinstance(backbone.get("weights", ""), str)
+        ):
             raise ValueError(
                 f"backbones: {item!r}: give a name, or name, options, weights and twin"
             )
-        twin = twin_of(backbone["name"], backbone.get("options") or {})
+        backbone = dict(backbone)
         if backbone.get("twin"):
-            twin = (backbone["twin"], {})
+            plain = _named(backbone["twin"])
+        else:
+            twin = twin_of(backbone["name"], backbone.get("options", {}))
+            plain = {"name": twin[0], "options": twin[1]} if twin else None
         # A twin has weights of its own; where a network starts from some, both are listed.
-        if twins and twin is not None and "weights" not in backbone:
-            plain = {"name": twin[0]} | ({"options": twin[1]} if "options" in backbone else {})
+        if twins and plain is not None and "weights" not in backbone:
+            if not plain["options"]:
+                del plain["options"]
             if plain not in found:
                 found.append(plain)
         if backbone not in found:
@@ -275,10 +335,14 @@ def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _folder_name(backbone: dict[str, Any]) -> str:
-    options = [f"{key}={value}" for key, value in (backbone.get("options") or {}).items()]
-    weights = [Path(backbone["weights"]).stem] if backbone.get("weights") else []
-    return re.sub(r"[^\w.=+,-]+", "_", "-".join([backbone["name"], *options, *weights]))[:120]
+def _folder_name(backbone: Mapping[str, Any]) -> str:
+    options = [f"{key}={value}" for key, value in backbone.get("options", {}).items()]
+    parts = [backbone["name"], *options]
+    if backbone.get("weights"):
+        path = Path(backbone["weights"])
+        # The weights of a run are all called the same: its folder says which they are.
+        parts.append(path.parent.name if path.name == files.WEIGHTS else path.stem)
+    return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts))[:120]
 
 
 def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
@@ -286,7 +350,7 @@ def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
         return entry.data_root
     if entry.sample not in study.sample_data:
         raise ValueError(unknown("sample", entry.sample, study.sample_data))
-    return str(output / "data" / entry.sample)
+    return str(output / _DATA / entry.sample)
 
 
 def _weights_source(cell: Cell, cells: list[Cell]) -> Cell | None:
@@ -321,16 +385,37 @@ def _start(
 def _finish(cell: Cell, output: Path, process: Any, receiver: Connection, begun: float) -> Outcome:
     """What the process of a cell has sent; one that died without a word has failed."""
     record = error = None
-    with contextlib.suppress(EOFError):
-        record, error = receiver.recv()
+    if receiver.poll():
+        with contextlib.suppress(EOFError):
+            record, error = receiver.recv()
     process.join()
     if record is None and error is None:
-        error = f"ended with code {process.exitcode}; see {_log_path(cell, output)}"
+        error = f"{_how_it_ended(process.exitcode)}; see {_log_path(cell, output)}"
     return Outcome(cell, time.monotonic() - begun, record, error)
 
 
+def _how_it_ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by the system (SIGKILL), which it does where memory is short"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}"
+
+
+def _stop(processes: Sequence[Any]) -> None:
+    """Ask processes to stop, which lets them save a checkpoint; end those that do not."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + _GRACE
+    for process in processes:
+        process.join(timeout=max(0.0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
 def _log_path(cell: Cell, output: Path) -> Path:
-    return output / "logs" / f"{cell.entry}-{cell.directory.name}.txt"
+    return output / _LOGS / f"{cell.entry}-{cell.directory.name}.txt"
 
 
 def _run_cell(
@@ -343,6 +428,9 @@ def _run_cell(
     sender: Connection,
 ) -> None:
     """Body of a cell's process: run it and send (record, error)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Workers that read data start as they do in a run outside a study: not as this process did.
+    multiprocessing.set_start_method(None, force=True)
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -355,7 +443,8 @@ def _run_cell(
             if gpus > 1 and experiment.config.device == "auto":
                 config = dataclasses.replace(experiment.config, device=f"cuda:{slot % gpus}")
                 experiment = dataclasses.replace(experiment, config=config)
-            resume = (directory / SETTINGS_FILE).exists() and (directory / CHECKPOINT_FILE).exists()
+            _await_unlocked(directory)
+            resume = (directory / files.CHECKPOINT).exists()
             record = run_experiment(experiment, directory, resume=resume, **origin)
             sender.send((record, None))
         except (Exception, KeyboardInterrupt) as error:
@@ -363,3 +452,24 @@ def _run_cell(
             expected = isinstance(error, (ValueError, OSError))
             text = str(error) if expected else f"{type(error).__name__}: {error} (see {log})"
             sender.send((None, text))
+
+
+def _end_with_parent() -> None:
+    """Stop this process when the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its checkpoint
+    time.sleep(_GRACE)
+    os._exit(1)
+
+
+def _await_unlocked(directory: Path) -> None:
+    """Wait for the process of a study that was killed: it may still be saving its checkpoint."""
+    end = time.monotonic() + _GRACE + 10
+    while directory.is_dir() and time.monotonic() < end:
+        try:
+            with files.lock_directory(directory):
+                return
+        except ValueError:
+            time.sleep(0.5)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.experiments.record import load_records, write_whole
+from backbones.files import write_whole
+from tools.experiments.record import load_records
 
 
 def write_report(
