@@ -9,17 +9,20 @@ these are the same pictures as 2017's train and val. Imports neither torch nor D
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from backbones.config import printable
+from backbones.files import SYNTHETIC
+
+from .annotations import Annotations, read_annotations, some
 from .config import DataSettings
 
 # split: (annotation file, image folder); several files are read as one set.
@@ -37,7 +40,7 @@ LAYOUTS = {
     },
 }
 # COCO's own boxes keep inside to the rounding of their coordinates.
-_OUTSIDE = 1.0  # pixels a box may reach beyond the picture
+_OUTSIDE = 1.0  # pixels a box may reach beyond the image
 _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: tag, and the values that swap width and height
 
 
@@ -45,18 +48,37 @@ _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: tag, and the values that swap
 class CocoPart:
     """One annotation file and its pictures, checked."""
 
-    annotations: Path
-    images: Path
-    image_count: int
-    box_count: int
-    categories: dict[int, str]  # id -> name, by rising id
-    bad_boxes: int  # without area or outside the picture, tolerated by data.accept_bad_boxes
-    bad_images: tuple[str, ...]  # file names, tolerated by data.skip_bad_images
+    annotations: Annotations
+    folder: Path  # of the images
+    bad_boxes: int  # without area or outside the image, tolerated by data.accept_bad_boxes
+    bad_images: frozenset[int]  # places of images left out, tolerated by data.skip_bad_images
 
     @property
-    def split(self) -> str:
-        """The file's own word for it: 'val2017'."""
-        return self.annotations.stem.removeprefix("instances_")
+    def image_count(self) -> int:
+        return len(self.annotations.image_ids) - len(self.bad_images)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Images and boxes as Detectron2 has them; `image_id` is the place in `annotations`."""
+        from detectron2.structures import BoxMode
+
+        truth = self.annotations
+        boxes: dict[int, list[dict[str, Any]]] = {}
+        columns = (truth.image, truth.category, truth.box, truth.crowd.astype(int))
+        for image, category, box, crowd in zip(*(c.tolist() for c in columns), strict=True):
+            row = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
+            row |= {"category_id": category, "iscrowd": crowd}
+            boxes.setdefault(image, []).append(row)
+        return [
+            {
+                "file_name": str(truth.file(self.folder, image)),
+                "width": width,
+                "height": height,
+                "image_id": image,
+                "annotations": boxes.get(image, []),
+            }
+            for image, (width, height) in enumerate(truth.sizes.tolist())
+            if image not in self.bad_images
+        ]
 
 
 @dataclass(frozen=True)
@@ -68,13 +90,17 @@ class CocoData:
 
     @property
     def class_names(self) -> list[str]:
-        return list(self.val.categories.values())
+        return self.val.annotations.category_names
+
+    @property
+    def category_ids(self) -> list[int]:
+        return self.val.annotations.category_ids.tolist()
 
     def sha256(self) -> str:
         """Hash of the annotation files, train and val, in order."""
         digest = hashlib.sha256()
         for part in (*self.train, self.val):
-            with part.annotations.open("rb") as file:
+            with part.annotations.path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()
@@ -94,14 +120,11 @@ def load_coco(data: DataSettings, splits: Iterable[str] = ("train", "val")) -> C
     (paths,) = _locate(data, "val")
     val = _check_part(*paths, "val", data)
     for part in train:
-        if part.categories != val.categories:
-            differ = dict(part.categories.items() ^ val.categories.items())
-            raise ValueError(
-                f"{part.annotations.name} and {val.annotations.name} disagree about the "
-                f"categories, e.g. {next(iter(differ.items()))}: they are of different sets"
-            )
-    root = val.annotations.parent if data.name == "custom" else datasets_root(data)
-    marks = (root / "SYNTHETIC", root.parent / "SYNTHETIC")
+        _require_same_categories(part.annotations, val.annotations)
+    if train:
+        _require_a_box(train)
+    root = val.annotations.path.parent if data.name == "custom" else datasets_root(data)
+    marks = (root / SYNTHETIC, root.parent / SYNTHETIC)
     return CocoData(train, val, any(mark.is_file() for mark in marks), root)
 
 
@@ -114,19 +137,20 @@ def datasets_root(data: DataSettings) -> Path:
 def register_dataset(part: CocoPart) -> str:
     """Enter `part` into Detectron2's catalog and return its name there; again is no harm."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.datasets import load_coco_json
 
-    name = f"coco:{part.annotations}"
-    bad = {str(part.images / file_name) for file_name in part.bad_images}
-
-    def load() -> list[dict[str, Any]]:
-        records = load_coco_json(str(part.annotations), str(part.images), name)
-        return [record for record in records if record["file_name"] not in bad]
-
+    truth = part.annotations
+    name = f"coco:{truth.path}"
     DatasetCatalog.pop(name, None)
     MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(json_file=str(part.annotations), image_root=str(part.images))
+    DatasetCatalog.register(name, part.records)
+    MetadataCatalog.get(name).set(
+        json_file=str(truth.path),
+        image_root=str(part.folder),
+        thing_classes=truth.category_names,
+        thing_dataset_id_to_contiguous_id={
+            category_id: place for place, category_id in enumerate(truth.category_ids.tolist())
+        },
+    )
     return name
 
 
@@ -173,164 +197,110 @@ def _image_folder(root: Path, name: str) -> Path:
 # Checking -----------------------------------------------------------------------------------------
 
 
-def _check_part(annotations: Path, images: Path, split: str, data: DataSettings) -> CocoPart:
-    content = read_annotations(annotations)
-    categories = {row["id"]: str(row["name"]) for row in content["categories"]}
-    pictures = {row["id"]: row for row in content["images"]}
-    bad_boxes = _check_boxes(annotations, content["annotations"], pictures)
+def _check_part(path: Path, folder: Path, split: str, data: DataSettings) -> CocoPart:
+    annotations = read_annotations(path)
+    bad_boxes = _find_bad_boxes(annotations)
     if len(bad_boxes) > data.accept_bad_boxes:
         raise ValueError(
-            f"{annotations}: {len(bad_boxes)} boxes have no area or lie outside their picture "
-            f"({_some(bad_boxes)}); mend the file, or tolerate them by "
+            f"{path}: {len(bad_boxes)} boxes have no area or lie outside their image "
+            f"({some(bad_boxes)}); mend the file, or tolerate them by "
             f"data.accept_bad_boxes={len(bad_boxes)}"
         )
-    bad_images = _check_pictures(images, list(pictures.values()))
+    bad_images = _find_bad_images(annotations, folder)
     if bad_images and (split == "val" or len(bad_images) > data.skip_bad_images):
         advice = (
-            "an evaluation leaves no picture out"
+            "an evaluation leaves no image out"
             if split == "val"
             else f"mend them, or leave them out by data.skip_bad_images={len(bad_images)}"
         )
-        problems = [f"{name}: {problem}" for name, problem in bad_images]
+        problems = [
+            f"{printable(annotations.file_names[image])}: {problem}"
+            for image, problem in bad_images.items()
+        ]
+        raise ValueError(f"{folder}: {len(bad_images)} damaged images ({some(problems)}); {advice}")
+    return CocoPart(annotations, folder, len(bad_boxes), frozenset(bad_images))
+
+
+def _require_same_categories(train: Annotations, val: Annotations) -> None:
+    one, other = (
+        set(zip(each.category_ids.tolist(), each.category_names, strict=True))
+        for each in (train, val)
+    )
+    if one != other:
         raise ValueError(
-            f"{images}: {len(bad_images)} damaged pictures ({_some(problems)}); {advice}"
+            f"{train.path.name} and {val.path.name} disagree about the categories, e.g. "
+            f"{min(one ^ other)}: they are of different sets"
         )
-    return CocoPart(
-        annotations=annotations,
-        images=images,
-        image_count=len(pictures) - len(bad_images),
-        box_count=len(content["annotations"]),
-        categories=dict(sorted(categories.items())),
-        bad_boxes=len(bad_boxes),
-        bad_images=tuple(name for name, _ in bad_images),
+
+
+def _require_a_box(parts: Sequence[CocoPart]) -> None:
+    """Training leaves images out that hold crowds alone, and needs one that is left."""
+    for part in parts:
+        truth = part.annotations
+        images = set(truth.image[~truth.crowd].tolist()) - part.bad_images
+        if images:
+            return
+    raise ValueError(
+        f"{parts[0].annotations.path}: every box is a crowd (iscrowd: 1) or in an image that is "
+        "left out; nothing is left to train on"
     )
 
 
-def read_annotations(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a COCO file; its three lists are there, their rows whole and their ids single.
-
-    Raises:
-        ValueError: naming the file and the first rows at fault.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"no annotation file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    needed = {
-        "images": ("id", "file_name", "width", "height"),
-        "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-    }
-    for table, keys in needed.items():
-        rows = content.get(table) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not rows:
-            raise ValueError(
-                f"{path} holds no list {table!r}: a COCO file has images, categories and "
-                "annotations (the test sets have no annotations and cannot be scored here)"
-            )
-        for index, row in enumerate(rows):
-            lacking = [key for key in keys if not isinstance(row, dict) or key not in row]
-            if lacking:
-                raise ValueError(f"{path}: {table}[{index}] has no {lacking[0]!r}")
-        # The minival and valminusminival files in circulation repeat annotation ids.
-        if table != "annotations" or "minival" not in path.name:
-            _require_single_ids(path, table, rows)
-    image_ids = {row["id"] for row in content["images"]}
-    category_ids = {row["id"] for row in content["categories"]}
-    rows = content["annotations"]
-    _refuse(path, rows, "image_id", lambda row: row["image_id"] not in image_ids)
-    _refuse(path, rows, "category_id", lambda row: row["category_id"] not in category_ids)
-    _refuse(
-        path, rows, "bbox", lambda row: not _is_box(row["bbox"]), "is not [x, y, width, height]"
-    )
-    return content
-
-
-def _require_single_ids(path: Path, table: str, rows: list[dict[str, Any]]) -> None:
-    seen: set[int] = set()
-    for row in rows:
-        if row["id"] in seen:
-            raise ValueError(f"{path}: two {table} have the id {row['id']}")
-        seen.add(row["id"])
-
-
-def _refuse(
-    path: Path,
-    rows: list[dict[str, Any]],
-    key: str,
-    wrong: Callable[[dict[str, Any]], bool],
-    reason: str = "does not exist",
-) -> None:
-    bad = [f"annotation {row['id']}: {key} {row[key]}" for row in rows if wrong(row)]
-    if bad:
-        raise ValueError(f"{path}: {len(bad)} annotations whose {key} {reason} ({_some(bad)})")
-
-
-def _is_box(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
-    )
-
-
-def _check_boxes(
-    path: Path, annotations: list[dict[str, Any]], pictures: dict[int, dict[str, Any]]
-) -> list[str]:
-    """What is wrong with boxes that are readable: no area, or beyond the picture."""
+def _find_bad_boxes(truth: Annotations) -> list[str]:
+    """What is wrong with boxes that are readable: no area, or beyond the image."""
+    low, sides = truth.box[:, :2], truth.box[:, 2:]
+    sizes = truth.sizes[truth.image]
+    flat = (sides <= 0).any(axis=1)
+    beyond = (low < -_OUTSIDE).any(axis=1) | (low + sides > sizes + _OUTSIDE).any(axis=1)
     problems = []
-    for row in annotations:
-        x, y, width, height = row["bbox"]
-        picture = pictures[row["image_id"]]
-        if width <= 0 or height <= 0:
-            problems.append(f"annotation {row['id']}: {width:g} x {height:g} pixels")
-        elif (
-            min(x, y) < -_OUTSIDE
-            or x + width > picture["width"] + _OUTSIDE
-            or y + height > picture["height"] + _OUTSIDE
-        ):
-            size = f"{picture['width']} x {picture['height']}"
-            problems.append(f"annotation {row['id']}: {row['bbox']} in a picture of {size}")
+    for row in np.flatnonzero(flat | beyond):
+        what = "{2:g} x {3:g} pixels" if flat[row] else "[{:g}, {:g}, {:g}, {:g}] in an image of "
+        what = what.format(*truth.box[row])
+        if not flat[row]:
+            what += "{} x {}".format(*sizes[row])
+        problems.append(f"annotation {truth.identifier[row]}: {what}")
     return problems
 
 
-def _check_pictures(folder: Path, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(file name, what is wrong) of damaged pictures; missing ones raise."""
-    strange = [row["file_name"] for row in rows if ".." in Path(row["file_name"]).parts]
-    if strange:
-        raise ValueError(f"{folder}: the file name {strange[0]!r} leads out of the image folder")
+def _find_bad_images(truth: Annotations, folder: Path) -> dict[int, str]:
+    """What is wrong with damaged images, by their places; missing ones raise."""
+    paths = [truth.file(folder, image) for image in range(len(truth.file_names))]
     present = {entry.name for entry in os.scandir(folder)}
-    names = [row["file_name"] for row in rows]
-    missing = [n for n in names if n not in present and not (folder / n).is_file()]
+    missing = [
+        printable(name)
+        for name, path in zip(truth.file_names, paths, strict=True)
+        if name not in present and not path.is_file()
+    ]
     if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of {len(rows)} pictures ({_some(missing)})"
-        )
+        raise ValueError(f"{folder} lacks {len(missing)} of {len(paths)} images ({some(missing)})")
     with ThreadPoolExecutor(8) as pool:
-        problems = pool.map(lambda row: _picture_problem(folder, row), rows)
-    return [(name, problem) for name, problem in zip(names, problems, strict=True) if problem]
+        problems = pool.map(_image_problem, paths, truth.sizes.tolist())
+    return {image: problem for image, problem in enumerate(problems) if problem}
 
 
-def _picture_problem(folder: Path, row: dict[str, Any]) -> str | None:
-    """None for a picture that is whole and of the size its row says.
+def _image_problem(path: Path, size: list[int]) -> str | None:
+    """None for an image that is whole and of the size its row says.
 
     A JPEG that ends as it should is not decoded: 118,287 of them are checked in under a minute.
     """
-    path = folder / row["file_name"]
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _TURNED:
-                width, height = height, width
+            stored = list(image.size)
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
             if not _ends_as_jpeg(path):
                 image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return "not an image" if "cannot identify" in str(error) else str(error)
-    if (width, height) != (row["width"], row["height"]):
-        return f"{width} x {height} pixels, not {row['width']} x {row['height']}"
-    return None
+    except Exception as error:  # Pillow raises what it likes for a damaged file
+        return "not an image" if "cannot identify" in str(error) else printable(str(error))
+    seen = stored[::-1] if turned else stored
+    if seen == size:
+        return None
+    width, height = seen
+    if turned and stored == size:
+        return (
+            f"seen as {width} x {height} pixels by its EXIF orientation, annotated as stored; "
+            "remove the orientation, or annotate the image as it is seen"
+        )
+    return f"{width} x {height} pixels, not {size[0]} x {size[1]}"
 
 
 def _ends_as_jpeg(path: Path) -> bool:
@@ -338,7 +308,3 @@ def _ends_as_jpeg(path: Path) -> bool:
         start = file.read(2)
         file.seek(max(0, path.stat().st_size - 32))
         return start == b"\xff\xd8" and b"\xff\xd9" in file.read()
-
-
-def _some(items: list[str], count: int = 2) -> str:
-    return "; ".join(items[:count]) + ("; ..." if len(items) > count else "")

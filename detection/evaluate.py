@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,67 +15,67 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
+from backbones.files import write_whole
 from backbones.inference import prepare_for_inference
 
+from .annotations import Results, join_results
 from .coco import CocoPart, register_dataset
 from .detector import Detector
-from .scoring import Scorer, results_json, score, score_results
-
-__all__ = ["Detections", "detect", "score", "score_results", "write_detections"]
+from .scoring import Scorer, score
 
 
 @dataclass(frozen=True)
 class Detections:
-    rows: np.ndarray  # (N, 7) float64: image id, x, y, width, height (pixels), score, category id
-    images: int  # pictures seen
+    results: Results
+    images: int  # seen
     scores: dict[str, Any]  # what `scoring.score` returns
     seconds: float  # of reading, detecting and, with hotcoco, scoring as it went
 
 
 class _Collector(DatasetEvaluator):
-    """Keeps the boxes of every picture as arrays, and lets `scorer` match them at once.
+    """Keeps the boxes of every image as arrays, and lets `scorer` match them at once.
 
     Rank 0 gets those of all processes.
     """
 
-    def __init__(
-        self, category_ids: Sequence[int], scorer: Scorer | None, advance: Callable[[], None]
-    ) -> None:
-        self._category_ids = np.asarray(category_ids)
+    def __init__(self, scorer: Scorer | None, advance: Callable[[], None]) -> None:
         self._scorer = scorer
         self._advance = advance
 
     def reset(self) -> None:
-        self._rows: list[np.ndarray] = []
+        self._found: list[Results] = []
         self._seen: list[int] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for given, output in zip(inputs, outputs, strict=True):
-            found = output["instances"].to("cpu")
-            boxes = found.pred_boxes.tensor.numpy().copy()  # (N, 4) x1, y1, x2, y2
+            instances = output["instances"].to("cpu")
+            boxes = instances.pred_boxes.tensor.numpy().copy()  # (N, 4) x1, y1, x2, y2
             boxes[:, 2:] -= boxes[:, :2]  # in float32, as Detectron2's COCOEvaluator has it
-            image_ids = np.full(len(boxes), given["image_id"])
-            categories = self._category_ids[found.pred_classes.numpy()]
-            scores = found.scores.numpy()
-            self._rows.append(np.column_stack([image_ids, boxes, scores, categories]))
-            self._seen.append(given["image_id"])
+            image = given["image_id"]
+            found = Results(
+                image=np.full(len(boxes), image, np.int64),
+                category=instances.pred_classes.numpy(),
+                box=boxes.astype(np.float64),
+                score=instances.scores.numpy().astype(np.float64),
+            )
+            self._found.append(found)
+            self._seen.append(image)
             if self._scorer is not None:
-                self._scorer.add([given["image_id"]], self._rows[-1])
+                self._scorer.add(image, found)
             self._advance()
 
     def evaluate(self) -> dict[str, Any] | None:
-        rows = np.concatenate(self._rows) if self._rows else np.empty((0, 7))
         shard = None
         if self._scorer is not None and comm.get_world_size() > 1:
             shard = self._scorer.shard()
-        shares = comm.gather((rows, self._seen, shard), dst=0)
+        shares = comm.gather((self._found, self._seen, shard), dst=0)
         if not comm.is_main_process():
             return None
-        seen = [image_id for _, ids, _ in shares for image_id in ids]
-        assert len(seen) == len(set(seen)), "a picture was evaluated twice"
+        seen = [image for _, images, _ in shares for image in images]
+        assert len(seen) == len(set(seen)), "an image was evaluated twice"
         shards = None if shard is None else [shard for *_, shard in shares]
         return {
-            "rows": np.concatenate([rows for rows, *_ in shares]),
+            "results": join_results([each for found, *_ in shares for each in found]),
             "images": len(seen),
             "scores": self._scorer.finish(shards) if self._scorer is not None else None,
         }
@@ -91,13 +90,13 @@ def detect(
     evaluator: str = "hotcoco",
     advance: Callable[[], None] = lambda: None,
 ) -> Detections | None:
-    """Run a detector over every picture of `part`, once each, shared among the processes.
+    """Run a detector over every image of `part`, once each, shared among the processes.
 
     Args:
         inference: how the backbone computes: a mode of `backbones.inference`.
         tta: Detectron2's test-time augmentation, with the sizes of the detector's config.
         evaluator: who scores: hotcoco, while boxes arrive, or pycocotools, at the end.
-        advance: called after each picture.
+        advance: called after each image.
     Returns:
         The boxes of all processes and their scores on rank 0, elsewhere None.
     """
@@ -112,19 +111,17 @@ def detect(
     if tta:
         model = GeneralizedRCNNWithTTA(detector.cfg, model)
     scorer = Scorer(part.annotations) if evaluator == "hotcoco" else None
-    collector = _Collector(detector.category_ids, scorer, advance)
+    collector = _Collector(scorer, advance)
     start = time.perf_counter()
     collected = inference_on_dataset(model, loader, collector)
     seconds = time.perf_counter() - start
     if not comm.is_main_process():
         return None
-    assert collected["images"] == part.image_count, "pictures were left out"
-    scores = collected["scores"] or score(part.annotations, collected["rows"], evaluator)
-    return Detections(collected["rows"], collected["images"], scores, seconds)
+    assert collected["images"] == part.image_count, "images were left out"
+    scores = collected["scores"] or score(part.annotations, collected["results"], evaluator)
+    return Detections(collected["results"], collected["images"], scores, seconds)
 
 
-def write_detections(detections: Detections, path: Path) -> None:
+def write_detections(detections: Detections, part: CocoPart, path: Path) -> None:
     """Write COCO's results format, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(results_json(detections.rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, detections.results.as_json(part.annotations))

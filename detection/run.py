@@ -132,8 +132,7 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
         )
         torch.manual_seed(config.seed)
         model = build_model(cfg)
-        ids = list(data.val.categories)
-        detector = Detector(model, cfg, data.class_names, ids, input_format)
+        detector = Detector(model, cfg, data.class_names, data.category_ids, input_format)
 
         def validate() -> dict[str, float | None]:
             found = detect(
@@ -182,7 +181,7 @@ def _evaluate(
         )
     if found is None:
         return None
-    write_detections(found, directory / DETECTIONS)
+    write_detections(found, data.val, directory / DETECTIONS)
     logger.info("metrics: %s", found.scores["metrics"])
     return {
         **found.scores,
@@ -267,10 +266,10 @@ def _check_training(config: DetectionConfig, device: torch.device) -> None:
 
 
 def _require_same_classes(detector: Detector, data: CocoData, path: str) -> None:
-    if data.val.categories != dict(zip(detector.category_ids, detector.class_names, strict=True)):
+    if (detector.category_ids, detector.class_names) != (data.category_ids, data.class_names):
         raise ValueError(
             f"{path} knows {len(detector.class_names)} categories ({detector.class_names[0]}, ...)"
-            f", {data.val.annotations} has {len(data.val.categories)} "
+            f", {data.val.annotations.path} has {len(data.class_names)} "
             f"({data.class_names[0]}, ...): they are of different sets"
         )
 
@@ -281,13 +280,13 @@ def _require_same_classes(detector: Detector, data: CocoData, path: str) -> None
 def _describe_dataset(config: DetectionConfig, data: CocoData) -> dict[str, Any]:
     return {
         "name": config.data.name,
-        "split": data.val.split,
+        "split": data.val.annotations.split,
         "images": data.val.image_count,
         "classes": len(data.class_names),
         "class_names": data.class_names,
         "synthetic": data.synthetic,
         "root": str(data.root),
-        "annotations": str(data.val.annotations),
+        "annotations": str(data.val.annotations.path),
         "train_images": sum(part.image_count for part in data.train) or None,
         "sha256": data.sha256(),
         "bad_boxes": sum(part.bad_boxes for part in (*data.train, data.val)),

@@ -6,18 +6,17 @@ Imports neither torch nor Detectron2, so that scoring a results file starts at o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
-import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .coco import read_annotations
+from backbones.config import check_choice
+from backbones.files import SYNTHETIC
+
+from .annotations import Annotations, Results, read_annotations, read_results
 
 # In the order of COCOeval's stats; each with why it can be missing.
 METRICS = {
@@ -48,92 +47,72 @@ def score_results(
         ValueError: a file cannot be read, or a detection names an image or category that the
             annotations do not have.
     """
-    results, annotations = Path(results), Path(annotations)
-    scored = _score_files(results, annotations) if evaluator == "hotcoco" else None
-    scores, images, detections = scored or _score_rows(results, annotations, evaluator)
-    class_names = [row["class"] for row in scores["per_class"]]
+    truth = read_annotations(annotations)
+    found = read_results(results, truth)
+    folder = truth.path.parent
     return {
-        **scores,
+        **score(truth, found, evaluator),
         "dataset": {
             "name": "custom",
-            "split": annotations.stem.removeprefix("instances_"),
-            "images": images,
-            "classes": len(class_names),
-            "class_names": class_names,
-            "synthetic": any(
-                (folder / "SYNTHETIC").is_file()
-                for folder in (annotations.parent, annotations.parent.parent)
-            ),
-            "root": str(annotations.parent),
-            "annotations": str(annotations),
+            "split": truth.split,
+            "images": len(truth.image_ids),
+            "classes": len(truth.category_names),
+            "class_names": truth.category_names,
+            "synthetic": any((place / SYNTHETIC).is_file() for place in (folder, folder.parent)),
+            "root": str(folder),
+            "annotations": str(truth.path),
             "train_images": None,
-            "sha256": hashlib.sha256(annotations.read_bytes()).hexdigest(),
+            "sha256": truth.sha256,
         },
-        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": detections},
+        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": len(found)},
     }
 
 
-def score(
-    annotations: Path | str, detections: np.ndarray, evaluator: str = "hotcoco"
-) -> dict[str, Any]:
+def score(truth: Annotations, found: Results, evaluator: str = "hotcoco") -> dict[str, Any]:
     """The twelve numbers of COCO and the AP of each category, in percent.
 
-    Args:
-        annotations: the COCO file of the ground truth.
-        detections: (N, 7) float64: image id, x, y, width, height (pixels), score, category id.
     Returns:
         `metrics` name -> value or None, `missing` name -> reason, `per_class` a list of
         {class, images, AP, reason}. Nothing is -1 or NaN.
     Source: cocodataset.org/#detection-eval; pycocotools 2.0 cocoeval.py.
     """
-    if evaluator not in EVALUATORS:
-        raise ValueError(f"evaluator {evaluator!r}: choose from {', '.join(EVALUATORS)}")
-    detections = np.ascontiguousarray(detections, dtype=np.float64).reshape(-1, 7)
+    return _numbers(match(truth, found, evaluator), truth)
+
+
+def match(truth: Annotations, found: Results, evaluator: str = "hotcoco") -> Any:
+    """The evaluator's own `COCOeval` of boxes, matched and not yet summed up."""
+    check_choice("evaluator", evaluator, EVALUATORS)
+    build = _by_hotcoco if evaluator == "hotcoco" else _by_pycocotools
     with contextlib.redirect_stdout(io.StringIO()):
-        if evaluator == "hotcoco":
-            from hotcoco import COCO, COCOeval
-
-            truth = COCO(str(annotations))
-            found = truth.load_res(detections)
-        else:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-
-            truth = COCO(str(annotations))
-            # hotcoco's defaults for what a file leaves out
-            for row in truth.dataset["annotations"]:
-                row.setdefault("area", row["bbox"][2] * row["bbox"][3])
-                row.setdefault("iscrowd", 0)
-            found = truth.loadRes(detections) if len(detections) else _nothing_found(truth)
-        return _evaluate(COCOeval(truth, found, "bbox"), truth)
+        evaluation = build(truth, found)
+        evaluation.evaluate()
+    return evaluation
 
 
 class Scorer:
-    """hotcoco's numbers while detections arrive: each picture is matched as soon as it is there.
+    """hotcoco's numbers while detections arrive: each image is matched as soon as it is there."""
 
-    Raises:
-        KeyError: a detection of a category that the annotations do not have.
-    """
+    def __init__(self, truth: Annotations) -> None:
+        from hotcoco import StreamingEval
 
-    def __init__(self, annotations: Path | str) -> None:
-        from hotcoco import COCO, StreamingEval
+        self._truth = truth
+        self._order = np.argsort(truth.image, kind="stable")
+        self._starts = np.searchsorted(
+            truth.image, np.arange(len(truth.image_ids) + 1), sorter=self._order
+        )
+        self._matched = StreamingEval(_categories(truth), "bbox")
 
-        self._truth = COCO(str(annotations))
-        categories = self._truth.loadCats(self._truth.getCatIds())
-        self._matched = StreamingEval(categories, "bbox")
-
-    def add(self, image_ids: Sequence[int], detections: np.ndarray) -> None:
-        """Match the detections of some pictures, all of each: an array as `score` takes it."""
-        annotations = self._truth.loadAnns(self._truth.getAnnIds(imgIds=list(image_ids)))
-        images = [{"id": image_id} for image_id in image_ids]
-        self._matched.update(images, annotations, np.ascontiguousarray(detections, np.float64))
+    def add(self, image: int, found: Results) -> None:
+        """Match all detections of the image that stands at `image` in the annotations."""
+        boxes = self._order[self._starts[image] : self._starts[image + 1]]
+        self._matched.update([{"id": image + 1}], _boxes(self._truth, boxes), found.as_rows())
 
     def shard(self) -> bytes:
         """What was matched so far, for the `finish` of another process."""
         return self._matched.to_bytes()
 
     def finish(self, shards: Sequence[bytes] | None = None) -> dict[str, Any]:
-        """What `score` returns, of the pictures added here, or of those in `shards` alone."""
+        """What `score` returns, of the images added here, or of those in `shards` alone."""
         from hotcoco import StreamingEval
 
         matched = self._matched
@@ -142,90 +121,65 @@ class Scorer:
         return _numbers(matched.finalize(), self._truth)
 
 
-def _score_files(results: Path, annotations: Path) -> tuple[dict[str, Any], int, int] | None:
-    """What `score` returns, the images and the detections; None where a file is odd.
+# What the evaluators take: images and categories counted from 1, so that no id is rounded ---------
 
-    hotcoco reads and checks both files many times faster than Python does, which is left for naming
-    what is wrong.
 
-    Raises:
-        ValueError: from `read_annotations`.
-    """
+def _by_hotcoco(truth: Annotations, found: Results) -> Any:
     from hotcoco import COCO, COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            truth = COCO(str(annotations))
-            found = truth.load_res(str(results))
-            content = results.read_bytes()
-        except Exception:  # whatever a broken file makes of it
-            return None
-        with ThreadPoolExecutor(1) as pool:  # hotcoco evaluates without Python's lock
-            scores = pool.submit(_evaluate, COCOeval(truth, found, "bbox"), truth)
-            health = truth.healthcheck(found)
-            if health["errors"] or not _has_whole_rows(truth, annotations.read_bytes()):
-                read_annotations(annotations)  # which lets minival repeat ids
-            odd = {each["code"] for each in health["errors"] + health["warnings"]} & _ODD
-            detections = len(found.getAnnIds())
-            # hotcoco takes whole data sets too, and rows without a box.
-            is_list = content[:100].lstrip().startswith(b"[")
-            if odd or not is_list or _count_boxes(content) != detections:
-                return None
-            return scores.result(), len(truth.getImgIds()), detections
-
-
-_ODD = {"dt_orphan_image_id", "dt_orphan_category_id", "dt_missing_score"}
-
-
-def _has_whole_rows(truth: Any, content: bytes) -> bool:
-    """Whether hotcoco had nothing to fill in for the annotations.
-
-    It warns of names that it makes up; file names become empty, ids 0, and boxes may lack.
-    """
-    boxes = truth.getAnnIds()
-    return (
-        not truth.load_warnings
-        and bool(boxes)
-        and 0 not in boxes
-        and content.count(b'"file_name"') == len(truth.getImgIds())
-        and _count_boxes(content) == len(boxes)
+    known = COCO.from_arrays(
+        images=_images(truth),
+        categories=_categories(truth),
+        image_ids=truth.image + 1,
+        category_ids=truth.category + 1,
+        boxes=truth.box,
+        area=truth.area,
+        iscrowd=truth.crowd,
     )
+    return COCOeval(known, known.load_res(found.as_rows()), "bbox")
 
 
-def _count_boxes(content: bytes) -> int:
-    """How often JSON says "bbox": [, spaced as it does so first; a null is no box."""
-    first = re.search(rb'"bbox"\s*:\s*\[', content)
-    return content.count(first.group()) if first else 0
+def _by_pycocotools(truth: Annotations, found: Results) -> Any:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def dataset(annotations: list[dict[str, Any]]) -> Any:
+        coco = COCO()
+        coco.dataset = {
+            "images": _images(truth),
+            "categories": _categories(truth),
+            "annotations": annotations,
+        }
+        coco.createIndex()
+        return coco
+
+    known = dataset(_boxes(truth, np.arange(len(truth.box))))
+    # loadRes cannot read an empty list.
+    return COCOeval(known, known.loadRes(found.as_rows()) if len(found) else dataset([]), "bbox")
 
 
-def _score_rows(
-    results: Path, annotations: Path, evaluator: str
-) -> tuple[dict[str, Any], int, int]:
-    """What `_score_files` returns, of files read row by row.
-
-    Raises:
-        ValueError: naming the first row at fault.
-    """
-    content = read_annotations(annotations)
-    detections = _read_results(results)
-    tables = {"image_id": (0, content["images"]), "category_id": (6, content["categories"])}
-    for key, (column, rows) in tables.items():
-        strange = set(detections[:, column].tolist()) - {row["id"] for row in rows}
-        if strange:
-            raise ValueError(
-                f"{results}: {key} {min(strange):g} is not in {annotations} "
-                f"({len(strange)} such ids); the results are of another set"
-            )
-    return score(annotations, detections, evaluator), len(content["images"]), len(detections)
+def _images(truth: Annotations) -> list[dict[str, Any]]:
+    return [{"id": place + 1} for place in range(len(truth.image_ids))]
 
 
-def _evaluate(evaluation: Any, truth: Any) -> dict[str, Any]:
-    """What `score` returns."""
-    evaluation.evaluate()
-    return _numbers(evaluation, truth)
+def _categories(truth: Annotations) -> list[dict[str, Any]]:
+    return [{"id": place + 1, "name": name} for place, name in enumerate(truth.category_names)]
 
 
-def _numbers(evaluation: Any, truth: Any) -> dict[str, Any]:
+def _boxes(truth: Annotations, rows: np.ndarray) -> list[dict[str, Any]]:
+    columns = {
+        "id": rows + 1,
+        "image_id": truth.image[rows] + 1,
+        "category_id": truth.category[rows] + 1,
+        "bbox": truth.box[rows],
+        "area": truth.area[rows],
+        "iscrowd": truth.crowd[rows].astype(int),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def _numbers(evaluation: Any, truth: Annotations) -> dict[str, Any]:
     """What `score` returns, from what was matched."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
@@ -238,72 +192,15 @@ def _numbers(evaluation: Any, truth: Any) -> dict[str, Any]:
             missing[name] = f"the set has no {what}"
     # (threshold, recall, category, area, most detections): all areas, 100 detections
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    categories = truth.loadCats(sorted(truth.getCatIds()))
     per_class = []
-    for index, category in enumerate(categories):
+    for index, name in enumerate(truth.category_names):
         known = precision[:, :, index][precision[:, :, index] > -1]
         row: dict[str, Any] = {
-            "class": str(category["name"]),
-            "images": len(truth.getImgIds(catIds=[category["id"]])),
+            "class": name,
+            "images": truth.images_of(index),
             "AP": 100 * float(known.mean()) if known.size else None,
         }
         if not known.size:
             row["reason"] = "the set has no box of this category"
         per_class.append(row)
     return {"metrics": metrics, "missing": missing, "per_class": per_class}
-
-
-def _nothing_found(truth: Any) -> Any:
-    """pycocotools' loadRes cannot read an empty list."""
-    from pycocotools.coco import COCO
-
-    found = COCO()
-    found.dataset = {
-        "images": truth.dataset["images"],
-        "categories": truth.dataset["categories"],
-        "annotations": [],
-    }
-    found.createIndex()
-    return found
-
-
-def _read_results(path: Path) -> np.ndarray:
-    """A results file as the (N, 7) array that `score` takes."""
-    try:
-        rows = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"no results file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: COCO results are a list of detections, not a {type(rows)}")
-    detections = np.empty((len(rows), 7))
-    for index, row in enumerate(rows):
-        try:
-            x, y, width, height = row["bbox"]
-            numbers = (row["image_id"], x, y, width, height, row["score"], row["category_id"])
-            detections[index] = numbers
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: detection {index} is not "
-                "{image_id, category_id, bbox: [x, y, width, height], score}"
-            ) from error
-    if not np.isfinite(detections).all():
-        index = int(np.argmin(np.isfinite(detections).all(axis=1)))
-        raise ValueError(f"{path}: detection {index} holds a number that is not finite")
-    return detections
-
-
-def results_json(detections: np.ndarray) -> str:
-    """`detections` as the text of a COCO results file, in their order; numbers exactly."""
-    return json.dumps(
-        [
-            {
-                "image_id": int(row[0]),
-                "category_id": int(row[6]),
-                "bbox": row[1:5],
-                "score": row[5],
-            }
-            for row in detections.tolist()
-        ]
-    )

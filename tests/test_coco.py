@@ -7,7 +7,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from detection.coco import load_coco, read_annotations, register_dataset
+from detection.annotations import read_annotations
+from detection.coco import load_coco, register_dataset
 from detection.config import DataSettings
 from tools import sample_data
 
@@ -42,11 +43,15 @@ def spoiled(coco_2017, tmp_path):
 
 def test_2017_is_read_under_a_root_that_holds_coco_or_is_it(coco_2017, monkeypatch):
     found = load_coco(DataSettings(root=str(coco_2017.parent)))
-    assert found == load_coco(DataSettings(root=str(coco_2017)))
+    again = load_coco(DataSettings(root=str(coco_2017)))
+    assert (again.root, again.sha256()) == (found.root, found.sha256())
     assert (found.train[0].image_count, found.val.image_count) == (12, 5)
-    assert (found.train[0].split, found.val.split) == ("train2017", "val2017")
+    assert (found.train[0].annotations.split, found.val.annotations.split) == (
+        "train2017",
+        "val2017",
+    )
     assert found.class_names == ["circle", "square", "triangle"]
-    assert list(found.val.categories) == [1, 3, 7]
+    assert found.category_ids == [1, 3, 7]
     assert found.synthetic
     monkeypatch.setenv("DETECTRON2_DATASETS", str(coco_2017.parent))
     assert load_coco(DataSettings()).sha256() == found.sha256()
@@ -55,9 +60,9 @@ def test_2017_is_read_under_a_root_that_holds_coco_or_is_it(coco_2017, monkeypat
 def test_2014_trains_on_train_and_valminusminival_and_is_scored_on_minival(coco_2014):
     data = DataSettings(name="coco_2014", root=str(coco_2014))
     found = load_coco(data)
-    assert [part.split for part in found.train] == ["train2014", "valminusminival2014"]
+    assert [part.annotations.split for part in found.train] == ["train2014", "valminusminival2014"]
     assert [part.image_count for part in found.train] == [6, 2]
-    assert (found.val.split, found.val.image_count) == ("minival2014", 4)
+    assert (found.val.annotations.split, found.val.image_count) == ("minival2014", 4)
     assert load_coco(data, ("val",)).train == ()
     names = [register_dataset(part) for part in (*found.train, found.val)]
     assert [len(DatasetCatalog.get(name)) for name in names] == [6, 2, 4]
@@ -82,7 +87,8 @@ def test_a_set_of_ones_own_is_two_paths_a_split(coco_2017):
     assert found.val.image_count == 5
     assert found.synthetic
     only_val = DataSettings(name="custom", **paths("val"))
-    assert load_coco(only_val, ("val",)).val == found.val
+    only = load_coco(only_val, ("val",))
+    assert only.val.annotations.sha256 == found.val.annotations.sha256
     with pytest.raises(ValueError, match=r"data.train_annotations is missing; give the COCO file"):
         load_coco(only_val)
 
@@ -94,9 +100,36 @@ def test_detectron2_reads_what_is_registered_with_classes_from_zero(coco_2017):
     records = DatasetCatalog.get(name)
     boxes = [box for record in records for box in record["annotations"]]
     assert len(records) == 12
-    assert len(boxes) == part.box_count
+    assert len(boxes) == len(part.annotations.box)
     assert {box["category_id"] for box in boxes} <= {0, 1, 2}
     assert MetadataCatalog.get(name).thing_classes[2] == "triangle"
+
+
+def test_boxes_train_whatever_their_polygons_are(spoiled):
+    _, edit = spoiled
+    plain = load_coco(edit(lambda content: None)).train[0].records()
+
+    polygons = [[1, 2], [[1, 2]], "x", None, {}] * 99
+
+    def shorten(content):
+        for row, polygon in zip(content["annotations"], polygons, strict=False):
+            row["segmentation"] = polygon
+
+    data = edit(shorten, "instances_train2017.json")
+    assert load_coco(data).train[0].records() == plain
+
+
+def test_a_set_of_crowds_alone_is_refused_before_training(spoiled):
+    _, edit = spoiled
+
+    def crowd(content):
+        for row in content["annotations"]:
+            row["iscrowd"] = 1
+
+    data = edit(crowd, "instances_train2017.json")
+    with pytest.raises(ValueError, match="every box is a crowd"):
+        load_coco(data)
+    assert load_coco(data, ("val",)).train == ()
 
 
 def test_a_missing_root_says_what_was_looked_for_and_where(tmp_path):
@@ -110,7 +143,7 @@ def test_a_missing_image_folder_or_picture_is_named(spoiled):
     root, _ = spoiled
     first = next((root / "val2017").iterdir())
     first.unlink()
-    with pytest.raises(ValueError, match=rf"lacks 1 of 5 pictures \({first.name}\)"):
+    with pytest.raises(ValueError, match=rf"lacks 1 of 5 images \({first.name}\)"):
         load_coco(DataSettings(root=str(root)))
     shutil.rmtree(root / "val2017")
     with pytest.raises(ValueError, match=r"no image folder .*val2017"):
@@ -126,14 +159,19 @@ def first_annotation(**values):
     [
         (first_annotation(category_id=2), r"1 annotations whose category_id does not exist .* 2\)"),
         (first_annotation(image_id=99_999), "whose image_id does not exist .*99999"),
-        (first_annotation(bbox=[1, 2, 3]), r"is not \[x, y, width, height\]"),
-        (first_annotation(bbox=[1, 2, float("nan"), 4]), "is not .x, y, width, height."),
+        (first_annotation(bbox=[1, 2, 3]), r"a box is \[x, y, width, height\]"),
+        (first_annotation(bbox=[1, 2, float("nan"), 4]), "NaN and Infinity are no JSON"),
         (lambda c: c["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations have the id"),
         (lambda c: c["images"].append(c["images"][0]), "two images have the id"),
         (lambda c: c.pop("annotations"), "holds no list 'annotations'"),
-        (lambda c: c["images"][0].update(width=999), "999 x .*an evaluation leaves no picture out"),
+        (lambda c: c["images"][0].update(width=999), "999 x .*an evaluation leaves no image out"),
         (lambda c: c["images"][0].update(file_name="../a.jpg"), "leads out of the image folder"),
+        (lambda c: c["images"][0].update(file_name="/a.jpg"), "leads out of the image folder"),
+        (
+            lambda c: c["images"][0].update(file_name="a\0.jpg"),
+            r"a.*00.jpg' leads out of the image",
+        ),
         (lambda c: c["categories"][0].update(name="disc"), "disagree about the categories"),
     ],
 )
@@ -169,13 +207,16 @@ def test_damaged_pictures_are_named_and_left_out_of_training_only(spoiled):
     cut, text = sorted((root / "train2017").iterdir())[:2]
     cut.write_bytes(cut.read_bytes()[:-300])
     text.write_text("not an image")
-    with pytest.raises(ValueError, match=r"2 damaged pictures .*truncated.*not an image"):
+    with pytest.raises(ValueError, match=r"2 damaged images .*truncated.*not an image"):
         load_coco(DataSettings(root=str(root), skip_bad_images=1))
     part = load_coco(DataSettings(root=str(root), skip_bad_images=2)).train[0]
-    assert set(part.bad_images) == {cut.name, text.name}
+    assert {part.annotations.file_names[place] for place in part.bad_images} == {
+        cut.name,
+        text.name,
+    }
     assert len(DatasetCatalog.get(register_dataset(part))) == part.image_count == 10
     next((root / "val2017").iterdir()).write_bytes(b"")
-    with pytest.raises(ValueError, match="an evaluation leaves no picture out"):
+    with pytest.raises(ValueError, match="an evaluation leaves no image out"):
         load_coco(DataSettings(root=str(root), skip_bad_images=9))
 
 
@@ -189,11 +230,28 @@ def test_a_turned_photograph_has_the_size_it_is_seen_in(spoiled):
     assert load_coco(DataSettings(root=str(root))).val.image_count == 5
 
 
+def test_a_turned_photograph_annotated_as_stored_is_not_called_damaged(spoiled):
+    root, edit = spoiled
+    path = next(iter(sorted((root / "val2017").iterdir())))
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[274] = 8
+        image.crop((0, 0, 64, 48)).save(path, exif=exif)
+
+    def annotate(content):
+        row = next(row for row in content["images"] if row["file_name"] == path.name)
+        row.update(width=64, height=48)
+        content["annotations"] = [b for b in content["annotations"] if b["image_id"] != row["id"]]
+
+    with pytest.raises(ValueError, match="seen as 48 x 64 pixels by its EXIF orientation, annot"):
+        load_coco(edit(annotate))
+
+
 def test_what_is_no_coco_file_is_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         read_annotations(path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="holds no list 'images'"):
+    with pytest.raises(ValueError, match="Expected 'object', got 'array'"):
         read_annotations(path)

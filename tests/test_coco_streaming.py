@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from detection.scoring import Scorer, results_json, score, score_results
+from detection.annotations import Results, read_annotations, read_results
+from detection.scoring import Scorer, score, score_results
 
 CATEGORIES = (3, 7, 12, 90)
 
@@ -34,7 +35,14 @@ def made(tmp_path):
         for box in boxes.repeat(30, axis=0):
             near = np.abs(box + rng.normal(0, 6, 4)) + 0.5
             score_ = round(float(rng.random()), 1)  # many ties
-            rows.append([image_id, *near, score_, rng.choice(CATEGORIES)])
+            rows.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(rng.choice(CATEGORIES)),
+                    "bbox": near.tolist(),
+                    "score": score_,
+                }
+            )
     content = {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(1, 31)
@@ -44,55 +52,48 @@ def made(tmp_path):
     }
     path = tmp_path / "instances_val.json"
     path.write_text(json.dumps(content))
-    return path, np.array(rows)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(rows))
+    truth = read_annotations(path)
+    return truth, read_results(results, truth), results
+
+
+def of_image(found, image):
+    rows = found.image == image
+    return Results(found.image[rows], found.category[rows], found.box[rows], found.score[rows])
 
 
 def test_streaming_equals_scoring_at_the_end_to_the_bit(made):
-    annotations, detections = made
-    scorer = Scorer(annotations)
-    for image_id in range(30, 0, -1):
-        scorer.add([image_id], detections[detections[:, 0] == image_id])
+    truth, found, _ = made
+    scorer = Scorer(truth)
+    for image in range(29, -1, -1):
+        scorer.add(image, of_image(found, image))
     streamed = scorer.finish()
-    assert streamed == score(annotations, detections)
-    assert streamed == score(annotations, detections, "pycocotools")
+    assert streamed == score(truth, found)
+    assert streamed == score(truth, found, "pycocotools")
 
 
 def test_shards_of_processes_are_merged(made):
-    annotations, detections = made
+    truth, found, _ = made
     shards = []
     for rank in range(3):
-        scorer = Scorer(annotations)
-        for image_id in range(1 + rank, 31, 3):
-            scorer.add([image_id], detections[detections[:, 0] == image_id])
+        scorer = Scorer(truth)
+        for image in range(rank, 30, 3):
+            scorer.add(image, of_image(found, image))
         shards.append(scorer.shard())
-    assert Scorer(annotations).finish(shards) == score(annotations, detections)
+    assert Scorer(truth).finish(shards) == score(truth, found)
 
 
-def test_a_results_file_scores_as_its_arrays_do(made, tmp_path):
-    annotations, detections = made
-    results = tmp_path / "results.json"
-    results.write_text(results_json(detections))
-    scores = score_results(results, annotations)
-    assert {key: scores[key] for key in ("metrics", "missing", "per_class")} == score(
-        annotations, detections
-    )
-    assert scores["protocol"]["detections"] == len(detections)
+def test_a_results_file_scores_as_its_arrays_do(made):
+    truth, found, results = made
+    scores = score_results(results, truth.path)
+    assert {key: scores[key] for key in ("metrics", "missing", "per_class")} == score(truth, found)
+    assert scores["protocol"]["detections"] == len(found)
 
 
-@pytest.mark.parametrize("key", ["image_id", "category_id", "bbox", "score"])
-def test_a_row_that_lacks_a_key_is_named_and_not_scored(made, tmp_path, key):
-    annotations, detections = made
-    rows = json.loads(results_json(detections[:5]))
-    del rows[3][key]
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="detection 3 is not"):
-        score_results(results, annotations)
-
-
-def test_detections_of_another_set_are_refused(made, tmp_path):
-    annotations, _ = made
-    results = tmp_path / "results.json"
-    results.write_text(results_json(np.array([[1, 1, 2, 3, 4, 0.5, 8]])))
-    with pytest.raises(ValueError, match="category_id 8 is not in"):
-        score_results(results, annotations)
+def test_what_is_written_is_what_is_read(made):
+    truth, found, results = made
+    results.write_text(found.as_json(truth))
+    again = read_results(results, truth)
+    for column in ("image", "category", "box", "score"):
+        assert np.array_equal(getattr(again, column), getattr(found, column))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from written_runs import CLASSES, record, write_classifier, write_coco, write_detector, write_suite
 
+from detection.annotations import read_annotations, read_results
 from tools import sample_data, statistics
 from tools.experiments.record import Metric, load_records, write_record
 from tools.experiments.run import load_experiment
@@ -242,7 +243,8 @@ def test_a_detector_in_no_pair_is_judged_by_an_interval_of_its_own(tmp_path):
     write_published_detector(tmp_path / "runs" / "alone", annotations)
     (found,) = judged_alone(tmp_path / "runs", resamples=200)
     detections = tmp_path / "runs" / "alone" / "detections.json"
-    _, intervals = statistics.coco_metrics_alone(annotations, detections, 200)
+    truth = read_annotations(annotations)
+    _, intervals = statistics.coco_metrics_alone(truth, read_results(detections, truth), 200)
     for metric, published in (("AP", 40.4), ("AP50", 61.0)):
         low, high = intervals[metric]
         word = (
@@ -257,7 +259,7 @@ def test_a_detector_in_no_pair_is_judged_by_an_interval_of_its_own(tmp_path):
     ("broken", "reason"),
     [
         ("detections.json", "no detections file"),
-        ("coco/annotations/instances_val2017.json", "not readable as JSON"),
+        ("coco/annotations/instances_val2017.json", "no annotation file"),
     ],
 )
 def test_a_detector_whose_files_are_gone_is_not_judged_and_says_why(tmp_path, broken, reason):

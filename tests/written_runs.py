@@ -108,7 +108,8 @@ def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES,
 
 def write_detector(directory, network, annotations, *, shift, seed=0, **changes):
     """A detector's run on `write_coco`'s set, its boxes off by about ``shift`` pixels."""
-    from tools.statistics import MatchedDetections, load_ground_truth
+    from detection.annotations import read_annotations, read_results
+    from tools.statistics import MatchedDetections
 
     directory.mkdir(parents=True)
     content = json.loads(annotations.read_text())
@@ -123,7 +124,9 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
         for box in content["annotations"]
     ]
     (directory / "detections.json").write_text(json.dumps(found))
-    metrics, classes = MatchedDetections(load_ground_truth(content), found).point()
+    truth = read_annotations(annotations)
+    results = read_results(directory / "detections.json", truth)
+    metrics, classes = MatchedDetections(truth, results).point()
     dataset = {
         **record("detection").dataset,
         "annotations": str(annotations),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from detection.annotations import Annotations, Results, read_annotations, read_results
+from detection.scoring import match
 from tools import statistics
 from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
 from tools.references import judge, not_comparable, references_of
@@ -174,13 +176,15 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
 
 
 def _compare_detectors(pair: Pair, resamples: int, seed: int):
-    annotations = _annotations(pair.candidate[0])
-    plain = [_file(record, "detections") for record in pair.plain]
-    candidate = [_file(record, "detections") for record in pair.candidate]
-    found, classes = statistics.compare_coco_metrics(annotations, plain, candidate, resamples, seed)
+    truth = _annotations(pair.candidate[0])
+    plain, candidate = (
+        [read_results(_file(record, "detections"), truth) for record in records]
+        for records in (pair.plain, pair.candidate)
+    )
+    found, classes = statistics.compare_coco_metrics(truth, plain, candidate, resamples, seed)
     _check_scored(found["AP"].plain, pair.plain)
     _check_scored(found["AP"].candidate, pair.candidate)
-    return found, classes, _tide(annotations, plain[0], candidate[0])
+    return found, classes, _tide(truth, plain[0], candidate[0])
 
 
 def _check_scored(ap: float | None, records: tuple[Record, ...]) -> None:
@@ -190,20 +194,16 @@ def _check_scored(ap: float | None, records: tuple[Record, ...]) -> None:
         raise ValueError("detections and annotations give another AP than the record")
 
 
-def _tide(annotations: str, plain, candidate) -> dict[str, tuple[float, float]]:
+def _tide(truth: Annotations, plain: Results, candidate: Results) -> dict[str, tuple[float, float]]:
     """What each kind of error costs, in points of AP50 (TIDE, arXiv 2008.08115), seed one."""
-    import hotcoco
-
     lost = []
     for results in (plain, candidate):
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = hotcoco.COCO(str(annotations))
-            try:
-                evaluation = hotcoco.COCOeval(truth, truth.load_res(str(results)), "bbox")
-                evaluation.evaluate()
+        evaluation = match(truth, results)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
                 lost.append(evaluation.tide_errors()["delta_ap"])
-            except (ValueError, RuntimeError):  # a result without detections has no errors
-                return {}
+        except (ValueError, RuntimeError):  # a result without detections has no errors
+            return {}
     kinds = {
         "Cls": "wrong class", "Loc": "badly placed", "Both": "wrong class and badly placed",
         "Dupe": "found twice", "Bkg": "background taken for an object", "Miss": "not found",
@@ -211,11 +211,11 @@ def _tide(annotations: str, plain, candidate) -> dict[str, tuple[float, float]]:
     return {label: (100 * lost[0][kind], 100 * lost[1][kind]) for kind, label in kinds.items()}
 
 
-def _annotations(record: Record) -> str:
+def _annotations(record: Record) -> Annotations:
     annotations = record.dataset.get("annotations")
     if not annotations:
         raise ValueError("the record names no annotation file")
-    return annotations
+    return read_annotations(annotations)
 
 
 def _file(record: Record, kind: str):
@@ -380,9 +380,9 @@ def _intervals_alone(
 ) -> dict[str, tuple[float, float] | None]:
     if resamples == 0:
         raise ValueError(TOO_MANY)
-    metrics, intervals = statistics.coco_metrics_alone(
-        _annotations(record), _file(record, "detections"), resamples, seed
-    )
+    truth = _annotations(record)
+    found = read_results(_file(record, "detections"), truth)
+    metrics, intervals = statistics.coco_metrics_alone(truth, found, resamples, seed)
     _check_scored(metrics["AP"], (record,))
     return intervals
 

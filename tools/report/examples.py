@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from detection.annotations import read_annotations, read_results
 from tools import statistics
 from tools.experiments.record import Record
 from tools.experiments.run import TASKS
 from tools.experiments.settings import build_settings
 from tools.report.comparison import Comparison
 from tools.report.escape import clean
-from tools.statistics.matching import load_ground_truth, match_detections
+from tools.statistics.matching import match_detections
 
 SHOWN_EACH_WAY = 3
 SCORE = 0.5  # detections drawn and counted from here on
@@ -118,15 +118,13 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
 def _detections(comparison: Comparison) -> list[Picture]:
     plain, candidate = comparison.pair.plain[0], comparison.pair.candidate[0]
     annotations = Path(candidate.dataset["annotations"])
-    truth = load_ground_truth(annotations)
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    entries = {entry["id"]: entry for entry in content["images"]}
+    truth = read_annotations(annotations)
     sides, quality = [], []
     for record in (plain, candidate):
         results = record.file("detections")
         if results is None:
             raise ValueError("a run has no detections file")
-        found = match_detections(truth, results)
+        found = match_detections(truth, read_results(results, truth))
         shown = found.score >= SCORE
         good = found.matched[0, 0] & ~found.ignored[0, 0]
         images = len(truth.image_ids)
@@ -142,10 +140,7 @@ def _detections(comparison: Comparison) -> list[Picture]:
     folder = _image_folder(candidate, annotations)
     pictures = []
     for index in (*best, *worst):
-        entry = entries[truth.image_ids[index].item()]
-        path = (folder / entry["file_name"]).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"image {entry['file_name']!r} is outside {folder}")
+        path = truth.file(folder, int(index))
         of_image = (truth.image == index) & ~truth.crowd
         boxes = [
             Box(*truth.box[row].tolist(), truth.category_names[truth.category[row]])
@@ -164,7 +159,7 @@ def _detections(comparison: Comparison) -> list[Picture]:
         ]
         right = [sum(box.right for box in side) for side in drawn]
         caption = (
-            f"{entry['file_name']}: of {len(boxes)} objects plain finds {right[0]} with"
+            f"{truth.file_names[index]}: of {len(boxes)} objects plain finds {right[0]} with"
             f" {len(drawn[0]) - right[0]} false, its twin {right[1]} with {len(drawn[1]) - right[1]} false"
         )
         pictures.append(_picture(Image.open(path), _SCENE, clean(caption), tuple(boxes), *drawn))

@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.inference import prepare_for_inference
+from detection.annotations import Results, read_annotations, read_results
 from detection.reference import build_ours, make_inputs
-from detection.scoring import METRICS, Scorer, results_json, score_results
+from detection.scoring import METRICS, Scorer, score_results
 from tools.speed.timing import Measurement, compare, summarize
 
 IMAGES, CATEGORIES, DETECTIONS = 1000, 80, 100
@@ -50,15 +51,25 @@ def score_arrays() -> Iterator[Measurement]:
     given = make_inputs(1)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         truth, results = _make_files(Path(folder))
-        detections = _array(results)
-        batches = np.split(detections, IMAGES)
+        annotations = read_annotations(truth)
+        found = read_results(results, annotations)
+        batches = [
+            Results(*columns)
+            for columns in zip(
+                *(
+                    np.split(column, IMAGES)
+                    for column in (found.image, found.category, found.box, found.score)
+                ),
+                strict=True,
+            )
+        ]
         model(given)
         shares = []
         for _ in range(5):
             start = time.perf_counter()
-            scorer = Scorer(truth)
-            for batch in batches:
-                scorer.add([int(batch[0, 0])], batch)
+            scorer = Scorer(annotations)
+            for image, batch in enumerate(batches):
+                scorer.add(image, batch)
             metrics = scorer.finish()["metrics"]
             scoring = (time.perf_counter() - start) / IMAGES
             start = time.perf_counter()
@@ -130,17 +141,14 @@ def _make_files(folder: Path) -> tuple[Path, Path]:
         right = rng.random(DETECTIONS) < 0.7
         named = np.where(right, kinds[near], rng.integers(1, CATEGORIES + 1, DETECTIONS))
         scores = rng.random(DETECTIONS)
-        numbers = [np.full(DETECTIONS, image["id"]), found, scores, named]
-        rows.append(np.column_stack(numbers))
+        rows += [
+            {"image_id": image["id"], "category_id": category, "bbox": box, "score": score}
+            for category, box, score in zip(
+                named.tolist(), found.tolist(), scores.tolist(), strict=True
+            )
+        ]
     truth, results = folder / "instances_val.json", folder / "results.json"
     content = {"images": images, "categories": categories, "annotations": annotations}
     truth.write_text(json.dumps(content), encoding="utf-8")
-    results.write_text(results_json(np.concatenate(rows)), encoding="utf-8")
+    results.write_text(json.dumps(rows), encoding="utf-8")
     return truth, results
-
-
-def _array(results: Path) -> np.ndarray:
-    rows = json.loads(results.read_bytes())
-    return np.array(
-        [[row["image_id"], *row["bbox"], row["score"], row["category_id"]] for row in rows]
-    )

@@ -19,7 +19,6 @@ from tools.statistics.coco_metrics import (
     compare_coco_metrics,
 )
 from tools.statistics.differences import Difference, effect_sizes, holm, paired_seeds_test
-from tools.statistics.matching import load_ground_truth
 
 __all__ = [
     "Difference",
@@ -32,7 +31,6 @@ __all__ = [
     "compare_coco_metrics",
     "effect_sizes",
     "holm",
-    "load_ground_truth",
     "load_predictions",
     "mcnemar",
     "paired_seeds_test",

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
+from detection.annotations import Annotations, Results
 from tools.statistics.differences import (
     RESAMPLES,
     Difference,
@@ -32,8 +32,6 @@ from tools.statistics.matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
     Detections,
-    GroundTruth,
-    load_ground_truth,
     match_detections,
 )
 
@@ -76,14 +74,10 @@ class MatchedDetections:
 
     Args:
         truth: the ground truth.
-        results: a file in COCO's results format, or its content: dicts of ``image_id``,
-            ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
-
-    Raises:
-        ValueError: an image is not in the ground truth, or a score is not finite.
+        results: the detections.
     """
 
-    def __init__(self, truth: GroundTruth, results: str | Path | list[dict]):
+    def __init__(self, truth: Annotations, results: Results):
         self.truth = truth
         found = match_detections(truth, results)
         by_category = np.lexsort((-found.score, found.category))
@@ -218,9 +212,9 @@ def bootstrap_coco_metrics(
 
 
 def compare_coco_metrics(
-    annotations: str | Path | dict,
-    plain: list[str | Path | list[dict]],
-    candidate: list[str | Path | list[dict]],
+    truth: Annotations,
+    plain: list[Results],
+    candidate: list[Results],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, Difference], dict[str, Difference]]:
@@ -229,7 +223,6 @@ def compare_coco_metrics(
     Returns the differences of METRICS and those of each category's AP, by name, in percent
     points. A category without a box that counts has None and the reason.
     """
-    truth = load_ground_truth(annotations)
     values, boot = _centred_bootstrap(truth, [*plain, *candidate], resamples, seed)
     seeds = len(plain)
     differences = []
@@ -253,8 +246,8 @@ def compare_coco_metrics(
 
 
 def coco_metrics_alone(
-    annotations: str | Path | dict,
-    results: str | Path | list[dict],
+    truth: Annotations,
+    results: Results,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
@@ -262,7 +255,7 @@ def coco_metrics_alone(
 
     None where no box counts.
     """
-    values, boot = _centred_bootstrap(load_ground_truth(annotations), [results], resamples, seed)
+    values, boot = _centred_bootstrap(truth, [results], resamples, seed)
     metrics, intervals = {}, {}
     for column, name in enumerate(METRICS):
         value, resampled = values[0, column], boot[0, :, column]
@@ -273,7 +266,7 @@ def coco_metrics_alone(
 
 
 def _centred_bootstrap(
-    truth: GroundTruth, results: list[str | Path | list[dict]], resamples: int, seed: int
+    truth: Annotations, results: list[Results], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimates (results, columns) and the bootstrap (results, resamples, columns) about them.
 
@@ -289,14 +282,14 @@ def _centred_bootstrap(
     return values, boot
 
 
-def _counted_boxes(truth: GroundTruth) -> sparse.csr_matrix:
+def _counted_boxes(truth: Annotations) -> sparse.csr_matrix:
     """Boxes that count, (areas x categories, images)."""
     inside = [(truth.area >= low) & (truth.area <= high) for low, high in AREA_RANGES.values()]
     area, box = np.nonzero(np.stack(inside) & ~truth.crowd)
     return _tally(truth, len(AREA_RANGES), area, truth.category[box], truth.image[box])
 
 
-def _true_positives(truth: GroundTruth, found: Detections) -> list[sparse.csr_matrix]:
+def _true_positives(truth: Annotations, found: Detections) -> list[sparse.csr_matrix]:
     """What is found of each of AVERAGE_RECALLS, a threshold: (recalls x categories, images)."""
     area, threshold, detection = np.nonzero(found.matched & ~found.ignored)
     rank = found.rank[detection]
@@ -310,7 +303,7 @@ def _true_positives(truth: GroundTruth, found: Detections) -> list[sparse.csr_ma
 
 
 def _tally(
-    truth: GroundTruth, kinds: int, kind: np.ndarray, category: np.ndarray, image: np.ndarray
+    truth: Annotations, kinds: int, kind: np.ndarray, category: np.ndarray, image: np.ndarray
 ) -> sparse.csr_matrix:
     """How many there are of each kind, category and image, (kinds x categories, images)."""
     categories = len(truth.category_ids)
@@ -321,7 +314,7 @@ def _tally(
 
 
 def _block(
-    truth: GroundTruth, found: Detections, category: int, area: int, detections: np.ndarray
+    truth: Annotations, found: Detections, category: int, area: int, detections: np.ndarray
 ) -> _Block | None:
     """``detections``: those of the category, by falling score."""
     low, high = list(AREA_RANGES.values())[area]

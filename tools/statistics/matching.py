@@ -8,11 +8,11 @@ Source: COCOeval of pycocotools 2.0, ``evaluateImg``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from detection.annotations import Annotations, Results
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = {  # square pixels, both ends included
@@ -23,25 +23,6 @@ AREA_RANGES = {  # square pixels, both ends included
 }
 MAX_DETECTIONS = 100  # an image and category
 MATCHED_AT_ONCE = 4_000_000  # elements of the largest array of the matching
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """Boxes of a COCO annotation file as columns, one row a box, in the order of the file.
-
-    ``image`` and ``category`` index ``image_ids`` and ``category_ids``, which are sorted;
-    ``box`` is (N, 4) x, y, width, height in pixels.
-    """
-
-    image_ids: np.ndarray
-    category_ids: np.ndarray
-    category_names: list[str]
-    image: np.ndarray
-    category: np.ndarray
-    box: np.ndarray
-    area: np.ndarray
-    crowd: np.ndarray
-    identifier: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,54 +44,12 @@ class Detections:
     ignored: np.ndarray
 
 
-def load_ground_truth(annotations: str | Path | dict) -> GroundTruth:
-    """Read a COCO annotation file (or its content).
-
-    Raises:
-        ValueError: it holds no images or categories, a field is missing, or a box names an image
-            or category that is not there.
-    """
-    content = annotations if isinstance(annotations, dict) else _read_json(annotations)
-    if not isinstance(content, dict) or not content.get("images") or not content.get("categories"):
-        raise ValueError(f"{_name(annotations)}: a COCO annotation file has images and categories")
-    try:
-        return _ground_truth(content, annotations)
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{_name(annotations)}: not as COCO writes it ({error!r})") from None
-
-
-def _ground_truth(content: dict, annotations: str | Path | dict) -> GroundTruth:
-    names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-    image_ids = np.array(sorted({entry["id"] for entry in content["images"]}))
-    category_ids = np.array(sorted(names))
-    boxes = content.get("annotations", [])
-    box = np.array([entry["bbox"] for entry in boxes], dtype=float).reshape(-1, 4)
-    area = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in boxes]
-    return GroundTruth(
-        image_ids,
-        category_ids,
-        [names[identifier] for identifier in category_ids.tolist()],
-        _positions(image_ids, [entry["image_id"] for entry in boxes], "image_id", annotations),
-        _positions(
-            category_ids, [entry["category_id"] for entry in boxes], "category_id", annotations
-        ),
-        box,
-        np.array(area, dtype=float),
-        np.array([bool(entry.get("iscrowd", 0)) for entry in boxes], dtype=bool),
-        np.array([entry.get("id", row + 1) for row, entry in enumerate(boxes)]),
-    )
-
-
-def match_detections(truth: GroundTruth, results: str | Path | list[dict]) -> Detections:
-    """Match a COCO results file (or its content) to the ground truth.
-
-    Raises:
-        ValueError: fields are missing, an image is not in the ground truth, or a score is not
-            finite.
-    """
-    image, category, box, score = _read_results(truth, results)
-    order = np.lexsort((-score, category, image))  # stable, as COCOeval's merge sort
-    image, category, box, score = image[order], category[order], box[order], score[order]
+def match_detections(truth: Annotations, results: Results) -> Detections:
+    """Match detections to the ground truth."""
+    columns = (results.image, results.category, results.box, results.score)
+    # stable, as COCOeval's merge sort
+    order = np.lexsort((-results.score, results.category, results.image))
+    image, category, box, score = (column[order] for column in columns)
     group = image * len(truth.category_ids) + category
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
@@ -121,7 +60,7 @@ def match_detections(truth: GroundTruth, results: str | Path | list[dict]) -> De
     return Detections(image, category, score, rank[kept], box, area, matched, ignored)
 
 
-def _match(truth: GroundTruth, group: np.ndarray, box: np.ndarray):
+def _match(truth: Annotations, group: np.ndarray, box: np.ndarray):
     """Greedy matching of every area range and IoU threshold.
 
     Returns two arrays (areas, IoU thresholds, detections): matched, and ignored because the
@@ -151,18 +90,15 @@ def _match(truth: GroundTruth, group: np.ndarray, box: np.ndarray):
             rows = truth_order[np.where(there, truth_start[part, None] + slot, 0)]
             _match_groups(
                 box, start[part], count[part], truth.box[rows], truth.crowd[rows],
-                there, out_of_count[rows].transpose(0, 2, 1), truth.identifier[rows] != 0,
-                matched, ignored,
+                there, out_of_count[rows].transpose(0, 2, 1), matched, ignored,
             )  # fmt: skip
     return matched, ignored
 
 
-def _match_groups(
-    box, start, count, truth_box, crowd, there, uncounted, named, matched, ignored
-) -> None:
+def _match_groups(box, start, count, truth_box, crowd, there, uncounted, matched, ignored) -> None:
     """Match groups (an image and a category each), ordered by falling number of detections.
 
-    Shapes: start, count (P,); truth_box (P, G, 4); crowd, there, named (P, G);
+    Shapes: start, count (P,); truth_box (P, G, 4); crowd, there (P, G);
     uncounted (P, A, G). Writes into matched and ignored (A, T, D).
     """
     groups, boxes = there.shape
@@ -182,8 +118,7 @@ def _match_groups(
         group, area, threshold = np.nonzero(found)
         chosen = best[group, area, threshold]
         free[group, area, threshold, chosen] = False
-        # COCOeval writes the id of the box as its mark, so a box with id 0 counts as no match.
-        matched[area, threshold, detection[group]] = named[group, chosen]
+        matched[area, threshold, detection[group]] = True
         ignored[area, threshold, detection[group]] = uncounted[group, area, chosen]
 
 
@@ -196,56 +131,3 @@ def _overlap(one: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarr
     first, second = one[..., 2] * one[..., 3], others[..., 2] * others[..., 3]
     union = np.where(crowd, first, first + second - common)
     return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
-
-
-def _read_results(truth: GroundTruth, results: str | Path | list[dict]):
-    content = results if isinstance(results, list) else _read_json(results)
-    if not isinstance(content, list):
-        raise ValueError(f"{_name(results)}: a COCO results file holds a list of detections")
-    try:
-        image = [entry["image_id"] for entry in content]
-        category = np.array(
-            [entry["category_id"] for entry in content], dtype=truth.category_ids.dtype
-        )
-        box = np.array([entry["bbox"] for entry in content], dtype=float).reshape(-1, 4)
-        score = np.array([entry["score"] for entry in content], dtype=float)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{_name(results)}: a detection has image_id, category_id, bbox and score ({error!r})"
-        ) from None
-    if not np.isfinite(score).all():
-        raise ValueError(
-            f"{_name(results)}: score of detection {np.argmin(np.isfinite(score))} is not finite"
-        )
-    known = np.isin(category, truth.category_ids)  # COCOeval leaves out the others too
-    image_index = _positions(truth.image_ids, image, "image_id", results)[known]
-    return (
-        image_index,
-        np.searchsorted(truth.category_ids, category[known]),
-        box[known],
-        score[known],
-    )
-
-
-def _positions(known: np.ndarray, values: list, field: str, source) -> np.ndarray:
-    if not values:
-        return np.zeros(0, dtype=np.intp)
-    values = np.asarray(values)
-    positions = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    strange = known[positions] != values
-    if strange.any():
-        raise ValueError(
-            f"{_name(source)}: {field} {values[np.argmax(strange)]} is not in the annotations"
-        )
-    return positions
-
-
-def _read_json(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
-
-
-def _name(source) -> str:
-    return str(source) if isinstance(source, (str, Path)) else "the given data"
