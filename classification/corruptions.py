@@ -5,13 +5,17 @@ Perturbations" (arXiv 1903.12261), as the package imagecorruptions reimplements 
 ImageNet-C was drawn with other random numbers and saved as JPEG: its numbers are close, not equal.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the names of protocols are listed without torch
+    from torch import Tensor
 
 _PACKAGE = "imagecorruptions-imaug"  # the release of imagecorruptions for NumPy 2
 _SEEDED_BY_ARGUMENT = ("glass_blur", "impulse_noise")  # the others draw from NumPy's generator
@@ -33,6 +37,7 @@ class Corruption:
 
     def apply(self, image: Tensor, seed: int) -> Tensor:
         """Corrupt uint8 (3, H, W) of 32 pixels a side or more; NumPy's generator is left as it was."""
+        import torch
         from imagecorruptions import corrupt
 
         seeds = {"seed": seed} if self.name in _SEEDED_BY_ARGUMENT else {}

@@ -2,59 +2,93 @@
 
 import copy
 import dataclasses
+import functools
 import json
+from decimal import Decimal
 
 import pytest
 import yaml
+from written_runs import evaluation_of, published_run
 
 from tools import references
-from tools.experiments.record import METRICS, Metric, Record
+from tools.experiments.record import METRICS, Metric, write_record
 from tools.experiments.run import TASKS, list_recipes, load_experiment
+from tools.references.verdicts import MAY_DIFFER
 
-SETTINGS = load_experiment("classification", "imagenet-paper").settings
-
-
-def run(
-    backbone="se_resnet50",
-    *,
-    top1=23.3,
-    recipe="imagenet-paper",
-    action="train",
-    settings=None,
-    **changes,
-):
-    record = Record(
-        created="2026-01-01T00:00:00+00:00",
-        experiment={
-            "task": "classification",
-            "action": action,
-            "recipe": recipe,
-            "settings": json.loads(json.dumps(settings or SETTINGS)),
-        },
-        dataset={"name": "imagenet", "split": "val", "images": 50000, "synthetic": False},
-        protocol={"name": "imagenet-256-224"},
-        backbone={"name": backbone, "options": {}},
-        weights={"sha256": "0" * 64},
-        seed=0,
-        metrics={"top1_error": Metric(top1, "percent", False, 50000)},
-        per_class=[],
-        cost={},
-        timing={},
-        selection="last epoch",
-        files={},
-        command="",
-        git={},
-        versions={},
-        device={},
-    )
-    return dataclasses.replace(record, **changes)
+TABLES = references.load_references()
+ROWS = [
+    (table, row)
+    for table in TABLES.values()
+    for row in table.rows
+    if row.backbone is not None and table.initial != "released"
+]
+NAMED = [f"{table.name}, {row.network}" for table, row in ROWS]
+# One row for each recipe and what the row adds to it: the others are compared alike.
+DISTINCT = list(
+    {(t.task, r.recipes, str(r.settings), t.may_differ): (t, r) for t, r in ROWS}.values()
+)
 
 
-def verdict(record, table="table-2", interval=(23.0, 23.6)):
-    for found, published in references.references_of(record):
-        if found.name == table and published.metric == "top1_error":
-            return references.judge(record, found, published, interval)
-    raise AssertionError(f"no reference in {table}")
+def row_of(table, network):
+    return TABLES[table], next(row for row in TABLES[table].rows if row.network == network)
+
+
+def verdicts_of(record, table, row, training=None):
+    """What is said of a run beside every value of a row; the interval holds the measured value."""
+    return [
+        references.judge(
+            record,
+            published,
+            tuple(record.metrics[published.reference.metric].value + d for d in (-0.3, 0.3)),
+            training=training,
+        )
+        for published in references.references_of(record, training)
+        if published.table.name == table.name and published.row == row
+    ]
+
+
+def assert_reproduced(record, table, row, training=None):
+    verdicts = verdicts_of(record, table, row, training)
+    assert verdicts, "nothing was found to compare with"
+    assert {v.word for v in verdicts} == {"reproduced"}, verdicts[0].reason
+
+
+def assert_not_comparable(record, table, row, reason, training=None):
+    verdicts = verdicts_of(record, table, row, training)
+    assert {v.word for v in verdicts} <= {"not comparable"}
+    assert all(reason in v.reason for v in verdicts), verdicts[0].reason
+
+
+def with_settings(record, changes):
+    settings = copy.deepcopy(record.experiment["settings"])
+    for key, value in changes.items():
+        *groups, last = key.split(".") if not key.startswith("detectron2.") else key.split(".", 1)
+        part = settings
+        for group in groups:
+            part = part[group]
+        part[last] = value
+    return dataclasses.replace(record, experiment={**record.experiment, "settings": settings})
+
+
+def with_data(record, **changes):
+    return dataclasses.replace(record, dataset={**record.dataset, **changes})
+
+
+def leaves(part, prefix=""):
+    for key, value in part.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def another(value):
+    """Another value than this one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return [7] if isinstance(value, list) else f"not {value}"
 
 
 def test_every_table_of_the_paper_is_there():
@@ -117,45 +151,304 @@ def test_an_unknown_table_names_near_ones():
 
 
 def test_a_reference_inside_the_interval_is_reproduced_else_better_or_worse():
-    assert verdict(run()).word == "reproduced"
-    assert verdict(run(), interval=(22.0, 22.9)).word == "better"  # an error: lower is better
-    assert verdict(run(), interval=(24.0, 24.9)).word == "worse"
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    published = next(
+        p for p in references.references_of(run)
+        if p.row == row and p.reference.metric == "top1_error"
+    )  # fmt: skip
+    assert references.judge(run, published, (23.0, 23.6)).word == "reproduced"
+    assert references.judge(run, published, (22.0, 22.9)).word == "better"  # an error
+    assert references.judge(run, published, (24.0, 24.9)).word == "worse"
+    assert "23.29 against" in references.judge(run, published, (24.0, 24.9)).reason
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS, ids=NAMED)
+def test_a_run_as_published_is_compared_with_its_row(table, row):
+    run = published_run(table, row)
+    assert_reproduced(run, table, row)
+    assert_reproduced(evaluation_of(run), table, row, training=run)
+
+
+@pytest.mark.parametrize(("table", "row"), DISTINCT, ids=lambda x: getattr(x, "name", ""))
+def test_every_setting_that_changes_a_result_is_compared(table, row):
+    run = published_run(table, row)
+    identity = load_experiment(table.task, row.recipes[0]).identity
+    matters = {key for key, _ in leaves(identity)}
+    compared = 0
+    for key, value in leaves(run.experiment["settings"]):
+        free = key not in matters or key in MAY_DIFFER or key in table.may_differ
+        if key.startswith(("backbone.", "evaluate.")):
+            continue  # the network, the initial weights and the protocol: below
+        changed = with_settings(run, {key: another(value)})
+        if free:
+            assert_reproduced(changed, table, row)
+        else:
+            assert_not_comparable(changed, table, row, f"{key}=")
+            compared += 1
+    assert compared > 15
+
+
+@functools.cache
+def settings_of(task, recipe):
+    return load_experiment(task, recipe).settings
+
+
+@pytest.mark.parametrize(("table", "row"), DISTINCT, ids=lambda x: getattr(x, "name", ""))
+def test_a_recipe_of_another_row_is_not_comparable(table, row):
+    run = published_run(table, row)
+    for recipe in list_recipes(table.task):
+        if recipe in row.recipes:
+            continue
+        other = settings_of(table.task, recipe)
+        settings = json.loads(json.dumps(other))
+        experiment = {**run.experiment, "recipe": recipe, "settings": settings}
+        changed = dataclasses.replace(run, experiment=experiment)
+        assert_not_comparable(changed, table, row, "other recipe")
+
+
+def test_a_recipe_goes_by_its_settings_and_not_by_its_name():
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    copied = dataclasses.replace(run, experiment={**run.experiment, "recipe": "my/copy.yaml"})
+    assert_reproduced(copied, table, row)
+    changed = with_settings(copied, {"train.epochs": 90})
+    assert_not_comparable(changed, table, row, "other recipe: my/copy.yaml")
+
+
+def test_a_run_of_an_earlier_version_that_lacks_a_setting_has_its_default():
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    del run.experiment["settings"]["data"]["sampling"]  # uniform, in the recipe too
+    assert_reproduced(run, table, row)
+    del run.experiment["settings"]["train"]["batch_size"]  # 1024 in the recipe, 128 by default
+    assert_not_comparable(run, table, row, "train.batch_size=128")
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("table", "network", "change", "reason"),
     [
-        ({"protocol": {"name": "imagenet-320"}}, "other protocol"),
-        ({"dataset": {"name": "imagenet", "split": "val", "images": 100, "synthetic": False}}, "100"),
-        ({"dataset": {"name": "imagenet", "split": "val", "images": 50000, "synthetic": True}}, "synth"),
-        ({"recipe": "imagenet-modern"}, "other recipe"),
-        ({"action": "evaluate"}, "unknown training"),
-        ({"settings": {**SETTINGS, "train": {**SETTINGS["train"], "epochs": 2}}}, "train.epochs=2"),
+        ("table-2", "SE-ResNet-50", {"name": "folder"}, "other data: folder"),
+        ("table-2", "SE-ResNet-50", {"split": "train"}, "other data: imagenet train"),
+        ("table-2", "SE-ResNet-50", {"images": 49_999}, "49999 of 50000"),
+        ("table-2", "SE-ResNet-50", {"train_images": 1_281_166}, "1281166 images of training"),
+        ("table-2", "SE-ResNet-50", {"train_images": None}, "does not say"),
+        ("table-2", "SE-ResNet-50", {"synthetic": True}, "synthetic"),
+        ("table-4", "SE-ResNet-110", {"name": "cifar100"}, "other data"),
+        ("table-6", "SE-ResNet-152", {"train_images": 1_803_460}, "1803460 images of training"),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"name": "custom"}, "other data"),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"split": "valminusminival2014"}, "other data"),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"skipped_train_images": 3}, "3 images"),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"bad_boxes": 11}, "11 boxes"),
+        ("table-10", "SE-ResNet-50, r = 16", {"held_out_images": None}, "images of training"),
     ],
-)  # fmt: skip
-def test_what_differs_is_not_comparable_and_says_why(changes, reason):
-    found = verdict(run(**changes))
-    assert found.word == "not comparable"
-    assert reason in found.reason
+)
+def test_other_images_are_not_comparable(table, network, change, reason):
+    table, row = row_of(table, network)
+    assert_not_comparable(with_data(published_run(table, row), **change), table, row, reason)
+
+
+@pytest.mark.parametrize(
+    ("table", "network", "changes"),
+    [
+        ("table-6", "SE-ResNet-152", {"data.edition": "standard"}),
+        ("table-6", "SE-ResNet-152", {"data.size": "large"}),
+        ("table-6", "SE-ResNet-152", {"data.size": "auto"}),
+        ("table-6", "SE-ResNet-152", {"data.sampling": "uniform"}),
+        ("table-2", "SE-ResNet-50", {"data.sampling": "class_aware"}),
+        ("table-2", "SE-ResNet-50", {"data.classes": "folders"}),
+        ("table-2", "SE-ResNet-50", {"data.holdout": 0.1}),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"data.train_annotations": "a.json"}),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"detectron2.MODEL.RPN.NMS_THRESH": 0.9}),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"detector.architecture": "retinanet"}),
+        ("table-7", "Faster R-CNN SE-ResNet-50", {"backbone.allow_missing": ["res5.*"]}),
+    ],
+)
+def test_the_settings_of_data_and_detector_are_compared(table, network, changes):
+    table, row = row_of(table, network)
+    changed = with_settings(published_run(table, row), changes)
+    assert_not_comparable(changed, table, row, next(iter(changes)))
+
+
+def test_training_from_other_weights_is_not_comparable():
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    tuned = {**run.weights, "initial": {"path": "mine.pth", "sha256": "1" * 64, "missing": []}}
+    changed = dataclasses.replace(run, weights=tuned)
+    assert_not_comparable(changed, table, row, "started from mine.pth, published from scratch")
+    changed = with_settings(run, {"backbone.weights": "mine.pth"})  # a record without `initial`
+    assert_not_comparable(changed, table, row, "started from mine.pth")
+
+    table, row = row_of("table-7", "Faster R-CNN SE-ResNet-50")
+    run = published_run(table, row)
+    for initial, reason in (
+        (None, "trained from scratch"),
+        ({"path": "mine.pth", "sha256": "1" * 64, "missing": []}, "unknown training: mine.pth"),
+        ({"path": "timm:resnet50.fb_swsl_ig1b_ft_y", "sha256": "1" * 64, "missing": []}, "unknown"),
+        ({"path": "r.pth", "sha256": "ce0d4300" + "0" * 56, "missing": ["res5.0"]}, "1 tensors"),
+    ):
+        changed = dataclasses.replace(run, weights={**run.weights, "initial": initial})
+        assert_not_comparable(changed, table, row, reason)
+
+
+def test_a_detector_may_start_from_any_known_imagenet_classifier(tmp_path):
+    table, row = row_of("table-7", "Faster R-CNN SE-ResNet-50")
+    run = published_run(table, row)
+    classifier = published_run(*row_of("table-2", "SE-ResNet-50"))
+    write_record(classifier, tmp_path)
+    own = str(tmp_path / "weights.safetensors")
+    for path, sha256 in (("timm:legacy_seresnet50.in1k", "2" * 64), (own, "a" * 64)):
+        initial = {"path": path, "sha256": sha256, "missing": []}
+        changed = dataclasses.replace(run, weights={**run.weights, "initial": initial})
+        assert_reproduced(changed, table, row)
+
+
+def test_the_daily_faster_rcnn_2x_is_compared_with_table_7():
+    table, row = row_of("table-7", "Faster R-CNN SE-ResNet-50")
+    run = published_run(table, dataclasses.replace(row, recipes=("faster-rcnn-2x",)))
+    assert run.experiment["recipe"] == "faster-rcnn-2x"
+    assert_reproduced(run, table, row)
+
+
+def test_senet_154_is_compared_at_224_at_320_and_trained_at_320():
+    small = row_of("table-8", "SENet-154 at 224")
+    large = row_of("table-8", "SENet-154 at 320")
+    trained = row_of("table-9", "SENet-154 trained at 320")
+    run = published_run(*small)
+    assert_reproduced(run, *small)
+    for protocol in ("imagenet-320", "imagenet-320+resize352"):  # the resize is not stated
+        changed = dataclasses.replace(
+            run,
+            protocol={"name": protocol},
+            metrics={"top1_error": Metric(17.28, "percent", False, 50_000)},
+        )
+        assert_reproduced(changed, *large)
+        assert_reproduced(evaluation_of(changed), *large, training=run)
+        assert_not_comparable(changed, *small, "other protocol")
+        assert_not_comparable(changed, *trained, "augment.size=224, in the recipe 320")
+    assert_reproduced(published_run(*trained), *trained)
+
+
+@pytest.mark.parametrize(
+    "change", ["+flip", "+resize288", "+crop192", "+fog3", "+ensemble2", "-ten-crop"]
+)
+@pytest.mark.parametrize(("table", "row"), DISTINCT, ids=lambda x: getattr(x, "name", ""))
+def test_another_protocol_is_not_comparable(table, row, change):
+    run = published_run(table, row)
+    protocol = f"{run.protocol['name']}{change}"
+    changed = dataclasses.replace(run, protocol={"name": protocol})
+    if change == "+resize288" and "evaluate.resize" in table.may_differ:
+        assert_reproduced(changed, table, row)
+    else:
+        assert_not_comparable(changed, table, row, "other protocol")
+
+
+def test_a_protocol_that_says_what_it_is_anyway_is_the_same():
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    same = dataclasses.replace(run, protocol={"name": "imagenet-256-224+resize256+crop224"})
+    assert_reproduced(same, table, row)
+
+
+def test_an_ensemble_is_not_comparable():
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    found = evaluation_of(run)
+    found = dataclasses.replace(
+        found, weights={**found.weights, "ensemble": [{"path": "b", "sha256": "c"}]}
+    )
+    assert_not_comparable(found, table, row, "ensemble of 2", training=run)
+
+
+def test_an_evaluation_is_judged_by_the_run_that_trained_its_weights(tmp_path):
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    found = evaluation_of(run)
+    assert_not_comparable(found, table, row, "unknown training")
+    assert references.training_of(found, {"a" * 64: run}) is run
+    write_record(run, tmp_path)
+    beside = evaluation_of(run)
+    beside.weights["path"] = str(tmp_path / "weights.safetensors")
+    assert references.training_of(beside, {}) == run
+    beside.weights["sha256"] = "b" * 64  # the file was replaced since
+    assert references.training_of(beside, {}) is None
+    short = with_settings(run, {"train.epochs": 2})
+    assert_not_comparable(found, table, row, "train.epochs=2", training=short)
+
+
+def test_a_detector_evaluated_with_other_keys_of_detectron2_is_not_comparable():
+    table, row = row_of("table-7", "Faster R-CNN SE-ResNet-50")
+    run = published_run(table, row)
+    found = evaluation_of(run)
+    key = "detectron2.MODEL.ROI_HEADS.NMS_THRESH_TEST"
+    changed = with_settings(found, {key: 0.9})
+    assert_not_comparable(changed, table, row, key, training=run)
 
 
 def test_ablations_are_matched_by_their_options_and_not_by_table_2():
-    record = run(backbone="se_resnet50")
-    record.backbone["options"] = {"reduction": 4, "se_bias": False}
-    tables = {t.name for t, _ in references.references_of(record)}
-    assert tables == {"table-10"}
+    table, row = row_of("table-10", "SE-ResNet-50, r = 4")
+    found = references.references_of(published_run(table, row))
+    assert {p.table.name for p in found} == {"table-10"}
 
 
-def test_released_weights_are_known_by_their_hash():
-    record = run(
-        "my_own_name",
-        action="evaluate",
-        weights={"sha256": "ce0d4300" + "0" * 56},
-        metrics={"top1_accuracy": Metric(77.64, "percent", True, 50000)},
-    )
-    (table, published), *_ = references.references_of(record)
-    assert table.name == "released-weights"
-    assert references.judge(record, table, published, (77.2, 78.0)).word == "reproduced"
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({}, True),
+        ({"reduction": 16, "squeeze": "avg", "attention": "se"}, True),  # defaults, said
+        ({"stride_in_1x1": True, "stem_pool": "padded"}, True),
+        ({"stride_in_1x1": False}, False),
+        ({"attention": "eca"}, False),
+        ({"se_stages": [5, 4, 3, 2]}, True),
+        ({"se_stages": [4, 5]}, False),
+    ],
+)
+def test_a_network_is_the_published_one_by_all_its_options(options, same):
+    table, row = row_of("table-2", "SE-ResNet-50")
+    run = published_run(table, row)
+    run = dataclasses.replace(run, backbone={**run.backbone, "options": options})
+    assert bool(verdicts_of(run, table, row)) == same
+
+
+def test_released_weights_are_known_by_their_hash_or_their_name():
+    table, row = row_of("released-weights", "legacy_seresnet50 (timm)")
+    metrics = {"top1_accuracy": Metric(77.64, "percent", True, 50_000)}
+    run = published_run(*row_of("table-2", "SE-ResNet-50"))
+    protocol = "imagenet-256-224+resize256+crop224"  # as `weights remeasure` evaluates them
+    for weights in (
+        {"path": "mine.pth", "sha256": "ce0d4300" + "0" * 56},
+        {"path": "timm:legacy_seresnet50.in1k", "sha256": "9" * 64},
+    ):
+        found = evaluation_of(run, protocol=protocol, weights=weights, metrics=metrics)
+        assert_reproduced(found, table, row)
+        trained = dataclasses.replace(found, experiment=run.experiment)
+        assert_not_comparable(trained, table, row, "other training")
+
+
+@pytest.mark.parametrize("name", [t.name for t in TABLES.values() if t.initial == "released"])
+def test_released_weights_are_compared_under_the_protocol_of_their_row(name):
+    run = published_run(*row_of("table-2", "SE-ResNet-50"))
+    for row in TABLES[name].rows:
+        if row.download is None:
+            continue
+        (published, *_) = row.references
+        found = evaluation_of(
+            run,
+            protocol=published.protocol,
+            weights={"path": row.download, "sha256": "9" * 64},
+            metrics={published.metric: Metric(published.value, "percent", True, 50_000)},
+        )
+        assert_reproduced(found, TABLES[name], row)
+        other = dataclasses.replace(found, protocol={"name": "imagenet-320"})
+        assert_not_comparable(other, TABLES[name], row, "other protocol")
+
+
+def test_numbers_keep_the_digits_they_were_printed_with(sebench):
+    _, out, _ = sebench("reference", "table-10")
+    assert "6.00" in out
+    assert "22.29" in out
+    _, row = row_of("table-2", "ResNet-50 (original)")
+    assert [r.printed for r in row.references] == ["24.7", "7.8"]
 
 
 @pytest.mark.parametrize(
@@ -164,17 +457,19 @@ def test_released_weights_are_known_by_their_hash():
         ({"mark": "R"}, "mark"),
         ({"units": {"top1_error": "points"}}, "unit"),
         ({"surprise": 1}, "surprise"),
-        ({"rows": [{"network": "A", "top1_error": 123.0}]}, "above 100"),
+        ({"initial": "somewhere"}, "initial"),
+        ({"rows": [{"network": "A", "top1_error": "12.0"}]}, "not a number"),
+        ({"rows": [{"network": "A", "top1_error": 123}]}, "above 100"),
         ({"rows": [{"network": "A"}]}, "at least one value"),
-        ({"rows": [{"network": "A", "AP": 3.0}]}, "no unit"),
+        ({"rows": [{"network": "A", "AP": 3}]}, "no unit"),
     ],
 )
 def test_unsound_tables_are_refused(change, message):
     sound = {
         "title": "t", "table": "Table", "mark": "2", "task": "classification",
-        "dataset": {"name": "imagenet", "split": "val", "images": 3}, "protocol": "p",
-        "recipes": [], "units": {"top1_error": "percent"}, "notes": [],
-        "rows": [{"network": "A", "top1_error": 12.0}],
+        "dataset": {"name": "imagenet", "split": "val", "images": 3, "train_images": 9},
+        "protocol": "p", "recipes": [], "initial": "scratch", "may_differ": [], "units": {"top1_error": "percent"}, "notes": [],
+        "rows": [{"network": "A", "top1_error": Decimal("12.0")}],
     }  # fmt: skip
     references.parse_table("sound", copy.deepcopy(sound))
     with pytest.raises(ValueError, match=message):
@@ -189,7 +484,10 @@ def test_no_recalled_or_inferred_number_is_shipped():
             assert yaml.safe_load(file.read_text("utf-8"))["mark"] in references.MARKS
 
 
-def test_the_recipes_that_tables_name_are_there():
-    for table in references.load_references().values():
+def test_the_recipes_and_settings_that_rows_name_are_there():
+    for table, row in DISTINCT:
         assert table.task in TASKS
-        assert set(table.recipes) <= set(list_recipes(table.task)), table.name
+        assert set(row.recipes) <= set(list_recipes(table.task)), table.name
+        assert set(table.may_differ) <= {
+            key for key, _ in leaves(settings_of(table.task, row.recipes[0]))
+        }

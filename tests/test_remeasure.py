@@ -1,11 +1,20 @@
 """Released weights are measured as they were trained to be fed, beside what was published."""
 
+import math
+
 import torch
 import torchvision
 
-from backbones.external import split_name
+from backbones.external import input_format_of, split_name
+from backbones.zoo import InputFormat
 from tools import sample_data
-from tools.references.remeasure import Checkpoint, checkpoints_of, published_checkpoints, remeasure
+from tools.references.remeasure import (
+    Checkpoint,
+    checkpoints_of,
+    published_checkpoints,
+    remeasure,
+    views_of,
+)
 
 
 def test_every_published_checkpoint_is_one_a_library_has():
@@ -18,8 +27,17 @@ def test_every_published_checkpoint_is_one_a_library_has():
 
 def test_a_name_measured_at_two_crops_is_compared_with_each():
     found = checkpoints_of(["timm:seresnet50.a1_in1k"])
-    values = [(c.crop, c.published.references[0].value) for c in found]
-    assert values == [(None, 80.01), (288, 81.11)]
+    values = [(c.published.references[0].value, *views_of(c, InputFormat())) for c in found]
+    assert values == [(80.01, 235, 224), (81.11, 288, 288)]
+
+
+def test_the_published_views_are_those_of_the_libraries():
+    """timm's rows at the size and the crop fraction of its own table, rounded down as it does."""
+    for checkpoint in published_checkpoints():
+        told = input_format_of(checkpoint.weights)
+        resize, crop = views_of(checkpoint, told)
+        if crop == told.size:
+            assert resize == math.floor(crop / told.crop + 1e-6), checkpoint.weights
 
 
 def test_measured_stands_beside_published_and_failures_have_reasons(tmp_path):

@@ -13,10 +13,18 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from written_runs import CLASSES, record, write_classifier, write_coco, write_detector, write_suite
+from written_runs import (
+    CLASSES,
+    published_run,
+    record,
+    write_classifier,
+    write_coco,
+    write_detector,
+    write_suite,
+)
 
 from detection.annotations import read_annotations, read_results
-from tools import sample_data, statistics
+from tools import references, sample_data, statistics
 from tools.experiments.record import Metric, load_records, write_record
 from tools.experiments.run import load_experiment
 from tools.report import table as report_table
@@ -214,16 +222,16 @@ def test_references_stand_beside_with_a_verdict(tmp_path):
 
 def write_published_detector(directory, annotations, seed=0):
     """A run that may be compared with Table 7, its boxes found about as well as there."""
-    settings = load_experiment("detection", "detectron-2x", backbone="se_resnet50").settings
+    table = references.reference("table-7")
+    row = next(row for row in table.rows if row.backbone == "se_resnet50")
+    published = published_run(table, row)
     write_detector(
         directory, "se_resnet50", annotations, shift=4.0, seed=seed,
-        experiment={
-            **record("detection").experiment, "hash": f"{seed}", "recipe": "detectron-2x",
-            "settings": json.loads(json.dumps(settings)),
-        },
+        experiment={**published.experiment, "hash": f"{seed}"}, weights=published.weights,
     )  # fmt: skip
     ((made,), _) = load_records([directory])
-    dataset = {**made.dataset, "synthetic": False, "images": 5000}
+    counted = {key: published.dataset[key] for key in ("images", "train_images")}
+    dataset = {**made.dataset, **counted, "synthetic": False}
     metrics = {name: dataclasses.replace(m, n=5000) for name, m in made.metrics.items()}
     write_record(dataclasses.replace(made, dataset=dataset, metrics=metrics), directory)
 
@@ -251,7 +259,7 @@ def test_a_detector_in_no_pair_is_judged_by_an_interval_of_its_own(tmp_path):
             "reproduced" if low <= published <= high else "better" if low > published else "worse"
         )
         assert found[metric][0] == word
-        assert f"{published:g} against [{low:.2f}, {high:.2f}]" in found[metric][1]
+        assert f"{published:.1f} against [{low:.2f}, {high:.2f}]" in found[metric][1]
     assert found["AP"][0] == "reproduced"
 
 

@@ -1,5 +1,6 @@
 """Run directories as the suite writes them, without training: for the tests of the report."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
 
-from tools.experiments.record import Metric, Record, write_record
+from tools.experiments.record import METRICS, Metric, Record, write_record
 from tools.experiments.run import load_experiment
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 SETTINGS = {
     "classification": load_experiment("classification", "cifar-preact").settings,
+    "scene": load_experiment("scene", "places365-short").settings,
     "detection": load_experiment("detection", "tiny").settings,
 }
 
@@ -58,6 +60,69 @@ def record(task="classification", network="se_resnet20", *, seed=0, **changes):
         "device": {"type": "cpu", "name": "a processor", "threads": 2, "processes": 1},
     }  # fmt: skip
     return Record(**{**values, **changes})
+
+
+def published_run(table, row, **settings):
+    """A record that is in everything as the network of a row was published.
+
+    ``settings`` are further ones by their dotted names, with ``__`` for the point.
+    """
+    overrides = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
+    overrides += [f"{key.replace('__', '.')}={json.dumps(v)}" for key, v in settings.items()]
+    experiment = load_experiment(
+        table.task, row.recipes[0], overrides, backbone=row.backbone, options=dict(row.options)
+    )
+    images, split = table.dataset["images"], table.dataset["split"]
+    coco, held_out = table.task == "detection", round(
+        table.dataset["train_images"] * getattr(experiment.config.data, "holdout", 0.0)
+    )  # fmt: skip
+    initial = {"path": "se_resnet50.pth", "sha256": "ce0d4300" + "0" * 56, "missing": []}
+    return record(
+        table.task,
+        row.backbone,
+        experiment={
+            "hash": experiment.hash, "condition": experiment.condition, "task": table.task,
+            "action": "train", "recipe": experiment.recipe,
+            "settings": json.loads(json.dumps(experiment.settings)),
+        },
+        dataset={
+            **record(table.task).dataset,
+            "name": "coco_2017" if coco else table.dataset["name"],
+            "split": "val2017" if coco else split,
+            "images": images,
+            "train_images": table.dataset["train_images"] - held_out,
+            "held_out_images": held_out or None,
+            "classes": 1000,
+        },
+        protocol={"name": row.references[0].protocol},
+        backbone={
+            "name": row.backbone, "options": dict(row.options), "family": "", "is_se": True,
+            "twin": None,
+        },
+        weights={
+            "path": "weights.safetensors", "sha256": "a" * 64,
+            "initial": initial if table.initial == "imagenet" else None,
+        },
+        metrics={
+            r.metric: Metric(r.value, "percent", METRICS[r.metric].higher_is_better, images)
+            for r in row.references if r.metric in METRICS
+        },
+    )  # fmt: skip
+
+
+def evaluation_of(run, *, protocol=None, **changes):
+    """What `evaluate` records of the weights that ``run`` trained."""
+    settings = {
+        k: v for k, v in run.experiment["settings"].items() if k not in ("train", "augment")
+    }
+    values = {
+        "experiment": {**run.experiment, "action": "evaluate", "hash": "e", "settings": settings},
+        "dataset": {**run.dataset, "train_images": None, "held_out_images": None},
+        "protocol": {"name": protocol or run.protocol["name"]},
+        "weights": {**run.weights, "initial": None, "ensemble": []},
+        "selection": "weights as given",
+    }
+    return dataclasses.replace(run, **(values | changes))
 
 
 def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES, **changes):

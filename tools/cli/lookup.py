@@ -106,7 +106,7 @@ def reference(
     print(f"{table.where}: {table.title}")
     rows = []
     for row in table.rows:
-        values = {ref.metric: f"{ref.value:g}" for ref in row.references}
+        values = {ref.metric: ref.printed for ref in row.references}
         protocols = ", ".join(dict.fromkeys(ref.protocol for ref in row.references))
         rows.append({"network": row.network, "backbone": row.backbone, **values, "on": protocols})
     columns = dict.fromkeys(key for row in rows for key in row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,22 +24,12 @@ class Checkpoint:
 
     weights: str
     published: Row | None
-    crop: int | None = None  # pixels, where the row says another crop than the weights do
 
 
 def published_checkpoints() -> list[Checkpoint]:
     """List the rows of `sebench reference released-weights` that a library can download."""
-    found = []
-    for row in reference("released-weights").rows:
-        if match := re.fullmatch(r"(\S+)(?: at (\d+))? \(timm\)", row.network):
-            name, side = match.groups()
-            tag = "" if "." in name else ".in1k"  # the tag of the legacy networks
-            protocol = re.fullmatch(r"crop of (\d+)", row.references[0].protocol)
-            side = side or (protocol and protocol[1])
-            found.append(Checkpoint(f"timm:{name}{tag}", row, int(side) if side else None))
-        elif match := re.fullmatch(r"(\S+) (V\d) \(torchvision\)", row.network):
-            found.append(Checkpoint(f"torchvision:{match[1]}.IMAGENET1K_{match[2]}", row))
-    return found
+    rows = reference("released-weights").rows
+    return [Checkpoint(row.download, row) for row in rows if row.download]
 
 
 def checkpoints_of(named: Sequence[str]) -> list[Checkpoint]:
@@ -58,6 +49,20 @@ def checkpoints_of(named: Sequence[str]) -> list[Checkpoint]:
 def _published_of(sha256: str) -> Row | None:
     rows = [row for row in reference("released-weights").rows if row.weights]
     return next((r for r in rows if sha256.startswith(r.weights.rsplit("-", 1)[-1])), None)
+
+
+def views_of(checkpoint: Checkpoint, told: InputFormat) -> tuple[int, int]:
+    """Pixels of the shorter side and of the centre crop: published, else as the weights tell."""
+    if checkpoint.published is not None:
+        protocol = checkpoint.published.references[0].protocol
+        base, *changes = protocol.split("+")
+        views = dict(zip(("resize", "crop"), map(int, re.findall(r"\d+", base)), strict=True))
+        for change in changes:
+            key, value = re.fullmatch(r"([a-z]+)(\d+)", change).groups()
+            views[key] = int(value)
+        return views["resize"], views["crop"]
+    crop = told.size or 224
+    return math.floor(crop / (told.crop or 0.875) + 1e-6), crop  # timm rounds down
 
 
 def remeasure(
@@ -110,8 +115,7 @@ def _evaluate(checkpoint: Checkpoint, data_root: Path, output: Path, classes: st
     told = weights.input_format or InputFormat()
     if checkpoint.weights.startswith(EXTERNAL):
         told = input_format_of(checkpoint.weights)
-    crop = checkpoint.crop or told.size or 224
-    resize = round(crop / (told.crop or 0.875))
+    resize, crop = views_of(checkpoint, told)
     experiment = load_experiment(
         "classification",
         "imagenet-paper",

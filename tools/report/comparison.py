@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from detection.annotations import Annotations, Results, read_annotations, read_r
 from detection.scoring import match
 from tools import statistics
 from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
-from tools.references import judge, not_comparable, references_of
+from tools.references import judge, not_comparable, references_of, training_of
 from tools.report.pairs import Pair, describe_network
 from tools.statistics import Difference
 
@@ -57,6 +57,7 @@ class ReferenceRow:
     published_network: str
     metric: str
     published: float
+    printed: str  # with the digits it was published with
     unit: str
     mark: str
     protocol: str
@@ -98,8 +99,14 @@ class Comparison:
         return next(row for row in self.metrics if row.headline)
 
 
-def compare_pair(key: str, pair: Pair, resamples: int, seed: int) -> Comparison:
-    """Compare twins; without ``resamples`` by their records alone."""
+def compare_pair(
+    key: str, pair: Pair, resamples: int, seed: int, trainings: Mapping[str, Record]
+) -> Comparison:
+    """Compare twins; without ``resamples`` by their records alone.
+
+    Args:
+        trainings: training runs by the SHA-256 of the weights they wrote.
+    """
     first, plain = pair.candidate[0], pair.plain[0]
     task = first.task
     found: dict[str, Difference] = {}
@@ -139,7 +146,7 @@ def compare_pair(key: str, pair: Pair, resamples: int, seed: int) -> Comparison:
         costs,
         first.cost.get("scope"),
         tide,
-        tuple(_pair_references(pair, {row.name: row.difference for row in metrics})),
+        tuple(_pair_references(pair, {row.name: row.difference for row in metrics}, trainings)),
     )
 
 
@@ -346,32 +353,40 @@ COSTS: dict[str, Callable[[Record], float | None]] = {
 # Published numbers -------------------------------------------------------------------------------
 
 
-def _pair_references(pair: Pair, differences: dict[str, Difference]) -> list[ReferenceRow]:
+def _pair_references(
+    pair: Pair, differences: dict[str, Difference], trainings: Mapping[str, Record]
+) -> list[ReferenceRow]:
     why_not = {name: found.reason for name, found in differences.items()}
     rows = []
     for side, runs in (("plain", pair.plain), ("candidate", pair.candidate)):
         intervals = {
             name: getattr(found, f"{side}_interval") for name, found in differences.items()
         }
-        rows += _published_beside(runs, intervals, why_not)
+        rows += _published_beside(runs, intervals, why_not, trainings)
     return rows
 
 
-def published_beside_alone(record: Record, resamples: int, seed: int) -> list[ReferenceRow]:
+def published_beside_alone(
+    record: Record, resamples: int, seed: int, trainings: Mapping[str, Record]
+) -> list[ReferenceRow]:
     """Published numbers beside a run in no pair; without ``resamples``, AP has no interval."""
     intervals, why = {}, None
-    if record.task == "detection":
+    if judged_by_bootstrap(record, trainings):
         try:
             intervals = _intervals_alone(record, resamples, seed)
         except ValueError as error:
             why = f"no interval: {error}"
-    return _published_beside((record,), intervals, dict.fromkeys(METRICS, why))
+    return _published_beside((record,), intervals, dict.fromkeys(METRICS, why), trainings)
 
 
-def judged_by_bootstrap(record: Record) -> bool:
+def judged_by_bootstrap(record: Record, trainings: Mapping[str, Record]) -> bool:
     """Whether a published number may be compared with the run, and only a bootstrap can judge."""
-    return record.task == "detection" and any(
-        not_comparable(record, *reference) is None for reference in references_of(record)
+    if record.task != "detection":
+        return False
+    training = training_of(record, trainings)
+    return any(
+        not_comparable(record, published, training) is None
+        for published in references_of(record, training)
     )
 
 
@@ -391,22 +406,30 @@ def _published_beside(
     runs: tuple[Record, ...],
     intervals: dict[str, tuple[float, float] | None],
     why_not: dict[str, str | None],
+    trainings: Mapping[str, Record],
 ) -> list[ReferenceRow]:
     """``runs``: those of one network, a seed each; ``why_not``: why a metric has no interval."""
     record, rows = runs[0], []
-    for table, published in references_of(record):
-        values = [run.metrics[published.metric].value for run in runs]
+    trained = [training_of(run, trainings) for run in runs]
+    for published in references_of(record, trained[0]):
+        reference = published.reference
+        values = [run.metrics[reference.metric].value for run in runs]
         measured = None if None in values else float(np.mean(values))
-        interval = intervals.get(published.metric)
-        if measured is not None and len(values) == 1 and published.metric.startswith("top"):
-            interval = _wilson(measured, record, published.metric)
-        verdict = judge(record, table, published, interval, why_not.get(published.metric))
+        interval = intervals.get(reference.metric)
+        if measured is not None and len(values) == 1 and reference.metric.startswith("top"):
+            interval = _wilson(measured, record, reference.metric)
+        # Of several runs, the first that forbids to compare speaks for all.
+        verdicts = [
+            judge(run, published, interval, why_not.get(reference.metric), training)
+            for run, training in zip(runs, trained, strict=True)
+        ]
+        verdict = next((v for v in verdicts if v.word == "not comparable"), verdicts[0])
         rows.append(
             ReferenceRow(
-                describe_network(record.backbone), published.where, published.network,
-                published.metric, published.value, published.unit, published.mark,
-                published.protocol, measured, verdict.word, verdict.reason,
-                (*published.notes, *table.notes),
+                describe_network(record.backbone), reference.where, reference.network,
+                reference.metric, reference.value, reference.printed, reference.unit,
+                reference.mark, reference.protocol, measured, verdict.word, verdict.reason,
+                (*reference.notes, *published.table.notes),
             )
         )  # fmt: skip
     return rows

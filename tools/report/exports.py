@@ -344,7 +344,7 @@ def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
     for row in rows[:_MARKDOWN_REFERENCES]:
         lines.append(
             f"| {e(row.network)} | {e(row.published_network)}, {e(row.where)} |"
-            f" {METRICS[row.metric].label} | {wording.number(row.published)} |"
+            f" {METRICS[row.metric].label} | {row.printed} |"
             f" {wording.number(row.measured)} | **{row.verdict}**: {e(row.reason)} | {row.mark} |"
         )
     notes = dict.fromkeys((row.where, note) for row in rows for note in row.notes)

@@ -67,12 +67,19 @@ def build_table(
         pairing.pairs,
         key=lambda p: (order.get(p.candidate[0].task, 9), p.candidate[0].dataset["name"]),
     )
+    trainings = {
+        record.weights["sha256"]: record
+        for record in records
+        if record.experiment["action"] == "train" and record.weights.get("sha256")
+    }
     comparisons = [
-        compare_pair(f"pair-{number}", pair, resamples if number <= STATISTICS_FOR else 0, seed)
+        compare_pair(
+            f"pair-{number}", pair, resamples if number <= STATISTICS_FOR else 0, seed, trainings
+        )
         for number, pair in enumerate(pairs, start=1)
     ]
     why_not = {id(record): reason for record, reason in pairing.unpaired}
-    alone = (id(r) for r in records if id(r) in why_not and judged_by_bootstrap(r))
+    alone = (id(r) for r in records if id(r) in why_not and judged_by_bootstrap(r, trainings))
     scored = set(islice(alone, max(0, STATISTICS_FOR - len(pairs))))
     runs = tuple(
         Run(
@@ -80,7 +87,11 @@ def build_table(
             describe_network(record.backbone),
             id(record) not in why_not,
             why_not.get(id(record)),
-            tuple(published_beside_alone(record, resamples if id(record) in scored else 0, seed))
+            tuple(
+                published_beside_alone(
+                    record, resamples if id(record) in scored else 0, seed, trainings
+                )
+            )
             if id(record) in why_not
             else (),
         )
