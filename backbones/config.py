@@ -116,6 +116,26 @@ class Settings:
                 raise ValueError(describe_error(first, f"{self.group}{name}")) from None
 
 
+@dataclass(frozen=True)
+class BackboneSettings(Settings):
+    """Which network a task uses: the group `backbone` of every task's settings."""
+
+    group: ClassVar[str] = "backbone."
+    name: str = setting("resnet50", "a network of `sebench list backbones`, timm:NAME, ...")
+    options: dict[str, Any] = setting({}, "of the network or its attention, e.g. {reduction: 8}")
+    weights: str | None = setting(None, "file to start from, or to evaluate; none: random weights")
+    allow_missing: list[str] = setting(
+        [], "patterns of tensors that the file may lack, e.g. 'backbone.res5.*'"
+    )
+    imports: list[str] = setting([], "files that register networks of your own")
+    twin: str | None = setting(
+        None,
+        "the plain network it is compared with, where the table knows none",
+        identity=False,
+    )
+    twin_options: dict[str, Any] = setting({}, "of the network that `twin` names", identity=False)
+
+
 @functools.cache
 def _adapters(settings_class: type) -> dict[str, Any]:
     """A validator for every field that is no group of settings."""

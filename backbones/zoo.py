@@ -14,20 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class BackboneSettings:
-    """Which network a task uses: the field `backbone` of every task's settings."""
-
-    name: str = "resnet50"
-    options: dict[str, Any] = field(default_factory=dict)  # e.g. {"reduction": 8}
-    weights: str | None = None  # file to start from, or to evaluate; None: random
-    # Patterns of tensors (`backbone.res5.*`) that the file may lack.
-    allow_missing: list[str] = field(default_factory=list)
-    imports: list[str] = field(default_factory=list)  # files that register networks of one's own
-    # The plain network it is compared with, where the table knows none: timm:resnet50.a1_in1k.
-    twin: str | None = field(default=None, metadata={"identity": False})
-    twin_options: dict[str, Any] = field(default_factory=dict, metadata={"identity": False})
+from backbones.config import BackboneSettings as BackboneSettings
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,25 @@
-"""Settings of a classification experiment: frozen, typed, checked when made; imports no torch.
+"""Settings of a classification experiment, scene recognition included. Imports no torch."""
 
-Scene recognition uses them too. A field marked `_FREE` cannot change the result (where data lie,
-how many processes read them) and stays out of an experiment's identity.
-"""
+from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from typing import Annotated, ClassVar, Literal
 
-from backbones.zoo import BackboneSettings
+from annotated_types import Ge, Le, Len
 
-_FREE = {"identity": False}
+from backbones.config import (
+    BackboneSettings,
+    Count,
+    Fraction,
+    NonNegative,
+    PixelStatistics,
+    Positive,
+    Settings,
+    WholeNumber,
+    Workers,
+    check_choice,
+    setting,
+)
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "folder", "places365")
 # fmt: off
@@ -19,127 +29,125 @@ CORRUPTIONS = (  # ImageNet-C's fifteen and its four for validation, arXiv 1903.
     "jpeg_compression", "speckle_noise", "gaussian_blur", "spatter", "saturate",
 )
 # fmt: on
-
-
-def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError that names the key, the value and the nearest of what was allowed."""
-    if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{key}={value!r}: choose from {', '.join(allowed)}{hint}")
-
-
-def _check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value <= high:
-        bound = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-        raise ValueError(f"{key}={value}: must be {bound}")
+BelowOne = Annotated[float, Ge(0), Le(0.999999)]
+Range = Annotated[list[float], Len(2, 2)]  # rising, above 0
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which images, in which order, normalised how.
 
     Normalisation counts for networks trained from scratch; published weights bring their own.
     """
 
-    name: str = "cifar10"  # one of DATASETS
-    root: str | None = field(default=None, metadata=_FREE)  # folder of the set as published
-    # imagenet: 'all' wants the 1000 classes; 'subset' allows missing ones and keeps the labels of
-    # the 1000; 'folders' numbers whatever class folders there are.
-    classes: str = "all"
-    edition: str = "standard"  # places365: 'standard' (1.8 M images) or 'challenge' (8 M)
-    size: str = "auto"  # places365: 'large', '256', or whichever folder is there
-    holdout: float = 0.0  # fraction of train held out, of every class, for choosing by validation
-    sampling: str = "uniform"  # 'class_aware': every class equally often (Relay BP, 1512.05830)
-    mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])  # RGB, 0..255
-    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
-    skip_bad_images: int = 0  # unreadable images tolerated; they are counted and reported
-    workers: int = field(default=-1, metadata=_FREE)  # reading processes; -1: as the machine has
+    group: ClassVar[str] = "data."
+    name: str = setting("cifar10", "the data set: see `sebench list datasets`")
+    root: str | None = setting(None, "folder of the set as it was published", identity=False)
+    classes: Literal["all", "subset", "folders"] = setting(
+        "all",
+        "imagenet: 'all' wants the 1000 classes, 'subset' allows missing ones and keeps the labels "
+        "of the 1000, 'folders' numbers the class folders that exist",
+    )
+    edition: Literal["standard", "challenge"] = setting(
+        "standard", "places365: 'standard' (1.8 M training images) or 'challenge' (8 M)"
+    )
+    size: Literal["auto", "large", "256"] = setting(
+        "auto", "places365: 'large', '256', or whichever folder exists"
+    )
+    holdout: Annotated[float, Ge(0), Le(0.9)] = setting(
+        0.0, "fraction of every class of train that is held out, for choosing by validation"
+    )
+    sampling: Literal["uniform", "class_aware"] = setting(
+        "uniform", "'class_aware': every class equally often (Relay BP, arXiv 1512.05830)"
+    )
+    mean: PixelStatistics = setting(
+        [123.675, 116.28, 103.53], "subtracted from red, green, blue", unit="0..255"
+    )
+    std: PixelStatistics = setting(
+        [58.395, 57.12, 57.375], "red, green, blue are divided by it", unit="0..255"
+    )
+    skip_bad_images: WholeNumber = setting(
+        0, "unreadable images tolerated; they are counted and reported", unit="images"
+    )
+    workers: Workers = setting(
+        -1, "reading processes; -1: as the machine has", unit="processes", identity=False
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("data.name", self.name, DATASETS)
-        check_choice("data.classes", self.classes, ("all", "subset", "folders"))
-        check_choice("data.edition", self.edition, ("standard", "challenge"))
-        check_choice("data.size", self.size, ("auto", "large", "256"))
-        check_choice("data.sampling", self.sampling, ("uniform", "class_aware"))
-        _check_range("data.holdout", self.holdout, 0, 0.9)
-        _check_range("data.skip_bad_images", self.skip_bad_images, 0)
-        _check_range("data.workers", self.workers, -1)
-        for key, values in (("data.mean", self.mean), ("data.std", self.std)):
-            if len(values) != 3:
-                raise ValueError(f"{key}={values}: give three numbers, red, green, blue, in 0..255")
         if min(self.std) <= 0:
             raise ValueError(f"data.std={self.std}: must be above 0")
 
 
 @dataclass(frozen=True)
-class AugmentSettings:
+class AugmentSettings(Settings):
     """What training does to an image, in this order: crop, flip, policy, (normalise), the rest."""
 
-    crop: str = "resized"  # 'resized': scale and aspect [5]; 'padded': pad and crop; 'none'
-    size: int = 224  # pixels a side of the crop; 0: the image's own size (sets held in memory)
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # of the image's area
-    ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # width to height
-    padding: int = 4  # pixels on each side, for 'padded'
-    padding_mode: str = "zeros"  # 'zeros' or 'reflect'
-    flip: float = 0.5  # chance of a horizontal flip
-    policy: str = "none"  # 'trivial_augment' or 'rand_augment' (torchvision), files only
-    cutout: int = 0  # side in pixels of the square that is zeroed after normalising
-    random_erasing: float = 0.0  # chance, timm
-    mixup: float = 0.0  # alpha of the Beta distribution, timm
-    cutmix: float = 0.0
+    group: ClassVar[str] = "augment."
+    crop: Literal["resized", "padded", "none"] = setting(
+        "resized", "'resized': random scale and aspect ratio; 'padded': pad, then crop"
+    )
+    size: WholeNumber = setting(
+        224, "side of the crop; 0: the image's own size (sets held in memory)", unit="pixels"
+    )
+    scale: Range = setting([0.08, 1.0], "'resized': area of the crop", unit="of the image's area")
+    ratio: Range = setting([0.75, 4 / 3], "'resized': aspect ratio", unit="width to height")
+    padding: WholeNumber = setting(4, "'padded': on each side", unit="pixels")
+    padding_mode: Literal["zeros", "reflect"] = setting("zeros", "'padded': what is padded with")
+    flip: Fraction = setting(0.5, "chance of a horizontal flip")
+    policy: Literal["none", "trivial_augment", "rand_augment"] = setting(
+        "none", "torchvision's policies, for sets read from files"
+    )
+    cutout: WholeNumber = setting(
+        0, "side of the square that is zeroed after normalising", unit="pixels"
+    )
+    random_erasing: Fraction = setting(0.0, "chance of timm's random erasing")
+    mixup: NonNegative = setting(0.0, "alpha of timm's mixup; 0: none")
+    cutmix: NonNegative = setting(0.0, "alpha of timm's CutMix; 0: none")
 
     def __post_init__(self) -> None:
-        check_choice("augment.crop", self.crop, ("resized", "padded", "none"))
-        check_choice("augment.padding_mode", self.padding_mode, ("zeros", "reflect"))
-        check_choice("augment.policy", self.policy, ("none", "trivial_augment", "rand_augment"))
-        for key in ("size", "padding", "cutout", "mixup", "cutmix"):
-            _check_range(f"augment.{key}", getattr(self, key), 0)
-        _check_range("augment.flip", self.flip, 0, 1)
-        _check_range("augment.random_erasing", self.random_erasing, 0, 1)
+        super().__post_init__()
         for key, pair in (("scale", self.scale), ("ratio", self.ratio)):
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+            if not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"augment.{key}={pair}: give two rising numbers above 0")
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    name: str = "sgd"  # any name timm's factory knows
-    lr: float = 0.1  # for the whole batch
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_norms: bool = True  # whether norms and biases decay too, as in the papers' code
+class OptimizerSettings(Settings):
+    """What timm's optimizer factory is given."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"train.optimizer.lr={self.lr}: must be above 0")
-        _check_range("train.optimizer.momentum", self.momentum, 0, 1)
-        _check_range("train.optimizer.weight_decay", self.weight_decay, 0)
+    group: ClassVar[str] = "train.optimizer."
+    name: str = setting("sgd", "any name timm's optimizer factory knows")
+    lr: Positive = setting(0.1, "learning rate of the whole batch")
+    momentum: Fraction = setting(0.9, "momentum")
+    nesterov: bool = setting(False, "whether the momentum is Nesterov's")
+    weight_decay: NonNegative = setting(1e-4, "weight decay")
+    decay_norms: bool = setting(True, "whether norms and biases decay too, as in the papers' code")
 
 
 @dataclass(frozen=True)
-class ScheduleSettings:
-    """The learning rate over time. Every length here is in `unit`, which is also how often it moves."""
+class ScheduleSettings(Settings):
+    """The learning rate over time. Lengths are in `unit`; the rate is updated once per `unit`."""
 
-    name: str = "cosine"  # 'constant', 'step', 'multistep', 'cosine', 'plateau'
-    unit: str = "epoch"  # 'epoch' or 'iteration'
-    step_size: int = 30  # 'step': decay each so many
-    milestones: list[int] = field(default_factory=list)  # 'multistep': decay at these
-    decay_rate: float = 0.1
-    min_lr: float = 0.0  # 'cosine', 'plateau'
-    warmup: int = 0
-    warmup_lr: float = 0.0
-    warmup_shape: str = "linear"  # 'linear' from warmup_lr, or 'constant' at it
-    patience: int = 5  # 'plateau': epochs without a lower held-out loss
+    group: ClassVar[str] = "train.schedule."
+    name: Literal["constant", "step", "multistep", "cosine", "plateau"] = setting(
+        "cosine", "how the learning rate falls"
+    )
+    unit: Literal["epoch", "iteration"] = setting("epoch", "what lengths count")
+    step_size: Count = setting(30, "'step': decay every so many", unit="units")
+    milestones: list[int] = setting([], "'multistep': decay at these", unit="units")
+    decay_rate: float = setting(0.1, "factor of each decay")
+    min_lr: float = setting(0.0, "'cosine', 'plateau': lowest learning rate")
+    warmup: WholeNumber = setting(0, "length of the warm-up", unit="units")
+    warmup_lr: float = setting(0.0, "learning rate the warm-up starts from")
+    warmup_shape: Literal["linear", "constant"] = setting(
+        "linear", "'linear' from warmup_lr, or 'constant' at it"
+    )
+    patience: int = setting(5, "'plateau': epochs without a lower held-out loss", unit="epochs")
 
     def __post_init__(self) -> None:
-        names = ("constant", "step", "multistep", "cosine", "plateau")
-        check_choice("train.schedule.name", self.name, names)
-        check_choice("train.schedule.unit", self.unit, ("epoch", "iteration"))
-        check_choice("train.schedule.warmup_shape", self.warmup_shape, ("linear", "constant"))
-        _check_range("train.schedule.step_size", self.step_size, 1)
-        _check_range("train.schedule.warmup", self.warmup, 0)
+        super().__post_init__()
         if self.milestones != sorted(self.milestones):
             raise ValueError(f"train.schedule.milestones={self.milestones}: must rise")
         if self.name == "plateau" and (self.unit != "epoch" or self.warmup):
@@ -147,68 +155,86 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    epochs: int = 100
-    iterations: int | None = None  # optimiser steps; takes the place of epochs
-    batch_size: int = 128  # images per optimiser step, over all processes
-    accumulate: int = 1  # parts a process's share of the batch is computed in
+class TrainSettings(Settings):
+    """How long, with which batches, and what is kept."""
+
+    group: ClassVar[str] = "train."
+    epochs: Count = setting(100, "passes over the training images", unit="epochs")
+    iterations: Count | None = setting(
+        None, "optimizer steps; takes the place of epochs", unit="steps"
+    )
+    batch_size: Count = setting(128, "images per optimizer step, over all processes", unit="images")
+    accumulate: Count = setting(1, "gradient-accumulation micro-batches per process and step")
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    label_smoothing: float = 0.0
-    dropout: float = 0.0  # before the classifier
-    ema_decay: float = 0.0  # 0: none; otherwise the averaged weights are the product
-    clip_grad: float = 0.0  # largest norm of the gradient; 0: no limit
-    precision: str = "float32"  # or autocast to 'bf16', 'fp16'
-    channels_last: bool = True
-    freeze_norms_epochs: int = 0  # batch statistics stay frozen for so many last epochs
-    select: str = "last"  # 'best': the epoch of lowest error on data.holdout
-    log_every: int = field(default=20, metadata=_FREE)  # steps
-    checkpoint_every: float = field(default=10.0, metadata=_FREE)  # minutes
-    tensorboard: bool = field(default=True, metadata=_FREE)
-
-    def __post_init__(self) -> None:
-        check_choice("train.precision", self.precision, ("float32", "bf16", "fp16"))
-        check_choice("train.select", self.select, ("last", "best"))
-        for key in ("epochs", "batch_size", "accumulate", "log_every"):
-            _check_range(f"train.{key}", getattr(self, key), 1)
-        if self.iterations is not None:
-            _check_range("train.iterations", self.iterations, 1)
-        for key in ("label_smoothing", "dropout", "ema_decay"):
-            _check_range(f"train.{key}", getattr(self, key), 0, 0.999999)
-        for key in ("clip_grad", "freeze_norms_epochs", "checkpoint_every"):
-            _check_range(f"train.{key}", getattr(self, key), 0)
+    label_smoothing: BelowOne = setting(0.0, "label smoothing")
+    dropout: BelowOne = setting(0.0, "before the classifier")
+    ema_decay: BelowOne = setting(
+        0.0, "decay of the weights' moving average, which is evaluated and saved; 0: none"
+    )
+    clip_grad: NonNegative = setting(0.0, "largest norm of the gradient; 0: no limit")
+    precision: Literal["float32", "bf16", "fp16"] = setting(
+        "float32", "'float32', or autocast to another"
+    )
+    channels_last: bool = setting(True, "memory format of images and weights")
+    freeze_norms_epochs: WholeNumber = setting(
+        0, "batch statistics stay frozen for so many last epochs", unit="epochs"
+    )
+    select: Literal["last", "best"] = setting(
+        "last", "which epoch is reported; 'best': that of lowest error on data.holdout"
+    )
+    log_every: Count = setting(20, "between log lines", unit="steps", identity=False)
+    checkpoint_every: NonNegative = setting(
+        10.0, "between checkpoints", unit="minutes", identity=False
+    )
+    tensorboard: bool = setting(True, "whether TensorBoard files are written", identity=False)
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    protocol: str = "full-image"  # a name of classification.protocols.PROTOCOLS
-    resize: int | None = None  # pixels; takes the place of the protocol's
-    crop: int | None = None
-    flip: bool = False  # scores averaged with those of the mirrored image
-    images: str | None = None  # a file that lists the images to count, one id a line
-    corruption: str | None = None  # one of CORRUPTIONS, done to the crop
-    severity: int | None = None  # of the corruption, 1 to 5
-    ensemble: list[str] = field(default_factory=list)  # further weights; scores are averaged
-    # How the network is rewritten for speed, exact up to rounding: 'plain',
-    # 'eager' (rewritten), 'compiled', or 'auto': eager on a CPU, plain elsewhere.
-    inference: str = field(default="auto", metadata=_FREE)
-    batch_size: int = field(default=128, metadata=_FREE)  # images per forward pass and process
-    # Crops of image files, kept for later passes: 'auto' in the user's cache folder, for sets of
-    # 1000 images or more; 'none'; or a FOLDER.
-    cache: str = field(default="auto", metadata=_FREE)
-    cache_gigabytes: float = field(default=32.0, metadata=_FREE)  # of all kept crops together
-    every: int = field(default=1, metadata=_FREE)  # epochs between points of the curve; 0: none
+class EvaluateSettings(Settings):
+    """How an image becomes views, and views become a score."""
+
+    group: ClassVar[str] = "evaluate."
+    protocol: str = setting("full-image", "how an image becomes views: `sebench list protocols`")
+    resize: Count | None = setting(
+        None, "shorter side before the crop; takes the place of the protocol's", unit="pixels"
+    )
+    crop: Count | None = setting(
+        None, "side of the crop; takes the place of the protocol's", unit="pixels"
+    )
+    flip: bool = setting(False, "scores are averaged with those of the mirrored image")
+    images: str | None = setting(None, "a file that lists the images to count, one id a line")
+    corruption: str | None = setting(
+        None, f"done to the crop (ImageNet-C); one of {', '.join(CORRUPTIONS)}"
+    )
+    severity: Annotated[int, Ge(1), Le(5)] | None = setting(None, "of the corruption")
+    ensemble: list[str] = setting([], "further files of weights; scores are averaged")
+    inference: Literal["auto", "plain", "eager", "compiled"] = setting(
+        "auto",
+        "how the network is rewritten for speed, exact up to rounding: 'plain' not at all, 'eager', "
+        "'compiled', 'auto': eager on a CPU, plain elsewhere",
+        identity=False,
+    )
+    batch_size: Count = setting(
+        128, "images per forward pass and process", unit="images", identity=False
+    )
+    cache: str = setting(
+        "auto",
+        "crops of image files kept for later passes: 'auto' in the user's cache folder, for sets "
+        "of 1000 images or more; 'none'; or a folder",
+        identity=False,
+    )
+    cache_gigabytes: NonNegative = setting(
+        32.0, "of all kept crops together", unit="gigabytes", identity=False
+    )
+    every: WholeNumber = setting(
+        1, "epochs between points of the curve; 0: none", unit="epochs", identity=False
+    )
 
     def __post_init__(self) -> None:
-        check_choice("evaluate.inference", self.inference, ("auto", "plain", "eager", "compiled"))
-        _check_range("evaluate.batch_size", self.batch_size, 1)
-        _check_range("evaluate.every", self.every, 0)
-        _check_range("evaluate.cache_gigabytes", self.cache_gigabytes, 0)
+        super().__post_init__()
         if not self.cache:
             raise ValueError("evaluate.cache is empty: say auto, none or a folder")
-        for key in ("resize", "crop"):
-            if getattr(self, key) is not None:
-                _check_range(f"evaluate.{key}", getattr(self, key), 1)
         if self.corruption is not None:
             check_choice("evaluate.corruption", self.corruption, CORRUPTIONS)
         if (self.corruption is None) != (self.severity is None):
@@ -216,22 +242,22 @@ class EvaluateSettings:
                 f"evaluate.corruption={self.corruption}, evaluate.severity={self.severity}: "
                 "a corruption and its severity, 1 to 5, go together"
             )
-        if self.severity is not None:
-            _check_range("evaluate.severity", self.severity, 1, 5)
 
 
 @dataclass(frozen=True)
-class ClassificationConfig:
+class ClassificationConfig(Settings):
+    """All settings of an experiment of classification or scene recognition."""
+
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    seed: int = 0
-    device: str = field(default="auto", metadata=_FREE)  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = setting(0, "of everything that is random")
+    device: str = setting("auto", "'auto', 'cpu', 'cuda', 'cuda:1', ...", identity=False)
 
     def __post_init__(self) -> None:
-        _check_range("seed", self.seed, 0, 2**32 - 1)
+        super().__post_init__()
         held_out = self.data.holdout > 0
         if self.train.select == "best" and not held_out:
             raise ValueError(

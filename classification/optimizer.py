@@ -6,7 +6,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from classification.config import OptimizerSettings, ScheduleSettings, check_choice
+from backbones.config import check_choice
+from classification.config import OptimizerSettings, ScheduleSettings
 
 
 def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> Optimizer:

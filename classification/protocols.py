@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from classification.config import EvaluateSettings, check_choice
+from backbones.config import check_choice
+from classification.config import EvaluateSettings
 from classification.corruptions import SMALLEST, Corruption, choose_corruption
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classification.config import ClassificationConfig, DataSettings, check_choice
+from backbones.config import check_choice
+from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import (
     INSPECTED_UP_FRONT,
     ImageArray,

@@ -1,29 +1,40 @@
 """Settings of a detection experiment, and the one place where they become a Detectron2 config.
 
 Importing this module imports neither torch nor Detectron2; `build_cfg` does, when it is called.
-A field marked `_FREE` cannot change the result and stays out of an experiment's identity.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from backbones.zoo import BackboneSettings
+from annotated_types import Ge, Le, Len
+
+from backbones.config import (
+    BackboneSettings,
+    Count,
+    NonNegative,
+    PixelStatistics,
+    Positive,
+    Settings,
+    WholeNumber,
+    Workers,
+    flatten,
+    setting,
+)
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-    from backbones.features import InputFormat
-
-_FREE = {"identity": False}
+    from backbones.zoo import InputFormat
 
 DATASETS = ("coco_2017", "coco_2014", "custom")
 NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
+Sizes = Annotated[list[Count], Len(1)]
 
 
 @dataclass(frozen=True)
@@ -47,153 +58,154 @@ SCHEDULES = {
 REFERENCE_BATCH_SIZE, REFERENCE_WARMUP = 16, 1000  # pictures an iteration, iterations
 
 
-def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{key}={value!r}: choose from {', '.join(allowed)}{hint}")
-
-
-def _check_least(settings: object, prefix: str, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not least <= value < float("inf"):
-            raise ValueError(f"{prefix}{name}={value}: must be at least {least}")
-
-
 @dataclass(frozen=True)
-class DetectorSettings:
+class DetectorSettings(Settings):
     """What stands on the backbone: Detectron2's own parts, always with a feature pyramid."""
 
-    architecture: str = "faster_rcnn"  # or 'retinanet'
-    fpn_channels: int = 256
-    freeze_at: int = 2  # stages that stay as they are: 0 none, 1 the stem, 2 stem and res2, ...
-    norm: str = "FrozenBN"  # of the backbone's other stages: one of NORMS
-
-    def __post_init__(self) -> None:
-        _check_choice("detector.architecture", self.architecture, tuple(ARCHITECTURES))
-        _check_choice("detector.norm", self.norm, NORMS)
-        _check_least(self, "detector.", 1, "fpn_channels")
-        if self.freeze_at not in range(6):
-            raise ValueError(f"detector.freeze_at={self.freeze_at}: choose 0 (none) to 5 (all)")
+    group: ClassVar[str] = "detector."
+    architecture: Literal["faster_rcnn", "retinanet"] = setting(
+        "faster_rcnn", "Detectron2's meta-architecture"
+    )
+    fpn_channels: Count = setting(256, "channels of the feature pyramid")
+    freeze_at: Annotated[int, Ge(0), Le(5)] = setting(
+        2, "stages that stay as they are: 0 none, 1 the stem, 2 stem and res2, ... 5 all"
+    )
+    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = setting(
+        "FrozenBN", "of the backbone's other stages"
+    )
 
 
 @dataclass(frozen=True)
-class InputSettings:
+class InputSettings(Settings):
     """What the pixels look like. None follows the weights; anything else must agree with them."""
 
-    channel_order: str | None = None  # 'RGB' or 'BGR'
-    mean: list[float] | None = None  # 0..255, in channel_order
-    std: list[float] | None = None
+    group: ClassVar[str] = "input."
+    channel_order: Literal["RGB", "BGR"] | None = setting(None, "order of the channels")
+    mean: PixelStatistics | None = setting(None, "in channel_order", unit="0..255")
+    std: PixelStatistics | None = setting(None, "in channel_order", unit="0..255")
 
     def __post_init__(self) -> None:
-        if self.channel_order is not None:
-            _check_choice("input.channel_order", self.channel_order, ("RGB", "BGR"))
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
-                raise ValueError(f"input.{key}={values}: give three numbers for pixels of 0..255")
+        super().__post_init__()
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"input.std={self.std}: must be above 0")
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """Which pictures and boxes. Custom sets are named by their COCO files and image folders."""
+class DataSettings(Settings):
+    """Which images and boxes. Custom sets are named by their COCO files and image folders."""
 
-    name: str = "coco_2017"  # one of DATASETS
-    # The folder that holds `coco/`, or is it. None: $DETECTRON2_DATASETS, or ./datasets.
-    root: str | None = field(default=None, metadata=_FREE)
-    train_annotations: str | None = None
-    train_images: str | None = None
-    val_annotations: str | None = None
-    val_images: str | None = None
-    accept_bad_boxes: int = 0  # boxes without area or outside the picture tolerated, per file
-    skip_bad_images: int = 0  # unreadable training images tolerated; they are left out and counted
-    workers: int = field(default=-1, metadata=_FREE)  # reading processes; -1: as the machine has
-
-    def __post_init__(self) -> None:
-        _check_choice("data.name", self.name, DATASETS)
-        _check_least(self, "data.", 0, "accept_bad_boxes", "skip_bad_images")
-        _check_least(self, "data.", -1, "workers")
+    group: ClassVar[str] = "data."
+    name: Literal["coco_2017", "coco_2014", "custom"] = setting("coco_2017", "the data set")
+    root: str | None = setting(
+        None,
+        "the folder that holds `coco/`, or is it; none: $DETECTRON2_DATASETS, or ./datasets",
+        identity=False,
+    )
+    train_annotations: str | None = setting(None, "custom: COCO file of the training images")
+    train_images: str | None = setting(None, "custom: folder of the training images")
+    val_annotations: str | None = setting(None, "custom: COCO file of the reported images")
+    val_images: str | None = setting(None, "custom: folder of the reported images")
+    accept_bad_boxes: WholeNumber = setting(
+        0, "boxes without area or outside the image tolerated, per file", unit="boxes"
+    )
+    skip_bad_images: WholeNumber = setting(
+        0,
+        "unreadable training images tolerated; they are left out and counted",
+        unit="images",
+    )
+    workers: Workers = setting(
+        -1, "reading processes; -1: as the machine has", unit="processes", identity=False
+    )
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """SGD by iterations. What is None follows `schedule`, scaled linearly with the batch size."""
+class TrainSettings(Settings):
+    """SGD by iterations. What is none follows `schedule`, scaled linearly with the batch size."""
 
-    schedule: str = "1x"  # a name of SCHEDULES
-    batch_size: int = 16  # pictures an iteration, over all processes
-    iterations: int | None = None  # steps keep their places in proportion
-    steps: list[int] | None = None  # iterations at which the learning rate is divided by ten
-    lr: float | None = None
-    warmup_iterations: int | None = None
-    warmup_factor: float = 0.001  # of the learning rate, at iteration 0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    clip_grad: float = 0.0  # largest norm of a parameter's gradient; 0: no limit
-    min_size: list[int] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])  # pixels
-    max_size: int = 1333  # pixels of the longer side
-    flip: bool = True  # half of the pictures, left to right
-    precision: str = "float32"  # or autocast to 'bf16', 'fp16' (CUDA)
-    log_every: int = field(default=20, metadata=_FREE)  # iterations
-    checkpoint_every: int = field(default=2500, metadata=_FREE)  # iterations
-    tensorboard: bool = field(default=True, metadata=_FREE)
+    group: ClassVar[str] = "train."
+    schedule: Literal["1x", "2x", "3x"] = setting("1x", "Detectron's schedules")
+    batch_size: Count = setting(16, "images an iteration, over all processes", unit="images")
+    iterations: Count | None = setting(
+        None, "optimizer steps; learning-rate steps keep their places in proportion", unit="steps"
+    )
+    steps: list[int] | None = setting(
+        None, "where the learning rate is divided by ten", unit="iterations"
+    )
+    lr: Positive | None = setting(None, "learning rate")
+    warmup_iterations: WholeNumber | None = setting(None, "of the warm-up", unit="iterations")
+    warmup_factor: NonNegative = setting(0.001, "of the learning rate, at iteration 0")
+    momentum: NonNegative = setting(0.9, "momentum")
+    weight_decay: NonNegative = setting(1e-4, "weight decay")
+    clip_grad: NonNegative = setting(0.0, "largest norm of a parameter's gradient; 0: no limit")
+    min_size: Sizes = setting(
+        [640, 672, 704, 736, 768, 800], "shorter side, one of them at random", unit="pixels"
+    )
+    max_size: Count = setting(1333, "longer side at most", unit="pixels")
+    flip: bool = setting(True, "whether half of the images are mirrored, left to right")
+    precision: Literal["float32", "bf16", "fp16"] = setting(
+        "float32", "'float32', or autocast to another (CUDA)"
+    )
+    log_every: Count = setting(20, "between log lines", unit="iterations", identity=False)
+    checkpoint_every: Count = setting(
+        2500, "between checkpoints", unit="iterations", identity=False
+    )
+    tensorboard: bool = setting(True, "whether TensorBoard files are written", identity=False)
 
     def __post_init__(self) -> None:
-        _check_choice("train.schedule", self.schedule, tuple(SCHEDULES))
-        _check_choice("train.precision", self.precision, ("float32", "bf16", "fp16"))
-        _check_least(self, "train.", 1, "batch_size", "iterations", "log_every", "checkpoint_every")
-        _check_least(self, "train.", 1, "max_size")
-        _check_least(self, "train.", 0, "warmup_iterations", "warmup_factor", "clip_grad")
-        _check_least(self, "train.", 0, "momentum", "weight_decay")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise ValueError(f"train.lr={self.lr}: must be above 0")
-        if not self.min_size or min(self.min_size) < 1:
-            raise ValueError(f"train.min_size={self.min_size}: give pixels of the shorter side")
+        super().__post_init__()
         if self.steps is not None and list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"train.steps={self.steps}: must rise")
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    evaluator: str = field(default="hotcoco", metadata=_FREE)  # or 'pycocotools': equal to the bit
-    # How the backbone computes, equal up to rounding: 'plain', 'eager' (rewritten), 'compiled'
-    # (for each size of picture anew: for sets of one size), 'auto': eager on a CPU, else plain.
-    inference: str = field(default="auto", metadata=_FREE)
-    min_size: int = 800  # pixels of the shorter side
-    max_size: int = 1333
-    tta: bool = False  # Detectron2's test-time augmentation: sizes below, each mirrored too
-    tta_sizes: list[int] = field(
-        default_factory=lambda: [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
-    )
-    every: int = field(default=0, metadata=_FREE)  # iterations between points of the curve; 0: none
+class EvaluateSettings(Settings):
+    """How images are resized, and which evaluator counts."""
 
-    def __post_init__(self) -> None:
-        _check_choice("evaluate.evaluator", self.evaluator, ("hotcoco", "pycocotools"))
-        _check_choice("evaluate.inference", self.inference, ("auto", "plain", "eager", "compiled"))
-        _check_least(self, "evaluate.", 1, "min_size", "max_size")
-        _check_least(self, "evaluate.", 0, "every")
-        if not self.tta_sizes or min(self.tta_sizes) < 1:
-            raise ValueError(f"evaluate.tta_sizes={self.tta_sizes}: give pixels")
+    group: ClassVar[str] = "evaluate."
+    evaluator: Literal["hotcoco", "pycocotools"] = setting(
+        "hotcoco", "they are equal to the bit", identity=False
+    )
+    inference: Literal["auto", "plain", "eager", "compiled"] = setting(
+        "auto",
+        "how the backbone computes, equal up to rounding: 'plain', 'eager' (rewritten), 'compiled' "
+        "(recompiles for every image size: use with fixed sizes), 'auto': eager on a CPU, else plain",
+        identity=False,
+    )
+    min_size: Count = setting(800, "shorter side", unit="pixels")
+    max_size: Count = setting(1333, "longer side at most", unit="pixels")
+    tta: bool = setting(
+        False, "Detectron2's test-time augmentation: the sizes of tta_sizes, each mirrored too"
+    )
+    tta_sizes: Sizes = setting(
+        [400, 500, 600, 700, 800, 900, 1000, 1100, 1200], "shorter sides", unit="pixels"
+    )
+    every: WholeNumber = setting(
+        0, "iterations between points of the curve; 0: none", unit="iterations", identity=False
+    )
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
+class DetectionConfig(Settings):
+    """All settings of a detection experiment."""
+
     backbone: BackboneSettings = field(default_factory=lambda: BackboneSettings("se_resnet50"))
     detector: DetectorSettings = field(default_factory=DetectorSettings)
     input: InputSettings = field(default_factory=InputSettings)
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    # Any other key of Detectron2's config, nested or dotted: {'MODEL.RPN.SMOOTH_L1_BETA': 0.1111}
-    detectron2: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    device: str = field(default="auto", metadata=_FREE)  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
-    processes: int = field(default=1, metadata=_FREE)  # one a GPU, started by Detectron2's launch
+    detectron2: dict[str, Any] = setting(
+        {}, "any other key of Detectron2's config, e.g. {MODEL.RPN.SMOOTH_L1_BETA: 0.1111}"
+    )
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)] = setting(0, "of everything that is random")
+    device: str = setting("auto", "'auto', 'cpu', 'cuda', 'cuda:1', ...", identity=False)
+    processes: Count = setting(
+        1, "one a GPU, started by Detectron2's launch", unit="processes", identity=False
+    )
 
     def __post_init__(self) -> None:
-        _check_least(self, "", 1, "processes")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed={self.seed}: must be from 0 to {2**31 - 1}")
-        for key, _ in flatten(self.detectron2):
+        super().__post_init__()
+        for key in flatten(self.detectron2):
             if key in _OWNED:
                 raise ValueError(f"detectron2.{key}: set {_OWNED[key]} instead")
 
@@ -344,8 +356,8 @@ def build_cfg(
     cfg.TEST.AUG.MAX_SIZE = max(cfg.TEST.AUG.MAX_SIZE, max(evaluate.tta_sizes))
     cfg.SEED = config.seed
 
-    known = dict(flatten(cfg))
-    for key, value in flatten(config.detectron2):
+    known = flatten(cfg)
+    for key, value in flatten(config.detectron2).items():
         if key not in known:
             near = get_close_matches(key, known, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -362,20 +374,11 @@ def build_cfg(
     return cfg
 
 
-def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping by their dotted names."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _check_operators(cfg: CfgNode) -> None:
     """Refuse what only a compiled Detectron2 has; NMS and ROIAlign are torchvision's."""
     asked = [
         key
-        for key, value in flatten(cfg)
+        for key, value in flatten(cfg).items()
         if (isinstance(value, str) and ("Rotated" in value or value in ("RRPN", "RROIHeads")))
         or (key == "MODEL.RESNETS.DEFORM_ON_PER_STAGE" and any(value))
     ]

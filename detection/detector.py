@@ -19,10 +19,11 @@ from backbones import (
     load_weights,
     read_weights,
 )
+from backbones.config import flatten
 from backbones.weights.files import file_sha256, read_state, save_state
 
 from .backbone import check_input_format
-from .config import DetectionConfig, DetectorSettings, build_cfg, flatten
+from .config import DetectionConfig, DetectorSettings, build_cfg
 
 FORMAT = "sebench-detector"
 
@@ -154,7 +155,7 @@ def _parts_of(config: DetectionConfig) -> dict[str, Any]:
     return {
         "backbone": backbone,
         "detector": asdict(config.detector),
-        "detectron2": dict(flatten(config.detectron2)),
+        "detectron2": flatten(config.detectron2),
     }
 
 
@@ -169,7 +170,7 @@ def _config_of(
     )
     if asked is None:
         return own
-    keys = dict(flatten(asked.detectron2))
+    keys = flatten(asked.detectron2)
     wanted = {
         "backbone.name": asked.backbone.name,
         **{f"backbone.options.{key}": value for key, value in asked.backbone.options.items()},
@@ -182,7 +183,7 @@ def _config_of(
             if key.startswith("MODEL.") and not key.endswith("_TEST")
         },
     }
-    held = dict(flatten(parts))
+    held = flatten(parts)
     held |= {f"detectron2.{key}": value for key, value in parts["detectron2"].items()}
     differ = [
         f"{key} is {held.get(key)!r} there and {value!r} in the settings"

@@ -100,7 +100,7 @@ def test_a_corruption_shows_in_the_protocol(image):
         ({"corruption": "foggy", "severity": 1}, "did you mean 'fog'"),
         ({"corruption": "fog"}, "go together"),
         ({"severity": 3}, "go together"),
-        ({"corruption": "fog", "severity": 6}, "from 1 to 5"),
+        ({"corruption": "fog", "severity": 6}, "severity=6: must be at most 5"),
         ({"corruption": "fog", "severity": 1, "crop": 24}, "32 pixels"),
     ],
 )

@@ -125,7 +125,7 @@ def test_keys_that_detectron2_lacks_or_cannot_run_are_refused(keys, message):
     ("change", "message"),
     [
         (lambda: DetectorSettings(norm="FrozenBatchNorm"), "did you mean 'FrozenBN'"),
-        (lambda: DetectorSettings(freeze_at=6), "choose 0 .* to 5"),
+        (lambda: DetectorSettings(freeze_at=6), "detector.freeze_at=6: must be at most 5"),
         (lambda: InputSettings(channel_order="GBR"), "choose from RGB, BGR"),
         (lambda: TrainSettings(schedule="4x"), "choose from 1x, 2x, 3x"),
         (lambda: TrainSettings(lr=0.0), "train.lr=0.0: must be above 0"),

@@ -93,7 +93,7 @@ def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
         ({"recipe": "cifar"}, "unknown classification recipe"),
         ({"backbones": ["se_resnet21"]}, "unknown backbone 'se_resnet21'"),
         ({"backbones": [{"nme": "x"}]}, "give a name"),
-        ({"backbones": "se_resnet20"}, "backbones: expected a list"),
+        ({"backbones": "se_resnet20"}, "backbones='se_resnet20': expected a list"),
         ({"sample": "cifar10"}, "unknown sample 'cifar10'"),
         ({"weights_from": "other"}, "unknown weights_from 'other'"),
         ({"name": "../elsewhere"}, "name='../elsewhere': it names a folder"),
@@ -104,7 +104,7 @@ def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
         ({"backbones": [{"name": "resnet20", "weights": f"{x}/w.pth"} for x in "ab"]}, "share the"),
         ({"settings": {"train": {"epoch": 3}}}, "unknown key 'train.epoch' in settings"),
         ({"seed": [1]}, "unknown key 'seed' in .*experiment 1; did you mean seeds"),
-        ({"seeds": ["one"]}, "could not be converted to Integer"),
+        ({"seeds": ["one"]}, "seeds='one': expected a whole number"),
     ],
 )
 def test_a_wrong_suite_is_refused_before_anything_runs(tmp_path, change, message):

@@ -309,8 +309,8 @@ def _load(
     settings: dict[str, Any],
     **named: Any,
 ) -> Experiment:
+    from backbones.config import unknown
     from tools.experiments.run import TASKS, list_recipes, load_experiment
-    from tools.experiments.settings import unknown
 
     if task not in TASKS:
         raise ValueError(unknown("task", task, TASKS))

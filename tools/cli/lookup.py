@@ -40,9 +40,9 @@ def list_(
 
       sebench list recipes --json
     """
+    from backbones.config import unknown
     from backbones.zoo import load_user_module
     from tools.cli.listing import LISTS
-    from tools.experiments.settings import unknown
 
     if what not in LISTS:
         raise ValueError(unknown("list", what, LISTS))

@@ -27,9 +27,10 @@ from typing import Any
 import yaml
 
 from backbones import files
+from backbones.config import unknown
 from backbones.zoo import describe_backbone, load_user_module, twin_of
 from tools.experiments.record import Record, build_record, read_record, write_record
-from tools.experiments.settings import build_settings, parse_override, read_yaml, unknown
+from tools.experiments.settings import build_settings, parse_override, read_yaml
 
 ACTIONS = ("train", "evaluate")
 

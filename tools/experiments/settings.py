@@ -1,125 +1,209 @@
-"""Settings: nested mappings checked against a frozen dataclass, and errors people can act on."""
+"""From YAML to settings: nested mappings checked against settings classes, and errors people can act on."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import re
+import typing
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+
+from backbones.config import describe_error, describe_settings, flatten, printable
+
+_LARGEST_FILE = 4 << 20  # bytes of a YAML file
+_MOST_VALUES = 100_000  # of a YAML file, those that aliases repeat counted each time
 
 
 def build_settings(settings_class: type, parts: Iterable[tuple[str, Mapping[str, Any]]]) -> Any:
-    """An object of a settings dataclass from nested mappings, later ones over earlier ones.
+    """An object of a settings class from nested mappings, later ones over earlier ones.
 
     Each part comes with what to call it in an error message.
 
     Raises:
-        ValueError: an unknown key, with near matches, or a value of the wrong type.
+        ValueError: an unknown key, with near matches, or a value of the wrong type, outside its
+            range or not among its choices.
     """
-    schema = merged = _writable(OmegaConf.structured(settings_class))
-    source = settings_class.__name__
+    parts = list(parts)
+    merged: dict[str, Any] = {}
+    for source, part in parts:
+        _check_keys(settings_class, part, source)
+        _merge(merged, part)
+    _write_choices_as_text(settings_class, merged)
     try:
-        for source, part in parts:
-            for key in _leaves(part):
-                _check_key(key, schema, source)
-            merged = OmegaConf.merge(merged, OmegaConf.create(dict(part)))
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(_explain(error, source)) from error
+        return _validator(settings_class).validate_python(merged)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(_source(first["loc"], parts) + describe_error(first)) from None
+
+
+@functools.cache
+def _validator(settings_class: type) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(settings_class)
+
+
+def _merge(into: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            held = into.get(key)
+            into[key] = dict(held) if isinstance(held, Mapping) else {}
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _write_choices_as_text(settings_class: type, values: dict[str, Any]) -> None:
+    """YAML reads `size: 256` as a number where the choices are texts."""
+    for name, hint in typing.get_type_hints(settings_class).items():
+        value = values.get(name)
+        if is_dataclass(hint) and isinstance(value, dict):
+            _write_choices_as_text(hint, value)
+        elif str(value) in typing.get_args(hint):
+            values[name] = str(value)
+
+
+def _check_keys(settings_class: type, part: Mapping[str, Any], source: str) -> None:
+    """Raise a ValueError for a key that no setting has, or a value in the place of a group."""
+    known = _known(settings_class)
+    for key, value in flatten(part).items():
+        names = key.split(".")
+        prefixes = {".".join(names[:length]) for length in range(1, len(names) + 1)}
+        if prefixes & known:
+            continue  # a setting, or a key inside a setting that is a free mapping
+        shown = printable(key)
+        where = "" if not source or source.startswith(key) else f" in {source}"
+        if inside := [name for name in known if name.startswith(f"{key}.")]:
+            if value == {}:
+                continue
+            raise ValueError(f"{shown!r}{where} is a group of settings; set {', '.join(inside)}")
+        same = [name for name in known if name.rsplit(".", 1)[-1] == names[-1]]
+        near = same[:3] or difflib.get_close_matches(key, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_top(known)}"
+        raise ValueError(f"unknown key {shown!r}{where}; {hint}")
+
+
+@functools.cache
+def _known(settings_class: type) -> Set[str]:
+    return {info.name: None for info in describe_settings(settings_class)}.keys()
+
+
+def _top(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _source(location: tuple[int | str, ...], parts: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """What the part that gave a value is called, unless its name says the value already."""
+    key = ".".join(str(part) for part in location if not isinstance(part, int))
+    for source, part in reversed(parts):
+        if any(f"{name}.".startswith(f"{key}.") for name in flatten(part)):
+            return f"{source}: " if source and not source.startswith(key) else ""
+    return ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises ValueError, naming the file, for anything else."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"{path}: larger than {_LARGEST_FILE >> 20} MB, so no settings file")
+    try:
+        found = _parse(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(found, dict):
         raise ValueError(f"{path}: expected keys with values")
-    return content
+    return found
 
 
 def parse_override(text: str) -> dict[str, Any]:
     """The nested mapping of "train.epochs=3"; the value is YAML. Raises ValueError."""
-    key, equals, _ = text.partition("=")
-    if not equals or not key.strip():
+    key, equals, value = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
         raise ValueError(f"{text!r}: write an override as key=value, e.g. train.epochs=10")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        content = _parse(value.encode())
+    except ValueError as error:
         raise ValueError(f"{text!r}: the value is not readable as YAML") from error
+    for name in reversed(names):
+        content = {name: content}
+    return content
 
 
-def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """A message for a name that is not there: near matches, or all there are."""
-    allowed = [str(item) for item in allowed]
-    near = difflib.get_close_matches(str(name), allowed, n=3)
-    if near:
-        return f"unknown {kind} {str(name)!r}; did you mean {' or '.join(near)}?"
-    return f"unknown {kind} {str(name)!r}; there are {', '.join(allowed) or 'none'}"
+# YAML --------------------------------------------------------------------------------------------
 
 
-def _writable(node: DictConfig) -> DictConfig:
-    """Frozen dataclasses give read-only nodes; recipes and overrides are merged into them."""
-    OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            _writable(child)
-        elif child is not None:
-            child._set_flag("readonly", None)
-    return node
+class _Loader(yaml.SafeLoader):
+    """Plain values only, a key stands once, 1e-4 is a number and a date is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as yaml declares it
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith("timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _leaves(part: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in part.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    loader.flatten_mapping(node)
+    if twice := [key for key in keys if keys.count(key) > 1] if len(keys) < 1000 else []:
+        raise yaml.YAMLError(f"key {twice[0]!r} stands twice")
+    mapping = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.YAMLError("a key is a list or a mapping")
+        mapping[key_node.value] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
-def _check_key(key: str, schema: DictConfig, source: str) -> None:
-    where = "" if source.startswith(key) else f" in {source}"
-    node: Any = schema
-    group = ""
-    for part in key.split("."):
-        if not isinstance(node, DictConfig):
-            return  # merging will say that a plain value has no parts
-        if OmegaConf.get_type(node) is dict:
-            return  # free keys, as in backbone.options
-        if part not in list(node):  # `in node` is false for a key without a default
-            known = list(_schema_keys(schema))
-            same = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            near = same[:3] or difflib.get_close_matches(key, known, n=3)
-            there = ", ".join(f"{group}{name}" for name in node)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {there}"
-            raise ValueError(f"unknown key {key!r}{where}; {hint}")
-        node = node._get_node(part)
-        group += f"{part}."
-    if isinstance(node, DictConfig) and OmegaConf.get_type(node) is not dict:
-        inside = ", ".join(f"{group}{name}" for name in node)
-        raise ValueError(f"{key!r}{where} is a group of settings; set {inside}")
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
-def _schema_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and OmegaConf.get_type(child) is not dict:
-            yield from _schema_keys(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def _parse(text: bytes) -> Any:
+    """The value of a YAML document; ValueError, in one line, for what is none or grows too large."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _count(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(printable(" ".join(str(error).split()))) from None
 
 
-def _explain(error: OmegaConfBaseException, source: str) -> str:
-    """OmegaConf's message in one line, with the full name of the key."""
-    message = str(error.msg or error).splitlines()[0]
-    if "is not a ListConfig" in message:
-        message = "expected a list, e.g. [1, 2]"
-    key = error.full_key or ""
-    where = source if key and source.startswith(key) else f"{source}: {key}".rstrip(": ")
-    return f"{where}: {message[0].lower()}{message[1:]}"
+def _count(node: yaml.Node, counts: dict[yaml.Node, int | None]) -> int:
+    """How many values a node holds once its aliases are written out."""
+    if node in counts:
+        known = counts[node]
+        if known is None:
+            raise ValueError("an alias stands inside what it names")
+        return known
+    counts[node] = None
+    inside: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inside = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    total = 1 + sum(_count(part, counts) for part in inside)
+    if total > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES} values")
+    counts[node] = total
+    return total

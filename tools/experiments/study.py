@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones import files
+from backbones.config import unknown
 from backbones.device import keep_large_tensors_on_heap
 from backbones.zoo import load_user_module, twin_of
 from tools import sample_data
@@ -36,7 +37,7 @@ from tools.experiments.run import (
     read_recorded,
     run_experiment,
 )
-from tools.experiments.settings import build_settings, read_yaml, unknown
+from tools.experiments.settings import build_settings, read_yaml
 
 _DATA, _LOGS, _REPORT = "data", "logs", "report"  # folders beside the entries'
 _GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
