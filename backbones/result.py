@@ -6,7 +6,7 @@ Every class is a frozen dataclass of plain values, so that it is equal to what J
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
