@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -170,14 +170,12 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
             continue
         plain, candidate = (np.stack([rows.correct(k) for rows in side]) for side in sides)
         accuracy = statistics.compare_accuracy(plain, candidate, resamples, seed)
-        found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, _flip(accuracy)
+        found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, accuracy.mirrored()
         if k == 1:
             names = pair.candidate[0].dataset.get("class_names") or []
-            p_values = statistics.class_p_values(first.label, plain, candidate)
+            by_class, _ = statistics.compare_classes(first.label, plain, candidate)
             classes = {
-                name: Difference(None, None, None, p_value=p_values[index])
-                for index, name in enumerate(names)
-                if index in p_values
+                name: by_class[index] for index, name in enumerate(names) if index in by_class
             }
     return found, classes
 
@@ -232,24 +230,6 @@ def _file(record: Record, kind: str):
     return path
 
 
-def _flip(found: Difference) -> Difference:
-    """The same of the error, 100 minus the accuracy."""
-
-    def turn(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-        return None if interval is None else (100 - interval[1], 100 - interval[0])
-
-    return replace(
-        found,
-        plain=100 - found.plain,
-        candidate=100 - found.candidate,
-        difference=-found.difference,
-        low=None if found.high is None else -found.high,
-        high=None if found.low is None else -found.low,
-        plain_interval=turn(found.plain_interval),
-        candidate_interval=turn(found.candidate_interval),
-    )
-
-
 def _shared_metrics(pair: Pair) -> list[str]:
     runs = [*pair.plain, *pair.candidate]
     return [name for name in METRICS if all(name in record.metrics for record in runs)]
@@ -288,8 +268,6 @@ def _from_records(name: str, pair: Pair, why: str) -> Difference:
         float(plain.mean()),
         float(candidate.mean()),
         float(candidate.mean() - plain.mean()),
-        p_value=statistics.paired_seeds_test(plain, candidate),
-        p_value_method="paired t-test over seeds" if several else None,
         n=sides[0][0].n,
         seeds=len(plain),
         plain_sd=float(plain.std(ddof=1)) if several else None,

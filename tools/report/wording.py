@@ -13,17 +13,17 @@ TASKS = {
 METHODS = (
     "A difference is the candidate minus its plain twin, on the same images. Errors are better"
     " when lower, accuracies, AP and AR when higher; the words say which way it went.",
-    "Intervals are 95 %: a paired bootstrap over images with one seed, a hierarchical bootstrap"
-    " over seeds and images with several. AP and AR are scored anew in every resample, with each"
-    " image as often as it was drawn, and their resamples are centred on the estimate.",
-    "p-values: McNemar's exact test for one seed of classifiers, the paired bootstrap for one seed"
-    " of detectors, a paired t-test over seeds where there are several; none where several seeds"
-    " differ by exactly the same, which leaves no spread to judge by. Classes are tested the same"
-    " way, on their images or their AP. Holm's correction is over all headline metrics of this"
-    " report, and over the classes within a comparison; other metrics are not corrected.",
+    "Intervals are 95 % and about new images. With one seed they are about these two sets of weights"
+    " and not about the networks: Tango's score interval with McNemar's mid-p for top-k, for AP and"
+    " AR the standard deviation over resamples of the images with Student's t. With several seeds"
+    " interval and p-value come from one model of seeds, churn (seed by image) and images, after"
+    " Obuchowski, Rockette and Hillis; seeds are paired from five on, images always.",
+    "AP and AR are scored anew in every resample, with each image as often as it was drawn.",
+    "Holm's correction is over all headline metrics of this report, and over the classes within a"
+    " comparison; other metrics are not corrected.",
     "A published number counts as reproduced where it lies inside the 95 % interval of the measured"
-    " value: Wilson's for the top-k of one run, a bootstrap over images for the AP of one run, the"
-    " hierarchical bootstrap for several seeds of a pair.",
+    " value: Wilson's for the top-k of one run, resamples of the images for the AP of one run, the"
+    " model above for several seeds of a pair.",
     '"Better" or "worse" is said when the corrected p-value is below 0.05 and the interval leaves'
     ' out zero; otherwise "no clear difference".',
     "Multiply-adds count convolutions, fully connected layers and residual additions. Latency"

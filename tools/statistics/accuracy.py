@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-from scipy import stats
+from scipy import special, stats
 
 from tools.statistics.differences import (
     CONFIDENCE,
     RESAMPLES,
     Difference,
-    difference_over_seeds,
-    paired_seeds_test,
+    Noise,
+    differences_over_seeds,
 )
+from tools.statistics.planning import detectable_with_images
+from tools.statistics.pooling import Variation, variation
 
 
 @dataclass(frozen=True)
@@ -63,34 +66,50 @@ def wilson_interval(correct: int, n: int, confidence: float = CONFIDENCE) -> tup
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
-def mcnemar(plain: np.ndarray, candidate: np.ndarray) -> float:
-    """Exact two-sided McNemar test of two classifiers on the same images, (N,) bool each."""
-    gained = int(np.sum(candidate & ~plain))
-    lost = int(np.sum(plain & ~candidate))
-    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
+def mid_p(gained: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Two-sided mid-p value of McNemar's test, from counts of images gained and lost.
+
+    Source: Fagerland, Lydersen and Laake, "The McNemar test for binary matched-pairs data: mid-p
+    and asymptotic are better than exact conditional", 2013.
+    """
+    gained, lost = np.asarray(gained), np.asarray(lost)
+    larger = np.maximum(gained, lost)
+    tail = special.bdtrc(larger - 1, gained + lost, 0.5)
+    tail = tail - stats.binom.pmf(larger, gained + lost, 0.5) / 2
+    return np.where(larger > 0, np.minimum(1.0, 2 * tail), 1.0)
 
 
-def class_p_values(
-    label: np.ndarray, plain: np.ndarray, candidate: np.ndarray
-) -> dict[int, float | None]:
-    """p-value of each class that has images, tested as ``compare_accuracy`` tests all of them.
+def score_interval(
+    gained: np.ndarray, lost: np.ndarray, n: np.ndarray, tail: float = (1 - CONFIDENCE) / 2
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tango's score interval of a difference of paired shares, (gained - lost) / n.
 
     Args:
-        label: classes, (N,) integers.
-        plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
+        gained, lost, n: counts of images, whole numbers, of one shape; n of at least 1.
+        tail: what it leaves out at each end.
 
-    None where seeds leave no spread to judge by.
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design", 1998.
     """
-    order = np.argsort(label, kind="stable")
-    classes, starts = np.unique(label[order], return_index=True)
-    p_values = {}
-    for index, images in zip(classes.tolist(), np.split(order, starts[1:]), strict=True):
-        sides = plain[:, images], candidate[:, images]
-        if len(plain) == 1:
-            p_values[index] = mcnemar(sides[0][0], sides[1][0])
-        else:
-            p_values[index] = paired_seeds_test(*(100 * side.mean(axis=1) for side in sides))
-    return p_values
+    gained, lost, n = (np.asarray(count, dtype=float) for count in (gained, lost, n))
+    estimate, z = (gained - lost) / n, special.ndtri(1 - tail)
+
+    def excess(delta: np.ndarray) -> np.ndarray:
+        """Squared score statistic of the hypothesis ``delta``, less z squared."""
+        linear = -gained - lost + (2 * n - gained + lost) * delta
+        root = np.sqrt(np.maximum(linear**2 + 8 * n * lost * delta * (1 - delta), 0.0))
+        variance = n * ((root - linear) / (2 * n) + delta * (1 - delta))
+        return (gained - lost - n * delta) ** 2 - z**2 * np.maximum(variance, 0.0)
+
+    ends = []
+    for far in (-1.0, 1.0):
+        inside, outside = estimate.copy(), np.full_like(estimate, far)
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            beyond = excess(middle) > 0
+            inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+        ends.append(inside)
+    return ends[0], ends[1]
 
 
 def compare_accuracy(
@@ -100,25 +119,157 @@ def compare_accuracy(
 
     Args:
         plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
+        resamples, seed: taken so that every comparison is called alike, and not used: the variance
+            of a mean over images is known without a bootstrap.
 
-    Returns the difference in percent points. One seed is tested by McNemar's exact test, several
-    by a paired t-test over seeds.
+    Returns the difference in percent points. One seed: Tango's score interval and McNemar's mid-p,
+    about these weights. Several: variance components (``differences_over_seeds``).
     """
-    seeds, n = plain.shape
-    # A resample of images is a multinomial draw of the few distinct outcomes: exact, and cheap.
-    outcomes, counts = np.unique(
-        np.packbits(np.concatenate([plain, candidate]), axis=0), axis=1, return_counts=True
+    del resamples, seed
+    everything = np.zeros(plain.shape[1], dtype=int)
+    return _compare_groups(everything, plain, candidate)[0][0]
+
+
+def compare_classes(
+    label: np.ndarray, plain: np.ndarray, candidate: np.ndarray
+) -> tuple[dict[int, Difference], Variation | None]:
+    """Compare each class that has images, as ``compare_accuracy`` compares all of them.
+
+    Args:
+        label: classes, (N,) integers.
+        plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
+
+    Returns the differences by class and, of two classes or more, whether they differ at all.
+    """
+    differences, variances = _compare_groups(label, plain, candidate)
+    found = dict(zip(np.unique(label).tolist(), differences, strict=True))
+    if len(found) < 2:
+        return found, None
+    sizes = np.array([one.n for one in differences], dtype=float)
+    smoothed = np.array([one.standard_error or 0.0 for one in differences]) ** 2
+    values = np.array([one.difference for one in differences])
+    return found, variation(values, variances, sizes, np.maximum(smoothed, variances))
+
+
+def _compare_groups(
+    label: np.ndarray, plain: np.ndarray, candidate: np.ndarray
+) -> tuple[list[Difference], np.ndarray]:
+    """Differences of the groups of images in order of their label, and their plain variances.
+
+    The variances, (G,) squared percent points, are without the two images that make those of the
+    differences safe where few images differ.
+    """
+    order = np.argsort(label, kind="stable")
+    _, starts, sizes = np.unique(label[order], return_index=True, return_counts=True)
+    sides = [np.asarray(side, dtype=np.int8)[:, order] for side in (plain, candidate)]
+    change = sides[1] - sides[0]
+    if len(plain) == 1:
+        return _compare_weights(sides[0][0], change[0], starts, sizes)
+    cells = [_Cells(values, starts, sizes) for values in (*sides, change)]
+    plain_cells, candidate_cells, paired = cells
+    noise = Noise(
+        paired.image_variance(paired.like_those_seen()),
+        plain_cells.image_variance(_one_of_each()),
+        candidate_cells.image_variance(_one_of_each()),
+        plain_cells.churn(), candidate_cells.churn(), paired.churn(),
+    )  # fmt: skip
+    means = [100 * cell.sums / sizes for cell in (plain_cells, candidate_cells)]
+    differences = differences_over_seeds(means[0], means[1], noise, sizes, sizes)
+    raw = paired.image_variance((0, 0.0, 0.0))
+    errors = np.array([one.standard_error or 0.0 for one in differences])
+    return differences, np.maximum(0.0, errors**2 - noise.image + raw)
+
+
+def _compare_weights(
+    plain: np.ndarray, change: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+) -> tuple[list[Difference], np.ndarray]:
+    """One seed: plain right or wrong and candidate minus plain, (N,) int8 each, group by group."""
+    gained, lost, right = (
+        np.add.reduceat(values.astype(int), starts) for values in (change > 0, change < 0, plain)
     )
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    right = np.unpackbits(outcomes, axis=0)[: 2 * seeds]  # (2 S, outcomes)
-    resampled = 100 * right @ drawn.T / n  # (2 S, B)
-    test = {"p_value": mcnemar(plain[0], candidate[0]), "p_value_method": "exact McNemar test"}
-    return difference_over_seeds(
-        100 * plain.mean(axis=1),
-        100 * candidate.mean(axis=1),
-        resampled[:seeds],
-        resampled[seeds:],
-        n=n,
-        seed=seed,
-        **(test if seeds == 1 else {}),
+    low, high = score_interval(gained, lost, sizes)
+    low_90, high_90 = score_interval(gained, lost, sizes, tail=0.05)
+    p_values = mid_p(gained, lost)
+    # The score test of "none" rejects whatever mid-p rejects (so for every count of up to 100,000
+    # images that differ), and now and then a little more: there the interval is closed at zero.
+    undecided = p_values >= 1 - CONFIDENCE
+    low, high = (
+        np.where(undecided, np.minimum(low, 0), low),
+        np.where(undecided, np.maximum(high, 0), high),
     )
+    share, shift = (gained + lost + 2) / (sizes + 2), (gained - lost) / (sizes + 2)
+    error = np.sqrt((share - shift**2) / (sizes + 2))
+    detectable = detectable_with_images(sizes, share)
+    shares = {
+        "plain": right / sizes,
+        "candidate": (right + gained - lost) / sizes,
+        "difference": (gained - lost) / sizes,
+        "low": low,
+        "high": high,
+        "low_90": low_90,
+        "high_90": high_90,
+        "standard_error": error,
+        "image_sd": error,
+        "detectable": detectable,
+    }
+    columns = {name: 100 * values for name, values in shares.items()} | {"p_value": p_values}
+    rows: list[dict[str, Any]] = [
+        {name: float(values[k]) for name, values in columns.items()} for k in range(len(sizes))
+    ]
+    if len(sizes) == 1:
+        for name, correct in (("plain", right), ("candidate", right + gained - lost)):
+            rows[0][f"{name}_interval"] = wilson_interval(int(correct[0]), int(sizes[0]))
+    found = [
+        Difference(
+            **row,
+            interval_method="Tango's score interval, about these weights",
+            p_value_method="McNemar's mid-p test, about these weights",
+            n=int(n),
+        )
+        for row, n in zip(rows, sizes, strict=True)
+    ]
+    raw = ((gained + lost) / sizes - ((gained - lost) / sizes) ** 2) / np.maximum(sizes - 1, 1)
+    return found, 100**2 * raw
+
+
+class _Cells:
+    """Sums over the images of each group, of whole numbers for each seed and image, (S, N)."""
+
+    def __init__(self, values: np.ndarray, starts: np.ndarray, sizes: np.ndarray):
+        self._seeds, self._sizes = len(values), sizes
+        over_seeds = values.sum(axis=0, dtype=np.int32)
+        squares = (values != 0).sum(axis=0, dtype=np.int32)  # of -1, 0 and 1
+        mean = over_seeds / self._seeds
+        self.sums = np.add.reduceat(values, starts, axis=1, dtype=np.int64)  # (S, G)
+        self._mean_sum = np.add.reduceat(mean, starts)
+        self._mean_squares = np.add.reduceat(mean**2, starts)
+        self._within = np.add.reduceat(squares - mean * over_seeds, starts)
+        self._touched = np.add.reduceat((over_seeds != 0).astype(int), starts)
+
+    def image_variance(self, more: tuple) -> np.ndarray:
+        """Of the mean over seeds and images, percent squared; ``more``: images to add, the sum of
+        their values and of their squares."""
+        images, total, squares = more
+        n = self._sizes + images
+        mean = (self._mean_sum + total) / n
+        spread = (self._mean_squares + squares) / n - mean**2
+        return 100**2 * np.maximum(spread, 0.0) / np.maximum(n - 1, 1)
+
+    def like_those_seen(self) -> tuple:
+        """Two more images that differ, one each way, as much as those that do, or wholly: after
+        Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+        proportions based on paired data", 2012."""
+        seen = np.where(self._touched > 0, self._mean_squares / np.maximum(self._touched, 1), 1.0)
+        return 2, 0.0, 2 * seen
+
+    def churn(self) -> np.ndarray:
+        """Of a mean over images, seed x image alone, percent squared."""
+        means = self.sums / self._sizes
+        between = self._sizes * np.sum((means - means.mean(axis=0)) ** 2, axis=0)
+        degrees = (self._seeds - 1) * np.maximum(self._sizes - 1, 1)
+        return 100**2 * np.maximum(self._within - between, 0.0) / degrees / self._sizes
+
+
+def _one_of_each() -> tuple:
+    """Two more images, one right and one wrong: an accuracy of 100 % is no certainty."""
+    return 2, 1.0, 1.0

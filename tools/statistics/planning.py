@@ -1,0 +1,145 @@
+"""Before compute is spent: what a study can see, and what it needs to see a stated difference.
+
+Standard deviations are of the difference in one pair of runs, in the unit of the metric (percent
+points), split as ``differences`` splits them: seed, churn (seed x image) and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy import special
+
+from tools.statistics.differences import (
+    CONFIDENCE,
+    PAIR_SEEDS_FROM,
+    POWER,
+    detectable_difference,
+    variance_of_mean,
+)
+
+_MOST_SEEDS = 1000
+_GRID = 2001  # points of the density of a sum of looks; the levels are then right to 1e-5
+
+
+def images_needed(
+    difference: float, discordant: float, power: float = POWER, confidence: float = CONFIDENCE
+) -> int:
+    """Images on which one pair of weights shows a difference.
+
+    Args:
+        difference, discordant: shares of the images (0 to 1): gained less lost, gained and lost.
+
+    Raises:
+        ValueError: not 0 < abs(difference) <= discordant <= 1.
+
+    Source: Miettinen, "The matched pairs design in the case of all-or-none responses", 1968.
+    """
+    if not 0 < abs(difference) <= discordant <= 1:
+        raise ValueError(
+            f"difference {difference} and discordant {discordant}: expected"
+            " 0 < abs(difference) <= discordant <= 1, as shares of the images"
+        )
+    z, z_power = special.ndtri((1 + confidence) / 2), special.ndtri(power)
+    spread = z * np.sqrt(discordant) + z_power * np.sqrt(discordant - difference**2)
+    return int(np.ceil((spread / difference) ** 2))
+
+
+def detectable_with_images(
+    n: np.ndarray | int, discordant: np.ndarray | float, power: float = POWER
+) -> np.ndarray:
+    """The difference that one pair of weights shows on ``n`` images in ``power`` of cases.
+
+    Shares of the images (0 to 1), as in ``images_needed``, which this inverts. Where it is more
+    than ``discordant``, as many images as that are taken to differ.
+    """
+    n, discordant = np.asarray(n, dtype=float), np.asarray(discordant, dtype=float)
+    z, z_power = special.ndtri((1 + CONFIDENCE) / 2), special.ndtri(power)
+    difference = (z + z_power) * np.sqrt(discordant / n)
+    for _ in range(40):
+        share = np.maximum(discordant, difference)
+        rest = np.sqrt(np.maximum(share - difference**2, 0.0))
+        difference = np.minimum((z * np.sqrt(share) + z_power * rest) / np.sqrt(n), 1.0)
+    return difference
+
+
+def detectable_with_seeds(
+    seeds: int, seed_sd: float, churn_sd: float, image_sd: float, power: float = POWER
+) -> float:
+    """The difference that ``seeds`` runs a side show in ``power`` of cases, at the expected spread.
+
+    ``image_sd`` 0: on this set of images; else about new ones.
+
+    Raises:
+        ValueError: fewer than two seeds, or a negative standard deviation.
+    """
+    if seeds < 2 or min(seed_sd, churn_sd, image_sd) < 0:
+        raise ValueError(
+            f"seeds {seeds} and standard deviations {seed_sd}, {churn_sd}, {image_sd}: expected at"
+            " least 2 seeds (one says nothing of the next) and none below 0"
+        )
+    churn = np.array([churn_sd**2])
+    between = churn + seed_sd**2
+    degrees = seeds - 1 if seeds >= PAIR_SEEDS_FROM else 2 * (seeds - 1)
+    many = np.array([np.inf])
+    image = image_sd**2 + churn / seeds if image_sd else None
+    variance, own = variance_of_mean(between, churn, image, seeds, degrees, many)
+    return float(detectable_difference(np.sqrt(variance), own, power)[0])
+
+
+def seeds_needed(
+    difference: float, seed_sd: float, churn_sd: float, image_sd: float, power: float = POWER
+) -> int | None:
+    """Seeds a side that show ``difference`` in ``power`` of cases; None: no number of them does.
+
+    Where the images alone hide the difference only more images help.
+
+    Raises:
+        ValueError: the difference is 0, or a standard deviation negative.
+    """
+    if difference == 0:
+        raise ValueError("difference 0: a difference to be seen is not 0")
+    for seeds in range(2, _MOST_SEEDS + 1):
+        if detectable_with_seeds(seeds, seed_sd, churn_sd, image_sd, power) <= abs(difference):
+            return seeds
+    return None
+
+
+def look_levels(looks: Sequence[int] = (3, 5, 8, 10), level: float = 1 - CONFIDENCE) -> list[float]:
+    """Levels below which the p-value of each look ends a study, so that all keep to ``level``.
+
+    Args:
+        looks: seeds a side at each look, rising; the last is the whole study.
+
+    By then ``level`` times the squared share of the seeds is spent (Lan and DeMets, "Discrete
+    sequential boundaries for clinical trials", 1983; integrated as by Armitage, McPherson and Rowe,
+    1969). Noise that looks share, as that of the images, makes it safer still.
+
+    Raises:
+        ValueError: looks that do not rise, or of fewer than two seeds.
+    """
+    if not looks or looks[0] < 2 or any(a >= b for a, b in pairwise(looks)):
+        raise ValueError(f"looks {list(looks)}: expected seeds in rising order, from 2 on")
+    share = np.array(looks, dtype=float) / looks[-1]
+    grid = np.linspace(-8, 8, _GRID)
+    step = grid[1] - grid[0]
+    levels, spent, before = [], 0.0, 0.0
+    density = np.zeros(_GRID)
+    for now, budget in zip(share, level * share**2, strict=True):
+        if before == 0:
+            density = _normal(grid, now)
+        else:
+            density = _normal(grid[:, None] - grid, now - before) @ density * step
+        upper = grid >= 0
+        beyond = 2 * step * (np.cumsum(density[::-1])[::-1] - density / 2)[upper]
+        bound = np.interp(budget - spent, beyond[::-1], grid[upper][::-1])
+        levels.append(float(2 * special.ndtr(-bound / np.sqrt(now))))
+        density = np.where(np.abs(grid) < bound, density, 0.0)
+        spent, before = float(budget), float(now)
+    return levels
+
+
+def _normal(x: np.ndarray, variance: float) -> np.ndarray:
+    return np.exp(-(x**2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
