@@ -1,12 +1,13 @@
 # make setup   a virtual environment with everything in it (.venv, or what VENV= names)
 # make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/report.html
 # make test    the tests          make lint   ruff's checks and format
+# make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test fuzz lint
 
 setup: $(READY)
 
@@ -24,6 +25,10 @@ demo: $(READY)
 # Each of the two test processes keeps to one thread, or they would fight over the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# About 40 minutes on two cores. After an interruption: make fuzz FUZZ="--start N", which it prints.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 20000 --jobs 2 $(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .
