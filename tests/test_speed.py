@@ -95,7 +95,7 @@ def test_coco_numbers_of_the_made_files_equal_pycocotools_to_the_bit(monkeypatch
 
 
 @pytest.mark.parametrize("measure", [inputs.first_pass, inputs.later_pass, inputs.training])
-def test_crops_of_the_made_pictures_equal_torchvisions_to_a_grey_level(measure, monkeypatch):
+def test_crops_of_the_made_images_equal_torchvisions_to_a_grey_level(measure, monkeypatch):
     monkeypatch.setattr(inputs, "PICTURES", 3)
     monkeypatch.setattr(inputs, "ONE_GREY_LEVEL", 1 / 200)  # so few may hold no 255
 
@@ -106,4 +106,4 @@ def test_crops_of_the_made_pictures_equal_torchvisions_to_a_grey_level(measure, 
     monkeypatch.setattr(inputs, "compare", once)
     (found,) = measure()  # raises where they differ by more than a grey level
     assert found.difference <= found.allowed
-    assert found.settings["pictures"] in (3, 24)
+    assert found.settings["images"] in (3, 24)

@@ -122,11 +122,16 @@ def reference(
 
 
 def benchmark(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, or list.")] = "list",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A benchmark, list, or all of them.")
+    ] = "list",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With all: the Markdown file to write.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what this suite claims about speed and memory, against its peers, on this machine."""
-    from tools.speed import BENCHMARKS, print_result, run_benchmark
+    from tools.speed import BENCHMARKS, measure_all, print_result, run_benchmark
 
     if name == "list":
         rows = [
@@ -134,12 +139,12 @@ def benchmark(
             for key, b in BENCHMARKS.items()
         ]
         _print(rows, as_json)
-        return
-    result = run_benchmark(name)
-    if as_json:
-        print(json.dumps(result, indent=1))
+    elif name == "all":
+        measure_all(output or Path("benchmarks.md"))
+    elif as_json:
+        print(json.dumps(run_benchmark(name), indent=1))
     else:
-        print_result(result)
+        print_result(run_benchmark(name))
 
 
 @data_app.command("sample")

@@ -1,19 +1,26 @@
 """What the suite claims about speed and memory, each claim measured against its peer.
 
 `sebench benchmark` lists the claims, `sebench benchmark NAME` measures one: ratios of interleaved
-runs, their median and quartiles; in one process, but for timm's network as it comes. A ratio of
+runs, their median and quartiles; in one process, except timm's unmodified network, which has its
+own. A ratio of
 times is given only between things whose outputs are equal, up to what is stated.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import json
 import os
-import platform
+import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from backbones.config import unknown
+from backbones.device import processor_name
+from backbones.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ BENCHMARKS = {
     "inference-compiled-one": Benchmark(
         "networks:over_twin", _TWIN.format(1, "compiled"), "overhead", 1.015,
         {"mode": "compiled", "batch": 1}),
-    "trunk-compiled": Benchmark(
-        "detectors:trunk_over_twin", "SE-ResNet-50 over its plain twin as a detector's trunk, "
+    "backbone-compiled": Benchmark(
+        "detectors:backbone_over_twin", "SE-ResNet-50 over its plain twin as a detector's backbone, "
         "frozen norms, 800x1088, compiled", "overhead", 1.01),
     "timm": Benchmark("networks:against_timm", _TIMM.format(16), "speed", 1.6, {"batch": 16}),
     "timm-one": Benchmark("networks:against_timm", _TIMM.format(1), "speed", 2.0, {"batch": 1}),
@@ -92,7 +99,7 @@ BENCHMARKS = {
         "inputs:training", _INPUT.format("random resized crops, flipped"), "speed", 1.5),
     "harness": Benchmark(
         "training:run_over_bare_loop", "a training run over a bare loop of the same network, "
-        "loader and optimiser", "overhead", 1.005),
+        "loader and optimizer", "overhead", 1.005),
     "start-help": Benchmark(
         "processes:start", "sebench --help", "seconds", 0.3, {"arguments": ["--help"]}),
     "start-list": Benchmark(
@@ -116,9 +123,7 @@ def run_benchmark(name: str) -> dict[str, Any]:
         ValueError: an unknown name, with near matches; outputs that differ where they must not.
     """
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=3)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise ValueError(f"unknown benchmark {name!r}; {hint}there are {', '.join(BENCHMARKS)}")
+        raise ValueError(unknown("benchmark", name, BENCHMARKS))
     from backbones.device import keep_large_tensors_on_heap
     from tools.experiments.record import describe_versions
 
@@ -140,6 +145,61 @@ def run_benchmark(name: str) -> dict[str, Any]:
         "hardware": describe_hardware(),
         "versions": describe_versions(),
     }
+
+
+def measure_all(path: Path, names: Iterable[str] = BENCHMARKS, seconds: int = 900) -> None:
+    """Measure rows one after another, each in a process of its own, into a Markdown file.
+
+    The file is written anew after each row. Run it when nothing else runs.
+
+    Args:
+        path: e.g. `tools/speed/results.md`.
+        names: of `BENCHMARKS`.
+        seconds: after which a row is given up, and marked so.
+    """
+    rows: list[str] = []
+    surroundings = ""
+    for name in names:
+        benchmark = BENCHMARKS[name]
+        row = f"| `{name}` | {benchmark.compares} | {benchmark.target_in_words} |"
+        command = [sys.executable, "-m", "tools", "benchmark", name, "--json"]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, check=True
+            )
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            rows.append(f"{row} not measured: {type(error).__name__} | | |")
+        else:
+            result = json.loads(done.stdout)
+            surroundings = _surroundings(result)
+            reached = "reached" if result["reached"] else "missed"
+            rows += [
+                f"{row} {each['result']} | {each['rounds']} | {reached} |"
+                for each in result["measurements"]
+            ]
+        print(rows[-1], flush=True)
+        write_whole(path, "\n".join([_RESULTS.format(surroundings), *rows]) + "\n")
+
+
+_RESULTS = """\
+# Measured speed and memory
+
+Written by `sebench benchmark all`: medians of interleaved rounds, quartiles in brackets, float32. {}.
+Wide quartiles mean that an effect is below what could be seen on that machine.
+
+| benchmark | what | target | median (quartiles) | rounds | |
+|---|---|---|---|---|---|"""
+
+
+def _surroundings(result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    parts = [
+        f"{hardware['processor']} ({hardware['instructions']}), {hardware['cores']} cores, "
+        f"{hardware['threads']} threads",
+        ", ".join(hardware["gpus"]) or "no GPU",
+        ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+    ]
+    return "; ".join(parts)
 
 
 def in_words(kind: str, value: float) -> str:
@@ -167,27 +227,16 @@ def print_result(result: dict[str, Any]) -> None:
         print(f"  {each['result']}, {each['rounds']} rounds; {settings}")
         if each["difference"] is not None:
             print(f"  outputs differ by {each['difference']:.0e}, {each['allowed']:.0e} is allowed")
-    hardware = result["hardware"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    print(
-        f"  {hardware['processor']}, {hardware['instructions']}, {hardware['cores']} cores,"
-        f" {hardware['threads']} threads; {gpus}"
-    )
-    print("  " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    print(f"  {_surroundings(result)}")
 
 
 def describe_hardware() -> dict[str, Any]:
     """Processor, its cores and the threads that compute, GPUs."""
     import torch
 
-    model = platform.processor()
-    if platform.system() == "Linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = named[0] if named else model
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "processor": model,
+        "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -44,7 +44,7 @@ def score_file() -> Iterator[Measurement]:
 def score_arrays() -> Iterator[Measurement]:
     """Scoring's share of an evaluation that detects on this machine, at 800x1088.
 
-    Scoring is measured over all pictures, detecting over a few.
+    Scoring is measured over all images, detecting over a few.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = prepare_for_inference(build_ours("se_resnet50", device)[0])
@@ -77,14 +77,14 @@ def score_arrays() -> Iterator[Measurement]:
             detecting = time.perf_counter() - start
             shares.append(scoring / (scoring + detecting))
         _check_equal_to_the_bit(metrics, _by_pycocotools(results, truth))
-    per_picture = {
+    per_image = {
         "scoring_seconds": round(IMAGES * scoring, 3),
-        "detecting_seconds_a_picture": round(detecting, 3),
+        "detecting_seconds_an_image": round(detecting, 3),
     }
-    yield summarize(shares, _SETTINGS | per_picture | {"device": device}, (0.0, 0.0))
+    yield summarize(shares, _SETTINGS | per_image | {"device": device}, (0.0, 0.0))
 
 
-_SETTINGS = {"pictures": IMAGES, "categories": CATEGORIES, "detections_a_picture": DETECTIONS}
+_SETTINGS = {"images": IMAGES, "categories": CATEGORIES, "detections_an_image": DETECTIONS}
 
 
 def _by_pycocotools(results: Path, truth: Path) -> dict[str, float]:
@@ -106,7 +106,7 @@ def _check_equal_to_the_bit(ours: dict[str, Any], theirs: dict[str, float]) -> d
 
 
 def _make_files(folder: Path) -> tuple[Path, Path]:
-    """Ground truth with seven boxes a picture, and results that hit most of them."""
+    """Ground truth with seven boxes an image, and results that hit most of them."""
     rng = np.random.default_rng(0)
     images = [
         {"id": i + 1, "file_name": f"{i + 1:012}.jpg", "width": 640, "height": 480}

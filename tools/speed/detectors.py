@@ -11,42 +11,42 @@ import torch
 from backbones.inference import prepare_for_inference
 from detection.backbone import build_stages
 from detection.reference import SIZE, build_detectron2s, build_ours, build_step, make_inputs
-from tools.speed.networks import ALLOWED, compare_twins, conditions, pictures, settle
+from tools.speed.networks import ALLOWED, calibrate_norms, compare_twins, conditions, images
 from tools.speed.timing import Measurement, check_equal, compare
 
 
-def trunk_over_twin() -> Iterator[Measurement]:
-    """SE-ResNet-50 over ResNet-50 as trunks with frozen norms, compiled."""
+def backbone_over_twin() -> Iterator[Measurement]:
+    """SE-ResNet-50 over ResNet-50 as backbones of detectors with frozen norms, compiled."""
     for device, dtype, count in conditions(1):
-        x = pictures(count, SIZE, device, dtype)
+        x = images(count, SIZE, device, dtype)
         se, plain = (
-            settle(build_stages(name)).to(device, dtype, memory_format=torch.channels_last)
+            calibrate_norms(build_stages(name)).to(device, dtype, memory_format=torch.channels_last)
             for name in ("se_resnet50", "resnet50")
         )
         yield compare_twins(se, plain, "compiled", x)
 
 
 def train_against_detectron2() -> Iterator[Measurement]:
-    """Time of Detectron2's training step over ours: pictures a second of ours over theirs.
+    """Time of Detectron2's training step over ours: images a second of ours over theirs.
 
-    A processor has smaller pictures, or a step would take half a minute.
+    A processor has smaller images, or a step would take half a minute.
     """
     device = _device()
     count, size = (2, SIZE) if device == "cuda" else (1, (480, 640))
     steps = []
     for model, cfg in (build_ours("se_resnet50", device), build_detectron2s(device)):
-        settle(model.backbone.bottom_up)
+        calibrate_norms(model.backbone.bottom_up)
         steps.append(build_step(model, cfg, count, size))
     ours, theirs = steps
     yield compare(theirs, ours, _settings(count, size, "training, frozen norms"))
 
 
 def detect_against_detectron2() -> Iterator[Measurement]:
-    """Time of Detectron2's inference over ours, for one picture."""
+    """Time of Detectron2's inference over ours, for one image."""
     device = _device()
     plain, theirs = build_ours("se_resnet50", device)[0], build_detectron2s(device)[0]
     for model in (plain.eval(), theirs.eval()):
-        settle(model.backbone.bottom_up)
+        calibrate_norms(model.backbone.bottom_up)
     ours = prepare_for_inference(plain, "eager")
     inputs = make_inputs(1)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def _settings(count: int, size: tuple[int, int], mode: str) -> dict[str, Any]:
     return {
         "device": _device(),
         "precision": "float32",
-        "pictures": f"{count}x3x{size[0]}x{size[1]}",
+        "images": f"{count}x3x{size[0]}x{size[1]}",
         "memory_format": "as it comes",
         "mode": mode,
     }

@@ -42,7 +42,7 @@ def first_pass() -> Iterator[Measurement]:
 def later_pass() -> Iterator[Measurement]:
     """The same from crops that an earlier pass kept; both read what the system has in memory.
 
-    Eight copies of the pictures, so that crops come from memory and not from a processor's cache.
+    Eight copies of the images, so that crops come from memory and not from a processor's cache.
     """
     with _files(copies=8) as files, tempfile.TemporaryDirectory() as folder:
         _use(_evaluation(files, folder))
@@ -72,7 +72,7 @@ def _compare(
     default = datasets.ImageFolder(files.folder, transforms.Compose(whole))
     settings = {
         "device": "cpu",
-        "pictures": len(files),
+        "images": len(files),
         "kilobytes": round(
             sum(p.stat().st_size for p in files.folder.glob("*/*")) / len(files) / 1e3
         ),
@@ -122,13 +122,13 @@ def _files(copies: int = 1) -> Iterator[ImageFiles]:
         folder.mkdir(parents=True)
         for number in range(PICTURES):
             path = folder / f"{number:03}.jpg"
-            _picture(number, 500, 375).save(path, quality=91)
+            _image(number, 500, 375).save(path, quality=91)
             for copy in range(1, copies):
                 shutil.copyfile(path, folder / f"{number + copy * PICTURES:03}.jpg")
         yield read_folder(DataSettings(name="folder", root=root), "val")
 
 
-def _picture(seed: int, width: int, height: int) -> Image.Image:
+def _image(seed: int, width: int, height: int) -> Image.Image:
     """Noise with the spectrum of photographs, amplitude over frequency, and channels alike."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))

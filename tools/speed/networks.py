@@ -41,9 +41,11 @@ def conditions(batch: int) -> Iterator[tuple[torch.device, torch.dtype, int]]:
 def over_twin(mode: str, batch: int) -> Iterator[Measurement]:
     """SE-ResNet-50 over ResNet-50, both prepared in the same mode."""
     for device, dtype, count in conditions(batch):
-        x = pictures(count, (224, 224), device, dtype)
+        x = images(count, (224, 224), device, dtype)
         se, plain = (
-            settle(build_network(name)).to(device, dtype, memory_format=torch.channels_last)
+            calibrate_norms(build_network(name)).to(
+                device, dtype, memory_format=torch.channels_last
+            )
             for name in ("se_resnet50", "resnet50")
         )
         yield compare_twins(se, plain, mode, x)
@@ -57,12 +59,12 @@ def against_timm(batch: int) -> Iterator[Measurement]:
     """
     for device, dtype, count in conditions(batch):
         ours = build_network("se_resnet50", stride_in_1x1=False)  # where timm has its strides
-        x = pictures(count, (224, 224), device, dtype)
+        x = images(count, (224, 224), device, dtype)
         context = multiprocessing.get_context("spawn")
         timm_side, connection = context.Pipe()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "seresnet50.safetensors"
-            save_file(settle(timm.create_model("seresnet50")).state_dict(), path)
+            save_file(calibrate_norms(timm.create_model("seresnet50")).state_dict(), path)
             load_weights(ours, path)
             arguments = (path, timm_side, device, dtype, count, torch.get_num_threads())
             process = context.Process(target=_serve_timm, args=arguments, daemon=True)
@@ -97,7 +99,7 @@ def _serve_timm(
     network = timm.create_model("seresnet50").eval()
     network.load_state_dict(load_file(weights))
     network.to(device, dtype)
-    x = pictures(count, (224, 224), device, dtype).contiguous()
+    x = images(count, (224, 224), device, dtype).contiguous()
     clock, _ = choose_clock()
     with torch.inference_mode():
         connection.send(network(x).float().cpu().numpy())
@@ -117,14 +119,14 @@ def compare_twins(se: nn.Module, plain: nn.Module, mode: str, x: Tensor) -> Meas
         return compare(partial(fast_se, x), partial(fast_plain, x), settings, difference)
 
 
-def pictures(count: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Random pictures (count, 3, *size), channels last."""
+def images(count: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Random images (count, 3, *size), channels last."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 3, *size, generator=generator).to(device, dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def settle(network: nn.Module) -> nn.Module:
+def calibrate_norms(network: nn.Module) -> nn.Module:
     """Give the norms of an untrained network statistics of their inputs, as training does.
 
     Without, activations grow from block to block and gates are all 0 or 1, which hides differences.
@@ -142,18 +144,18 @@ def settle(network: nn.Module) -> nn.Module:
     norms = [module for module in network.eval().modules() if hasattr(module, "running_var")]
     hooks = [norm.register_forward_hook(set_statistics) for norm in norms]
     with torch.no_grad():
-        network(pictures(8, (128, 128), torch.device("cpu"), torch.float32))
+        network(images(8, (128, 128), torch.device("cpu"), torch.float32))
     for hook in hooks:
         hook.remove()
     return network
 
 
 def describe(x: Tensor, **settings: str) -> dict[str, object]:
-    """The settings of a measurement on pictures `x`."""
+    """The settings of a measurement on images `x`."""
     return {
         "device": x.device.type,
         "precision": str(x.dtype).removeprefix("torch."),
-        "pictures": "x".join(map(str, x.shape)),
+        "images": "x".join(map(str, x.shape)),
         "memory_format": "channels_last",
         **settings,
     }

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -46,22 +45,20 @@ def _peak(network: str) -> int:
 
 
 def _train(name: str) -> int:
-    from backbones.device import keep_large_tensors_on_heap
+    from backbones.device import keep_large_tensors_on_heap, peak_memory
 
     keep_large_tensors_on_heap()
     import torch
 
-    from tools.speed.networks import pictures
+    from tools.speed.networks import images
     from tools.speed.training import BATCH, build_step, network_to_train
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x = pictures(BATCH, (224, 224), device, torch.float32)
+    x = images(BATCH, (224, 224), device, torch.float32)
     step = build_step(network_to_train(name, "eager").to(device), x)
     for _ in range(3):
         step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_memory(device)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def compare(
     least: int = 5,
     wall: bool = False,
 ) -> Measurement:
-    """Measure time of `over` / time of `under`, each once a round, in turns of who goes first.
+    """Measure time of `over` / time of `under`, each once a round, alternating which goes first.
 
     Rounds end after `seconds`, but there are `least` and at most 300. A slow moment of the machine
     hits both, and one that hits a single run is an outlier that the median does not see.
@@ -65,7 +65,7 @@ def compare_seconds(
     seconds: float = 90.0,
     least: int = 5,
 ) -> Measurement:
-    """Do what `compare` does with two that say themselves how many seconds they took."""
+    """Do what `compare` does with two that return their duration in seconds."""
     for candidate in (over, under, over, under):
         candidate()  # what is done once: compiling, choosing algorithms, the heap growing
     ratios: list[float] = []

@@ -23,7 +23,7 @@ from classification.splits import READERS, load_splits
 from classification.transforms import normalize
 from tools.experiments.run import load_experiment
 from tools.sample_data import make_cifar10
-from tools.speed.networks import describe, pictures, settle
+from tools.speed.networks import calibrate_norms, describe, images
 from tools.speed.timing import Measurement, choose_clock, compare, summarize
 
 BATCH = 8
@@ -38,7 +38,7 @@ def step_over_twin(mode: str) -> Iterator[Measurement]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = 256 if device.type == "cuda" else BATCH
     precisions = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
-    x = pictures(count, (224, 224), device, torch.float32)
+    x = images(count, (224, 224), device, torch.float32)
     for precision in precisions:
         se, plain = (
             build_step(network_to_train(name, mode).to(device), x, precision)
@@ -54,7 +54,7 @@ def network_to_train(name: str, mode: str) -> nn.Module:
     if mode == "frozen":
         from detection.backbone import build_stages  # Detectron2, for this alone
 
-        stages = settle(build_stages(name, out_features=["res5"], freeze_at=0))
+        stages = calibrate_norms(build_stages(name, out_features=["res5"], freeze_at=0))
         network = nn.Sequential(stages, _PooledClassifier())
     else:
         network = build_network(name)
@@ -97,7 +97,7 @@ class _PooledClassifier(nn.Module):
 def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measurement]:
     """`classification`'s trainer over a loop of ten lines; both end with the same weights.
 
-    SE-ResNet-20 on 32 pictures of 32x32 in memory: steps of a fraction of a second, so that what
+    SE-ResNet-20 on 32 images of 32x32 in memory: steps of a fraction of a second, so that what
     the harness adds to each would show.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
