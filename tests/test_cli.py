@@ -112,7 +112,7 @@ def test_a_fault_of_ours_says_so(monkeypatch, sebench):
     monkeypatch.setitem(listing.LISTS, "datasets", lambda: {}["oops"])
     code, _, err = sebench("list", "datasets")
     assert code == 1
-    assert "KeyError: 'oops' (this is a fault of sebench; --debug shows where)" in err
+    assert "KeyError: 'oops' (this is a bug in sebench; --debug prints the traceback)" in err
 
 
 def test_names_are_completed():

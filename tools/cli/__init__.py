@@ -518,16 +518,13 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")
     try:
         app(prog_name="sebench")
+    except BrokenPipeError:  # `sebench list backbones | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        _say(f"sebench: {_one_line(error)}")
+        from tools.experiments.failure import describe_failure
+
+        _say(f"sebench: {describe_failure(error)}")
         sys.exit(1)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
-        return str(error)
-    return f"{type(error).__name__}: {error} (this is a fault of sebench; --debug shows where)"

@@ -28,6 +28,7 @@ from backbones.config import unknown
 from backbones.device import keep_large_tensors_on_heap
 from backbones.zoo import load_user_module, twin_of
 from tools import sample_data
+from tools.experiments.failure import describe_failure
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import (
     TASKS,
@@ -450,9 +451,7 @@ def _run_cell(
             sender.send((record, None))
         except (Exception, KeyboardInterrupt) as error:
             traceback.print_exc()
-            expected = isinstance(error, (ValueError, OSError))
-            text = str(error) if expected else f"{type(error).__name__}: {error} (see {log})"
-            sender.send((None, text))
+            sender.send((None, f"{describe_failure(error)} (more in {log})"))
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,57 @@
+"""What went wrong, in words for a person: bad input and a machine out of resources are no bugs."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from backbones.config import printable
+
+_LONGEST = 2000  # characters of a message
+
+# How torch and safetensors, which raise errors of their own, tell of the machine.
+_RESOURCES = (
+    (r"No space left on device|StorageFull|file write failed|os error 28", "the disk is full"),
+    (r"Read-only file system|os error 30", "the disk is read-only"),
+    (r"Permission denied|os error 13", "no permission to write there"),
+    (
+        r"DataLoader worker .*(killed|exited unexpectedly)|worker .*bus error|Bus error",
+        "a process that reads images was killed, as the system does where memory or shared memory "
+        "is short; lower data.workers or the batch size",
+    ),
+    (
+        r"CUDA out of memory|can't allocate memory|not enough memory|Cannot allocate memory",
+        "out of memory; lower the batch size, or raise train.accumulate",
+    ),
+)
+
+
+def describe_failure(error: BaseException) -> str:
+    """One message for an error, without control characters and of bounded length.
+
+    An error that no input and no machine explains is called a bug.
+    """
+    text = _describe(error)
+    text = "\n".join(printable(line) for line in text.splitlines())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    # torch puts the traceback of a worker into the message of its error.
+    if re.match(r"Caught \w+ in DataLoader worker", text):
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        mends = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EMFILE: "ulimit -n"}
+        return f"{text} ({mends[error.errno]})" if error.errno in mends else text
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text}" if text else "out of memory"
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return text
+    for pattern, meaning in _RESOURCES:
+        if re.search(pattern, text):
+            return f"{meaning} ({text.splitlines()[0]})"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return f"{type(error).__name__}: {text} (this is a bug in sebench; --debug prints the traceback)"
