@@ -30,6 +30,7 @@ from tools.statistics.pooling import (
     holm,
     pool_tasks,
     variation,
+    variation_of,
 )
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "pool_tasks",
     "score_interval",
     "variation",
+    "variation_of",
     "wilson_interval",
 ]

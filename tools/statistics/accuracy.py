@@ -17,6 +17,7 @@ from tools.statistics.differences import (
     Difference,
     Noise,
     differences_over_seeds,
+    variance_between_seeds,
 )
 from tools.statistics.planning import detectable_with_images
 from tools.statistics.pooling import Variation, variation
@@ -156,8 +157,8 @@ def _compare_groups(
 ) -> tuple[list[Difference], np.ndarray]:
     """Differences of the groups of images in order of their label, and their plain variances.
 
-    The variances, (G,) squared percent points, are without the two images that make those of the
-    differences safe where few images differ.
+    The variances, (G,) squared percent points, are right on average: without the floors, and the
+    two images more, that make each difference safe where few images or seeds tell of it.
     """
     order = np.argsort(label, kind="stable")
     _, starts, sizes = np.unique(label[order], return_index=True, return_counts=True)
@@ -175,9 +176,9 @@ def _compare_groups(
     )  # fmt: skip
     means = [100 * cell.sums / sizes for cell in (plain_cells, candidate_cells)]
     differences = differences_over_seeds(means[0], means[1], noise, sizes, sizes)
-    raw = paired.image_variance((0, 0.0, 0.0))
-    errors = np.array([one.standard_error or 0.0 for one in differences])
-    return differences, np.maximum(0.0, errors**2 - noise.image + raw)
+    between, churn, _ = variance_between_seeds(means[0], means[1], noise)
+    of_seeds = max(0.0, float(sizes @ (between - churn)) / sizes.sum())  # one for all groups
+    return differences, paired.image_variance((0, 0.0, 0.0)) + of_seeds / len(plain)
 
 
 def _compare_weights(

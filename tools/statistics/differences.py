@@ -207,12 +207,7 @@ def differences_over_seeds(
         components = {"image_sd": np.sqrt(noise.image)}
         method = "t-test on the images' variance, about these weights"
     else:
-        if seeds < PAIR_SEEDS_FROM:
-            between = np.var(plain, axis=0, ddof=1) + np.var(candidate, axis=0, ddof=1)
-            churn, own_degrees = noise.plain_churn + noise.candidate_churn, 2 * (seeds - 1)
-        else:
-            between = np.var(candidate - plain, axis=0, ddof=1)
-            churn, own_degrees = noise.paired_churn, seeds - 1
+        between, churn, own_degrees = variance_between_seeds(plain, candidate, noise)
         arguments = (seeds, own_degrees, images)
         variance, degrees = variance_of_mean(between, churn, noise.image, *arguments)
         columns = _bounds(change, variance, degrees)
@@ -276,6 +271,18 @@ def differences_over_seeds(
             )
         )
     return found
+
+
+def variance_between_seeds(
+    plain: np.ndarray, candidate: np.ndarray, noise: Noise
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Variance of the difference in one pair of runs as seeds show it, what of it the images know
+    to be churn, (K,) each, and the degrees of freedom of the first."""
+    seeds = len(plain)
+    if seeds < PAIR_SEEDS_FROM:
+        between = np.var(plain, axis=0, ddof=1) + np.var(candidate, axis=0, ddof=1)
+        return between, noise.plain_churn + noise.candidate_churn, 2 * (seeds - 1)
+    return np.var(candidate - plain, axis=0, ddof=1), noise.paired_churn, seeds - 1
 
 
 def variance_of_mean(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from tools.statistics.differences import CONFIDENCE
+from tools.statistics.differences import CONFIDENCE, Difference
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,19 @@ def variation(
     kept = np.divide(between, between + within, out=np.zeros_like(values), where=between > 0)
     shrunken = mean + kept * (values - mean)
     return Variation(q, p_value, mean, float(np.sqrt(between)), tuple(shrunken.tolist()))
+
+
+def variation_of(differences: Sequence[Difference]) -> Variation | None:
+    """``variation`` of those that have a standard error, weighted by their images; None for fewer
+    than two. Several seeds make it cautious: their standard errors have a floor."""
+    known = [one for one in differences if one.standard_error is not None]
+    if len(known) < 2:
+        return None
+    return variation(
+        np.array([one.difference for one in known]),
+        np.array([one.standard_error for one in known], dtype=float) ** 2,
+        np.array([one.n for one in known], dtype=float),
+    )
 
 
 def pool_tasks(effects: Sequence[float], variances: Sequence[float]) -> Pooled:

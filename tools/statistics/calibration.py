@@ -1,0 +1,120 @@
+"""Whether probabilities mean what they say: proper scores and calibration, of twins in pairs.
+
+Scores are losses: lower is better. They are in nats, or in their own unit (0 to 1, 0 to 2), not in
+percent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tools.statistics.differences import (
+    RESAMPLES,
+    Difference,
+    Noise,
+    differences_over_seeds,
+    noise_of_resamples,
+)
+
+BINS = 15
+_LEAST = 1e-12  # a probability of 0 for what happened is a loss of 27.6 nats, not an infinite one
+
+
+def log_losses(label_probability: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each image, in nats, from the label's own probability (0 to 1)."""
+    return -np.log(np.maximum(label_probability, _LEAST))
+
+
+def brier_scores(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Squared distance of each image's probabilities from what happened, (N,), 0 to 2.
+
+    Args:
+        probabilities: (N, K), rows that sum to 1.
+        label: (N,), integers below K.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    own = np.take_along_axis(probabilities, label[:, None], axis=1)[:, 0]
+    return np.sum(probabilities**2, axis=1) - 2 * own + 1
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error, 0 to 1: how far confidence is from accuracy, bin by bin.
+
+    Args:
+        confidence: probability of the class that was chosen, (N,), 0 to 1.
+        right: whether that class was the label, (N,) bool.
+        bins: of equal width.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, Eq. 3.
+    """
+    gap, _ = _gaps(confidence[None], right[None], bins)
+    return float(np.abs(gap.sum(axis=-1)).sum() / confidence.size)
+
+
+def compare_scores(plain: np.ndarray, candidate: np.ndarray) -> Difference:
+    """Compare mean scores of twins over the same images.
+
+    Args:
+        plain, candidate: score of each seed and image, (S, N): of ``log_losses`` or
+            ``brier_scores``.
+
+    One seed is about these weights; several are compared as accuracies are.
+    """
+    seeds, n = plain.shape
+    sides = [np.asarray(side, dtype=float) for side in (plain, candidate)]
+    change = sides[1] - sides[0]
+
+    def image(values: np.ndarray) -> np.ndarray:
+        return np.var(values.mean(axis=0), ddof=1, keepdims=True) / n
+
+    def churn(values: np.ndarray) -> np.ndarray:
+        rest = values - values.mean(axis=0)
+        rest -= rest.mean(axis=1, keepdims=True)
+        return np.array([np.sum(rest**2) / (max(seeds - 1, 1) * (n - 1)) / n])
+
+    noise = Noise(*map(image, (change, *sides)), *map(churn, (*sides, change)))
+    means = [side.mean(axis=1, keepdims=True) for side in sides]
+    size = np.array([n])
+    return differences_over_seeds(means[0], means[1], noise, size, size, (0.0, np.inf))[0]
+
+
+def compare_calibration(
+    plain: tuple[np.ndarray, np.ndarray],
+    candidate: tuple[np.ndarray, np.ndarray],
+    bins: int = BINS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Compare expected calibration errors of twins, by resamples of the images they share.
+
+    Args:
+        plain, candidate: confidence and right or wrong of each seed and image, (S, N) both.
+
+    Resamples are centred on the estimate: the error of a resample is larger than that of the set.
+    """
+    n = plain[0].shape[1]
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    values, boots = [], []
+    for confidence, right in (plain, candidate):
+        gap, place = _gaps(confidence, right, bins)
+        value = np.abs(gap.sum(axis=2)).sum(axis=1) / n
+        boot = np.zeros((len(confidence), resamples))
+        for row in range(len(confidence)):
+            for index in np.unique(place[row]):
+                boot[row] += np.abs(weights @ gap[row, index])
+        boot /= n
+        values.append(value)
+        boots.append(boot - boot.mean(axis=1, keepdims=True) + value[:, None])
+    noise = noise_of_resamples(boots[0], boots[1], n)
+    size = np.array([n])
+    return differences_over_seeds(
+        values[0][:, None], values[1][:, None], noise, size, size, (0.0, 1.0)
+    )[0]
+
+
+def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right or wrong less confidence where an image's bin is, else 0, (S, bins, N); bins (S, N)."""
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.where(place[:, None] == np.arange(bins)[:, None], (right - confidence)[:, None], 0.0)
+    return gap, place
