@@ -54,4 +54,6 @@ def _describe(error: BaseException) -> str:
             return f"{meaning} ({text.splitlines()[0]})"
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
-    return f"{type(error).__name__}: {text} (this is a bug in sebench; --debug prints the traceback)"
+    return (
+        f"{type(error).__name__}: {text} (this is a bug in sebench; --debug prints the traceback)"
+    )
