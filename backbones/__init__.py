@@ -36,6 +36,7 @@ _NEEDS_TORCH = {
     "prepare_for_inference": "inference",
     "LoadedWeights": "weights.load",
     "fit_backbone": "weights.load",
+    "check_finite": "weights.load",
     "load_weights": "weights.load",
     "read_weights": "weights.load",
     "save_weights": "weights.load",

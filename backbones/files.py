@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,27 +68,35 @@ def is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
-def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+def sha256(path: str | Path, size: int | None = None) -> str:
+    """The SHA-256 of a file, or of its first `size` bytes, in hexadecimal."""
     digest = hashlib.sha256()
+    left = sys.maxsize if size is None else size
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(min(left, 1 << 20)):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def lock_directory(directory: str | Path) -> Iterator[None]:
+def lock_directory(directory: str | Path, *, reenter: bool = False) -> Iterator[None]:
     """Keep other processes out of an existing directory for the length of a `with` block.
 
     The lock is the operating system's and ends with the process, however it ends: a lock file that
     was left behind locks nothing. Workers forked inside the block do not hold it.
 
+    Args:
+        reenter: a lock that this process holds already is enough.
+
     Raises:
         ValueError: another process, which is named, holds the lock, or this process does already.
     """
     path = Path(directory) / LOCK
-    key = str(path.resolve())
+    key = (os.getpid(), str(path.resolve()))  # a forked process holds nothing
+    if key in _held and reenter:
+        yield
+        return
     if key in _held:
         raise ValueError(f"{directory} is already in use by this process")
     with _open_locked(path) as file:
@@ -121,7 +130,7 @@ def _open_locked(path: Path) -> TextIO:
         file.close()  # its last holder deleted it meanwhile: what was locked is no file any more
 
 
-_held: set[str] = set()  # record locks do not exclude a second lock in the same process
+_held: set[tuple[int, str]] = set()  # record locks do not exclude a second lock in the same process
 
 
 def _umask() -> int:

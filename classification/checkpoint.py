@@ -1,51 +1,68 @@
-"""Checkpoints: what a stopped run needs to go on as if it had not stopped."""
+"""What a stopped run needs to go on as if it had not stopped: its state, and how it is stopped."""
 
-import os
-import pickle
+from __future__ import annotations
+
 import random
 import signal
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from backbones.checkpoint import load_checkpoint, save_checkpoint
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write `state` (tensors and plain values) whole, or leave what was there."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+@dataclass(frozen=True)
+class TrainingState:
+    """The content of a checkpoint: tensors and plain values."""
 
+    step: int  # optimiser steps done
+    total_steps: int
+    processes: int
+    dataset: str  # SHA-256 of the training images' names and labels
+    best: dict[str, Any] | None  # error in percent, epoch and network of the best epoch
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    average: dict[str, Tensor] | None  # the moving average of the weights
+    schedule: dict[str, Any]
+    monitor: dict[str, Any]  # seconds of training, and the steps that curve.jsonl lacks yet
+    random: list[Any]  # of each process
+    bad_images: list[str]
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, without executing anything in the file.
+    def save(self, path: Path) -> None:
+        """Write it whole, or leave what was there."""
+        save_checkpoint({field.name: getattr(self, field.name) for field in fields(self)}, path)
 
-    Raises:
-        ValueError: the file is damaged or not a checkpoint of this suite.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or "step" not in state:
-            raise ValueError("it holds no training state")
-    except (
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-        pickle.UnpicklingError,
-        BadZipFile,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is damaged or no checkpoint ({reason}); remove it to train from the start"
-        ) from None
-    return state
+    @classmethod
+    def load(cls, path: Path) -> TrainingState:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, or is no checkpoint of classification.
+        """
+        state = load_checkpoint(path)
+        keys = {field.name: field.type for field in fields(cls)}
+        if not isinstance(state, dict) or not keys.keys() <= state.keys():
+            raise ValueError(
+                f"{path} is no checkpoint of classification, or one of another version; remove it "
+                "to train from the start"
+            )
+        kinds = {"int": int, "float": float, "str": str, "dict": dict, "list": list}
+        for key, annotation in keys.items():
+            value, kind = state[key], kinds[str(annotation).partition("[")[0]]
+            absent = value is None and str(annotation).endswith("None")
+            if not absent and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(
+                    f"{path} is no checkpoint of this suite: its {key} is a "
+                    f"{type(value).__name__}, not a {kind.__name__}; remove it to train from the "
+                    "start"
+                )
+        return cls(**{key: state[key] for key in keys})
 
 
 def capture_random_state(device: torch.device) -> dict[str, Any]:
@@ -73,6 +90,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -83,12 +101,12 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name
 
-    def __enter__(self) -> "StopRequest":
-        self._previous = {}
+    def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._previous[number] = signal.signal(number, self._note)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from backbones.device import choose_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -52,34 +54,6 @@ class Processes:
         if self.count > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
-
-    def wait(self) -> None:
-        if self.count > 1:
-            dist.barrier()
-
-
-def choose_device(wish: str, local_rank: int = 0) -> torch.device:
-    """Turn 'auto', 'cpu', 'cuda', 'cuda:1', ... into a device that is there.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wish)
-    except RuntimeError:
-        raise ValueError(f"device={wish!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
-        if device.index >= found:
-            raise ValueError(
-                f"device={wish}: this machine has {found} CUDA devices; device=cpu works"
-            )
-    elif device.type != "cpu":
-        raise ValueError(f"device={wish!r}: choose auto, cpu, cuda or cuda:N")
-    return device
 
 
 @contextmanager

@@ -1,11 +1,12 @@
-"""Training: one loop, resumable at any step with the weights it would have had without a stop."""
+"""Training: one loop; a resumed run ends with the weights of an uninterrupted one."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -16,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from backbones import InputFormat
+from backbones.files import CHECKPOINT
+from backbones.weights.load import check_finite
 from classification.checkpoint import (
     StopRequest,
+    TrainingState,
     capture_random_state,
-    load_checkpoint,
     restore_random_state,
-    save_checkpoint,
     seed_everything,
 )
 from classification.config import ClassificationConfig
@@ -29,67 +31,48 @@ from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.evaluate import Predictions
 from classification.loader import BadImages, Batch, SampleOrder, train_batches
-from classification.metrics import count_correct
+from classification.metrics import TopK
 from classification.monitor import Monitor
 from classification.optimizer import Schedule, build_optimizer
 from classification.transforms import cut_out, normalize
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class Trainer:
-    """Trains `network` on `dataset`; `validate` scores a network for the curve and for choosing.
+class TrainStep:
+    """One step of the optimiser: loss of each micro-batch, gradients, update, moving average.
 
     Attributes:
-        product: the network to evaluate and keep: the averaged one where there is an average.
-        best: error in percent and epoch of the best epoch so far, where one is looked for.
+        network: the network that is trained.
+        optimizer: over its parameters.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        dataset: ImageArray | ImageFiles,
         config: ClassificationConfig,
+        classes: int,
         input_format: InputFormat,
         processes: Processes,
-        directory: Path,
-        validate: Callable[[nn.Module], Predictions] | None,
-        keep: Callable[[nn.Module], None],
     ) -> None:
-        train, device = config.train, processes.device
-        self._config, self._processes, self._directory = config, processes, directory
-        self._dataset, self._input_format = dataset, input_format
-        self._dataset_sha256 = dataset.sha256()
-        self._validate, self._keep = validate, keep
-        self._order = SampleOrder(
-            dataset.labels, train.batch_size, config.seed, config.data.sampling
-        )
-        self.steps_per_epoch = self._order.steps_per_epoch
-        self.total_steps = train.iterations or train.epochs * self.steps_per_epoch
-        self.step = 0
-        self.seconds = 0.0
-        self.best: dict[str, float] | None = None
-
-        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        self._memory_format = memory_format
-        self.network = network.to(device, memory_format=memory_format)
-        self._optimizer = build_optimizer(self.network, train.optimizer)
-        self.schedule = Schedule(
-            self._optimizer, train.schedule, self.total_steps, self.steps_per_epoch
-        )
+        train, augment, device = config.train, config.augment, processes.device
+        self._train, self._augment = train, augment
+        self._input_format, self._processes = input_format, processes
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self._memory_format = layout
+        self.network = network.to(device, memory_format=layout)
+        self.optimizer = build_optimizer(self.network, train.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._parallel: nn.Module = self.network
         if processes.count > 1:
             ids = [device.index] if device.type == "cuda" else None
             self._parallel = DistributedDataParallel(self.network, device_ids=ids)
         # After DDP has given every process the same weights.
-        self._ema = ModelEmaV3(self.network, decay=train.ema_decay) if train.ema_decay else None
-        self._bad = BadImages(config.data.skip_bad_images, dataset.root)
+        self._average = ModelEmaV3(self.network, decay=train.ema_decay) if train.ema_decay else None
         self._mix = self._erase = None
-        classes, augment = len(dataset.class_names), config.augment
         if augment.mixup or augment.cutmix:
             self._mix = Mixup(
                 augment.mixup,
@@ -101,11 +84,159 @@ class Trainer:
             self._erase = RandomErasing(augment.random_erasing, mode="pixel", device=device)
         smoothing = 0.0 if self._mix else train.label_smoothing  # Mixup smooths its own targets
         self._criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        self._frozen_norms: list[nn.Module] = []
+
+    @property
+    def final_network(self) -> nn.Module:
+        """The network to evaluate and keep: the averaged one where there is an average."""
+        return self._average.module if self._average is not None else self.network
+
+    def set_mode(self, freeze_norms: bool) -> None:
+        """Training mode; with batch norms frozen neither statistics nor weights of them change."""
+        self._parallel.train()
+        self._frozen_norms = []
+        if freeze_norms:
+            norms = [m for m in self.network.modules() if isinstance(m, _BATCH_NORMS)]
+            self._frozen_norms = norms
+            for norm in norms:
+                norm.eval()
+
+    def __call__(self, micro_batches: list[Batch], number: int) -> Tensor:
+        """Make step `number`, counted from 1, on the mean loss over `micro_batches`.
+
+        Returns:
+            That loss, detached, of this process's images.
+        """
+        total = torch.zeros((), device=self._processes.device)
+        for place, batch in enumerate(micro_batches, start=1):
+            waits = place < len(micro_batches) and self._processes.count > 1
+            with self._parallel.no_sync() if waits else nullcontext():
+                loss = self._loss(batch) / len(micro_batches)
+                self._scaler.scale(loss).backward()
+            total += loss.detach()
+        # Without a gradient an optimiser leaves a parameter alone: no decay, no momentum. Telling
+        # autograd instead would leave DistributedDataParallel waiting for gradients.
+        for norm in self._frozen_norms:
+            norm.zero_grad(set_to_none=True)
+        if self._train.clip_grad:
+            self._scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.network.parameters(), self._train.clip_grad)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update(self.network, number)
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device, augment = self._processes.device, self._augment
+        if not len(batch.labels):
+            raise ValueError(f"no image of a batch could be read: {', '.join(batch.bad[:3])}")
+        images = normalize(batch.images.to(device, non_blocking=True), self._input_format)
+        targets = batch.labels.to(device, non_blocking=True)
+        if augment.cutout:
+            images = cut_out(images, augment.cutout, batch.seeds)
+        if self._erase is not None:
+            images = self._erase(images)
+        if self._mix is not None and len(images) > 1:
+            even = len(images) // 2 * 2  # timm mixes pairs; a skipped image may leave an odd one
+            images, targets = self._mix(images[:even], targets[:even])
+        images = images.contiguous(memory_format=self._memory_format)
+        precision = PRECISIONS[self._train.precision]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = self._parallel(images)
+        return self._criterion(logits.float(), targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fields of a `TrainingState` that are the network's and the optimiser's."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.module.state_dict(),
+        }
+
+    def load_state(self, state: TrainingState) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of another network or optimiser, or holds numbers that are not finite.
+        """
+        mine = self.optimizer.state_dict()["param_groups"]
+        for ours, theirs in zip(mine, state.optimizer["param_groups"], strict=True):
+            for key, value in ours.items():
+                if key not in ("lr", "initial_lr", "params") and theirs[key] != value:
+                    raise ValueError(f"{key} was {theirs[key]}, this run has {value}")
+        self.network.load_state_dict(state.network)
+        self.optimizer.load_state_dict(state.optimizer)
+        for parameter, values in self.optimizer.state.items():
+            for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+                value = values.get(key)
+                if value is not None and value.shape != parameter.shape:
+                    raise ValueError(f"{key} of shape {tuple(value.shape)}")
+        self._scaler.load_state_dict(state.scaler)
+        if self._average is not None:
+            if state.average is None:
+                raise ValueError("it has no averaged weights")
+            self._average.module.load_state_dict(state.average)
+        check_finite(self.network.state_dict())
+        check_finite(self.final_network.state_dict())
+
+
+class Trainer:
+    """Trains `network` on `dataset`; `validate` scores a network for the curve and for choosing.
+
+    Attributes:
+        step: optimiser steps done.
+        best: error in percent, epoch and tensors of the best epoch, where one is looked for.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: ImageArray | ImageFiles,
+        config: ClassificationConfig,
+        input_format: InputFormat,
+        processes: Processes,
+        directory: Path,
+        validate: Callable[[nn.Module], Predictions] | None,
+    ) -> None:
+        train = config.train
+        self._config, self._processes, self._directory = config, processes, directory
+        self._dataset, self._interpolation = dataset, input_format.interpolation
+        self._dataset_sha256 = dataset.sha256()
+        self._validate = validate
+        self._order = SampleOrder(
+            dataset.labels, train.batch_size, config.seed, config.data.sampling
+        )
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.total_steps = train.iterations or train.epochs * self.steps_per_epoch
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self._make_step = TrainStep(
+            network, config, len(dataset.class_names), input_format, processes
+        )
+        self.schedule = Schedule(
+            self._make_step.optimizer, train.schedule, self.total_steps, self.steps_per_epoch
+        )
+        self._monitor = Monitor(directory, train, processes, self.total_steps, self.steps_per_epoch)
+        self._bad = BadImages(config.data.skip_bad_images, dataset.root)
         seed_everything(config.seed + processes.rank)
 
     @property
-    def product(self) -> nn.Module:
-        return self._ema.module if self._ema is not None else self.network
+    def final_network(self) -> nn.Module:
+        """The network to evaluate and keep, as it is now."""
+        return self._make_step.final_network
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, without validation."""
+        return self._monitor.seconds
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done, or a plateau has ended training before."""
+        return self.step >= self.total_steps or self.schedule.is_over
 
     # The loop ------------------------------------------------------------------------------------
 
@@ -116,40 +247,44 @@ class Trainer:
             ValueError: the loss is not finite, or too many images cannot be read.
             KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint is saved.
         """
-        train, processes = self._config.train, self._processes
-        parts = self._order.parts(self.step, self.total_steps, processes, train.accumulate)
+        train, processes, monitor = self._config.train, self._processes, self._monitor
         batches = train_batches(
             self._dataset,
-            parts,
+            self._order.parts(self.step, self.total_steps, processes, train.accumulate),
             self._config.data,
             self._config.augment,
-            self._input_format.interpolation,
+            self._interpolation,
             processes.device,
         )
-        monitor = Monitor(self, self._directory, train, processes)
         saved = time.monotonic()
         self._set_mode()
-        with StopRequest() as stop, monitor:
-            while self.step < self.total_steps:
+        with StopRequest() as stop, monitor.watch(self.step):
+            while not self.is_finished:
                 if self.step % self.steps_per_epoch == 0:
                     self._set_mode()
+                micro_batches = [next(batches) for _ in range(train.accumulate)]
+                for batch in micro_batches:
+                    self._bad.add(batch.bad)
                 lr = self.schedule.learning_rate
-                loss = self._train_step([next(batches) for _ in range(train.accumulate)])
+                loss = self._make_step(micro_batches, self.step + 1)
                 self.step += 1
                 self.schedule.move_to(self.step)
-                monitor.note(lr, loss)
-                if self.step % self.steps_per_epoch == 0 or self.step == self.total_steps:
+                monitor.note(self.step, lr, loss)
+                ends_epoch = self.step % self.steps_per_epoch == 0 or self.is_finished
+                # Here the processes wait for each other; one alone can stop after any step.
+                is_pause = ends_epoch or monitor.is_due
+                if is_pause:
                     monitor.flush()
-                    self._end_epoch(monitor)
-                elif not monitor.is_due and not (stop.asked and processes.count == 1):
+                if ends_epoch:
+                    self._end_epoch()
+                if not is_pause and not (stop.asked and processes.count == 1):
                     continue
-                monitor.flush()
                 due = time.monotonic() - saved >= 60 * train.checkpoint_every
                 stopped, due = processes.agree(stop.asked is not None, due)
-                if due or stopped or self.step == self.total_steps:
+                if due or stopped or self.is_finished:
                     self.save()
                     saved = time.monotonic()
-                if stopped and self.step < self.total_steps:
+                if stopped and not self.is_finished:
                     raise KeyboardInterrupt(
                         f"stopped by {stop.asked or 'another process'} after step {self.step} of "
                         f"{self.total_steps}; {self._directory / CHECKPOINT} is saved, "
@@ -159,98 +294,59 @@ class Trainer:
             logger.warning("skipped %d unreadable training images", len(self._bad.names))
 
     def _set_mode(self) -> None:
-        """Training mode; in the last epochs, where asked, with the batch statistics frozen."""
-        self._parallel.train()
-        epochs = ceil(self.total_steps / self.steps_per_epoch)
+        """Training mode; in the last epochs, where asked, with the batch norms frozen."""
+        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         frozen = self._config.train.freeze_norms_epochs
-        if self.step // self.steps_per_epoch >= epochs - frozen:
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        self._make_step.set_mode(self.step // self.steps_per_epoch >= epochs - frozen)
 
-    def _train_step(self, parts: list[Batch]) -> Tensor:
-        """One optimiser step on the mean loss over `parts`; returns that loss, detached."""
-        train = self._config.train
-        total = torch.zeros((), device=self._processes.device)
-        for number, part in enumerate(parts, start=1):
-            self._bad.add(part.bad)
-            waits = number < len(parts) and self._processes.count > 1
-            with self._parallel.no_sync() if waits else nullcontext():
-                loss = self._loss(part) / len(parts)
-                self._scaler.scale(loss).backward()
-            total += loss.detach()
-        if train.clip_grad:
-            self._scaler.unscale_(self._optimizer)
-            clip_grad_norm_(self.network.parameters(), train.clip_grad)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.update(self.network, self.step + 1)
-        return total
-
-    def _loss(self, batch: Batch) -> Tensor:
-        device, augment = self._processes.device, self._config.augment
-        if not len(batch.labels):
-            raise ValueError(f"no image of a batch could be read: {', '.join(batch.bad[:3])}")
-        images = normalize(batch.images.to(device, non_blocking=True), self._input_format)
-        targets = batch.labels.to(device, non_blocking=True)
-        if augment.cutout:
-            images = cut_out(images, augment.cutout, batch.seeds)
-        if self._erase is not None:
-            images = self._erase(images)
-        if self._mix is not None:
-            even = len(images) // 2 * 2  # timm mixes pairs; a skipped image may leave an odd one
-            images, targets = self._mix(images[:even], targets[:even])
-        images = images.contiguous(memory_format=self._memory_format)
-        precision = PRECISIONS[self._config.train.precision]
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = self._parallel(images)
-        return self._criterion(logits.float(), targets)
-
-    def _end_epoch(self, monitor: Monitor) -> None:
-        epoch = ceil(self.step / self.steps_per_epoch)
+    def _end_epoch(self) -> None:
+        epoch = math.ceil(self.step / self.steps_per_epoch)
         every = self._config.evaluate.every
-        last = self.step == self.total_steps
         chooses = self._config.train.select == "best"
         plateau = self._config.train.schedule.name == "plateau"
-        due = chooses or plateau or (every and (epoch % every == 0 or last))
+        due = chooses or plateau or (every and (epoch % every == 0 or self.is_finished))
         if self._validate is None or not due:
             return
-        self._processes.copy_from_first(self.product)
-        with monitor.paused():
-            seen = self._validate(self.product)
-        errors = len(seen.labels) - count_correct(seen.labels, seen.top, 1)
-        error = 100 * errors / len(seen.labels)
-        monitor.note_validation(error, seen)
+        network = self.final_network
+        self._processes.copy_from_first(network)
+        with self._monitor.paused():
+            seen = self._validate(network)
+        counts = TopK(len(self._dataset.class_names))
+        counts.update(seen.labels, seen.top)
+        error = counts.error(1)
+        self._monitor.note_validation(self.step, error, counts.error(5), seen.loss)
         self.schedule.show_loss(seen.loss)
-        if chooses and (self.best is None or error < self.best["error"]):
-            self.best = {"error": error, "epoch": epoch}
-            self._keep(self.product)
+        if self.schedule.is_over:
+            logger.info("a plateau at the lowest learning rate ends training after epoch %d", epoch)
+        if (
+            chooses
+            and math.isfinite(seen.loss)
+            and (self.best is None or error < self.best["error"])
+        ):
+            tensors = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+            self.best = {"error": error, "epoch": epoch, "network": tensors}
 
     # Stopping and going on -----------------------------------------------------------------------
 
     def save(self) -> None:
         """Write everything that `resume` needs; rank 0 writes for all."""
         random_states = self._processes.gather(capture_random_state(self._processes.device))
+        monitor = self._monitor.state_dict()
         if not self._processes.is_first:
             return
-        state = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "processes": self._processes.count,
-            "dataset": self._dataset_sha256,
-            "seconds": self.seconds,
-            "best": self.best,
-            "network": self.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "ema": self._ema.module.state_dict() if self._ema is not None else None,
-            "random": random_states,
-            "bad_images": sorted(self._bad.names),
-        }
-        save_checkpoint(state, self._directory / CHECKPOINT)
+        state = TrainingState(
+            step=self.step,
+            total_steps=self.total_steps,
+            processes=self._processes.count,
+            dataset=self._dataset_sha256,
+            best=self.best,
+            schedule=self.schedule.state_dict(),
+            monitor=monitor,
+            random=random_states,
+            bad_images=sorted(self._bad.names),
+            **self._make_step.state_dict(),
+        )
+        state.save(self._directory / CHECKPOINT)
 
     def resume(self) -> None:
         """Go on from the checkpoint in the run's directory, if there is one.
@@ -262,24 +358,37 @@ class Trainer:
         if not path.exists():
             logger.info("nothing to resume from in %s: training starts anew", self._directory)
             return
-        state = load_checkpoint(path)
+        state = TrainingState.load(path)
         mine = (self.total_steps, self._processes.count, self._dataset_sha256)
-        theirs = (state["total_steps"], state["processes"], state["dataset"])
+        theirs = (state.total_steps, state.processes, state.dataset)
         words = ("steps in all", "processes", "training images (sha256)")
         for word, wanted, found in zip(words, mine, theirs, strict=True):
             if wanted != found:
                 raise ValueError(f"{path} was made with {found} {word}, this run has {wanted}")
         try:
-            self.network.load_state_dict(state["network"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            if self._ema is not None:
-                self._ema.module.load_state_dict(state["ema"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} is of another network or optimiser: {reason}") from None
-        self.schedule.load_state_dict(state["schedule"])
-        self._scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self._bad.add(state["bad_images"])
-        restore_random_state(state["random"][self._processes.rank], self._processes.device)
+            self._take_over(state)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} is of another network or optimiser, or damaged: {reason}"
+            ) from None
         logger.info("resumed at step %d of %d", self.step, self.total_steps)
+
+    def _take_over(self, state: TrainingState) -> None:
+        if not 0 <= state.step <= self.total_steps:
+            raise ValueError(f"step {state.step} of {self.total_steps}")
+        self._make_step.load_state(state)
+        self.schedule.load_state_dict(state.schedule)
+        self._monitor.load_state_dict(state.monitor)
+        if state.best is not None:
+            if state.best["network"].keys() != state.network.keys():
+                raise ValueError("the best epoch is of another network")
+            check_finite(state.best["network"])
+            self.best = {
+                "error": float(state.best["error"]),
+                "epoch": int(state.best["epoch"]),
+                "network": state.best["network"],
+            }
+        self.step = state.step
+        self._bad.add(map(str, state.bad_images))
+        restore_random_state(state.random[self._processes.rank], self._processes.device)

@@ -1,7 +1,9 @@
 """Scoring a data set by a protocol: each image once, under any number of processes."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,29 +11,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from backbones import InputFormat
+from backbones import InputFormat, check_finite
+from backbones.files import write_whole
 from classification.config import DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache
 from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
-from classification.loader import BadImages, evaluation_batches
+from classification.loader import BadImages, Batch, evaluation_batches
 from classification.metrics import best_classes, mean_softmax
 from classification.protocols import Protocol
 from classification.transforms import normalize
 
+Ensemble = Sequence[tuple[nn.Module, InputFormat]]  # networks whose scores are averaged
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was seen, in the order of the set.
+    """Predictions per image, in dataset order.
 
     Attributes:
         indices: places in the data set, int64 (N,), each at most once.
         labels: int64 (N,).
         top: best classes, best first, int32 (N, min(5, C)).
         scores: their mean softmax, float32, of the same shape.
-        loss: mean cross-entropy in nats, from the mean softmax.
+        loss: mean cross-entropy in nats, from the mean softmax; not finite where an output is not.
         skipped: ids of images that could not be read.
         seconds: from the first batch to the last, of all ensembles of the pass together.
     """
@@ -45,9 +50,27 @@ class Predictions:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What one ensemble says about some images."""
+
+    top: np.ndarray  # best classes, best first, int32 (N, min(5, C))
+    scores: np.ndarray  # of these, float32
+    right: np.ndarray  # the score of the image's own class, float64 (N,)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Some images, and what every ensemble says about them."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+    answers: list[_Answers]
+
+
 @torch.inference_mode()
 def predict(
-    ensembles: Sequence[Sequence[tuple[nn.Module, InputFormat]]],
+    ensembles: Sequence[Ensemble],
     dataset: ImageArray | ImageFiles,
     protocol: Protocol,
     data: DataSettings,
@@ -62,16 +85,13 @@ def predict(
         ValueError: more unreadable images than `data.skip_bad_images`, or networks that want
             images resized in different ways.
     """
-    interpolations = {form.interpolation for networks in ensembles for _, form in networks}
-    if len(interpolations) > 1:
-        raise ValueError(f"networks for {sorted(interpolations)} resizing together: choose one")
+    interpolation = common_interpolation(form for networks in ensembles for _, form in networks)
     for networks in ensembles:
         for network, _ in networks:
             network.eval()
-    device, started = processes.device, time.perf_counter()
+    started = time.perf_counter()
     bad = BadImages(data.skip_bad_images, dataset.root)
-    columns: list[list[np.ndarray]] = []  # indices, labels; top, scores, right of each ensemble
-    interpolation = interpolations.pop()
+    mine: list[_Scored] = []
     for batch in evaluation_batches(
         dataset,
         protocol,
@@ -82,50 +102,106 @@ def predict(
         choose_cache(settings, dataset, protocol, interpolation),
     ):
         bad.add(batch.bad)
-        if not len(batch.labels):
-            continue
-        views = batch.images.shape[1]
-        images = batch.images.to(device, non_blocking=True)
-        columns.append([batch.indices.numpy(), batch.labels.numpy()])
-        for networks in ensembles:
-            score = 0
-            for network, input_format in networks:
-                # A view at a time: the memory of a forward pass is that of `batch_size` images.
-                inputs = (normalize(images[:, v], input_format) for v in range(views))
-                logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
-                score = score + mean_softmax(torch.stack(logits, dim=1)) / len(networks)
-            top, scores = best_classes(score)
-            right = score.gather(1, batch.labels.to(device)[:, None])[:, 0]
-            found = (top.to(torch.int32), scores.float(), right)
-            columns[-1].extend(column.cpu().numpy() for column in found)
-    mine = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    everyone = processes.gather((mine, bad.names))
+        if len(batch.labels):
+            mine.append(_score(ensembles, batch, processes.device))
+    everyone = processes.gather((_join(mine) if mine else None, bad.names))
     for _, names in everyone:
         bad.add(names)
-    parts = [part for part, _ in everyone if part]
+    parts = [part for part, _ in everyone if part is not None]
     if not parts:
         raise ValueError(f"{dataset.name} {dataset.split}: no image could be read")
-    indices, labels, *rest = map(np.concatenate, zip(*parts, strict=True))
-    order = np.argsort(indices)
-    assert len(np.unique(indices)) == len(indices), "an image was counted twice"
-    assert len(indices) + len(bad.names) == len(dataset), "an image was lost"
+    scored = _join(parts)
+    assert len(np.unique(scored.indices)) == len(scored.indices), "an image was counted twice"
+    assert len(scored.indices) + len(bad.names) == len(dataset), "an image was lost"
     seconds = time.perf_counter() - started
-    predictions = []
-    for top, scores, right in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-        # In the order of the set, so that the sum does not depend on the number of processes.
-        loss = float(-np.log(np.maximum(right[order], np.finfo(np.float64).tiny)).mean())
-        predictions.append(
-            Predictions(
-                indices[order],
-                labels[order],
-                top[order],
-                scores[order],
-                loss,
-                sorted(bad.names),
-                seconds,
+    return [_in_order(scored, answers, sorted(bad.names), seconds) for answers in scored.answers]
+
+
+def common_interpolation(formats: Iterable[InputFormat]) -> str:
+    """How the images are resized for networks that share a pass.
+
+    Raises:
+        ValueError: they want them resized in different ways.
+    """
+    wanted = sorted({input_format.interpolation for input_format in formats})
+    if len(wanted) > 1:
+        raise ValueError(
+            f"networks whose images are resized in different ways ({', '.join(wanted)}) cannot "
+            "share an ensemble or a pass; choose networks of one"
+        )
+    return wanted[0]
+
+
+def refuse_non_finite(seen: Predictions, ids: Sequence[str], networks: Sequence[nn.Module]) -> None:
+    """Raise a ValueError where an output was infinite or no number: nothing was measured then."""
+    if np.isfinite(seen.loss):
+        return
+    for network in networks:
+        check_finite(network.state_dict(), "the network")
+    index = seen.indices[int(np.argmin(np.isfinite(seen.scores).all(axis=1)))]
+    raise ValueError(
+        f"the network's outputs for {ids[index]} are infinite or not a number, though its weights "
+        "are finite: they overflow; were these weights trained for this input (data.mean, "
+        "data.std)?"
+    )
+
+
+def _score(ensembles: Sequence[Ensemble], batch: Batch, device: torch.device) -> _Scored:
+    images = batch.images.to(device, non_blocking=True)
+    labels = batch.labels.to(device)[:, None]
+    answers = []
+    for networks in ensembles:
+        scores = torch.zeros((), dtype=torch.float64, device=device)
+        for network, input_format in networks:
+            scores = scores + mean_softmax(_logits(network, input_format, images)) / len(networks)
+        top, best = best_classes(scores)
+        found = (top.to(torch.int32), best.float(), scores.gather(1, labels)[:, 0])
+        answers.append(_Answers(*(column.cpu().numpy() for column in found)))
+    return _Scored(batch.indices.numpy(), batch.labels.numpy(), answers)
+
+
+def _logits(network: nn.Module, input_format: InputFormat, images: Tensor) -> Tensor:
+    """Map uint8 images (N, V, 3, H, W) to logits (N, V, C).
+
+    A view at a time: the memory of a forward pass is that of `batch_size` images.
+    """
+    views = (normalize(images[:, v], input_format) for v in range(images.shape[1]))
+    logits = [network(x.contiguous(memory_format=torch.channels_last)) for x in views]
+    return torch.stack(logits, dim=1)
+
+
+def _join(parts: Sequence[_Scored]) -> _Scored:
+    answers = []
+    for each in zip(*(part.answers for part in parts), strict=True):
+        answers.append(
+            _Answers(
+                np.concatenate([part.top for part in each]),
+                np.concatenate([part.scores for part in each]),
+                np.concatenate([part.right for part in each]),
             )
         )
-    return predictions
+    return _Scored(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        answers,
+    )
+
+
+def _in_order(
+    scored: _Scored, answers: _Answers, skipped: list[str], seconds: float
+) -> Predictions:
+    """Put images in the order of the set: so the loss does not depend on the processes either."""
+    order = np.argsort(scored.indices)
+    right = np.maximum(answers.right[order], np.finfo(np.float64).tiny)
+    return Predictions(
+        scored.indices[order],
+        scored.labels[order],
+        answers.top[order],
+        answers.scores[order],
+        float(-np.log(right).mean()),
+        skipped,
+        seconds,
+    )
 
 
 def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> None:
@@ -141,6 +217,4 @@ def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> N
             "scores": pa.array(predictions.scores.tolist(), pa.list_(pa.float32())),
         }
     )
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd"))

@@ -1,5 +1,7 @@
 """Top-k from integer counts: correct answers are counted, and divided by the images once."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,77 @@ import torch
 from torch import Tensor
 
 SHOWN = 5  # best classes kept for each image
+_KS = (1, 5)
+
+
+class TopK:
+    """Counts images, and those whose class is among their first 1 and 5 answers, by class."""
+
+    def __init__(self, classes: int) -> None:
+        self._images = np.zeros(classes, np.int64)
+        self._correct = {k: np.zeros(classes, np.int64) for k in _KS}
+
+    def update(self, labels: np.ndarray, top: np.ndarray) -> None:
+        """Count images by their class `labels` (N,) and their best classes `top` (N, <=5)."""
+        classes = len(self._images)
+        self._images += np.bincount(labels, minlength=classes)
+        for k, correct in self._correct.items():
+            is_right = (top[:, :k] == labels[:, None]).any(axis=1)
+            correct += np.bincount(labels[is_right], minlength=classes)
+
+    def merge(self, other: TopK) -> None:
+        """Add the counts of other images."""
+        self._images += other._images
+        for k, correct in self._correct.items():
+            correct += other._correct[k]
+
+    @property
+    def images(self) -> int:
+        return int(self._images.sum())
+
+    def correct(self, k: int) -> int:
+        """Images whose class is among their first `k` answers; `k` is 1 or 5."""
+        return int(self._correct[k].sum())
+
+    def error(self, k: int) -> float:
+        """Top-k error in percent of at least one image."""
+        return 100 * (self.images - self.correct(k)) / self.images
+
+    def compute(self) -> tuple[dict[str, float | None], dict[str, str]]:
+        """Top-1 and top-5 error and accuracy in percent, and why a missing one is missing."""
+        metrics: dict[str, float | None] = {}
+        missing: dict[str, str] = {}
+        images, classes = self.images, len(self._images)
+        for k in _KS:
+            reason = None
+            if images == 0:
+                reason = "no image was seen"
+            elif classes <= k:
+                reason = f"with {classes} classes the first {k} always hold the right one"
+            if reason is None:
+                metrics[f"top{k}_error"] = self.error(k)
+                metrics[f"top{k}_accuracy"] = 100 * self.correct(k) / images
+                continue
+            for name in (f"top{k}_error", f"top{k}_accuracy"):
+                metrics[name], missing[name] = None, reason
+        return metrics, missing
+
+    def compute_per_class(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Top-1 accuracy in percent of each class, None where the set has no image of it."""
+        rows = []
+        counts = zip(class_names, self._images.tolist(), self._correct[1].tolist(), strict=True)
+        for name, images, correct in counts:
+            row: dict[str, Any] = {"class": name, "images": images}
+            row["top1_accuracy"] = 100 * correct / images if images else None
+            if not images:
+                row["reason"] = "no image of this class"
+            rows.append(row)
+        return rows
+
+
+def chance_level(classes: int) -> dict[str, float]:
+    """The top-k errors in percent of guessing among `classes`; those that say something."""
+    return {f"top{k}_error": 100 * (classes - k) / classes for k in _KS if classes > k}
 
 
 def best_classes(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,47 +90,6 @@ def best_classes(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     ordered, classes = scores.sort(dim=1, descending=True, stable=True)
     return classes[:, :SHOWN], ordered[:, :SHOWN]
-
-
-def count_correct(labels: np.ndarray, top: np.ndarray, k: int) -> int:
-    """Images whose label is among the first `k` of their best classes `top` (N, <=5)."""
-    return int((top[:, :k] == labels[:, None]).any(axis=1).sum())
-
-
-def top_k_metrics(
-    labels: np.ndarray, top: np.ndarray, classes: int
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Top-1 and top-5 error and accuracy in percent, and why a missing one is missing."""
-    metrics: dict[str, float | None] = {}
-    missing: dict[str, str] = {}
-    for k in (1, 5):
-        reason = None
-        if len(labels) == 0:
-            reason = "no image was seen"
-        elif classes <= k:
-            reason = f"with {classes} classes the first {k} always hold the right one"
-        correct = count_correct(labels, top, k)
-        for name, count in (("error", len(labels) - correct), ("accuracy", correct)):
-            metrics[f"top{k}_{name}"] = 100 * count / len(labels) if reason is None else None
-            if reason is not None:
-                missing[f"top{k}_{name}"] = reason
-    return metrics, missing
-
-
-def per_class_accuracy(
-    labels: np.ndarray, top: np.ndarray, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Top-1 accuracy in percent of each class, None where the set has no image of it."""
-    images = np.bincount(labels, minlength=len(class_names))
-    right = np.bincount(labels[top[:, 0] == labels], minlength=len(class_names))
-    rows = []
-    for name, count, correct in zip(class_names, images.tolist(), right.tolist(), strict=True):
-        row: dict[str, Any] = {"class": name, "images": count}
-        row["top1_accuracy"] = 100 * correct / count if count else None
-        if not count:
-            row["reason"] = "no image of this class"
-        rows.append(row)
-    return rows
 
 
 def mean_softmax(logits: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What a person sees of training: progress, curve.jsonl, TensorBoard; and the finite-loss check."""
 
+from __future__ import annotations
+
 import json
 import logging
 import math
@@ -8,127 +10,137 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from backbones.files import CURVE, write_whole
 from classification.config import TrainSettings
 from classification.distributed import Processes
-from classification.evaluate import Predictions
-from classification.metrics import count_correct
-
-if TYPE_CHECKING:
-    from classification.engine import Trainer
 
 logger = logging.getLogger(__name__)
 
-CURVE = "curve.jsonl"
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("step {task.completed}/{task.total}"),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
+)
 
 
 class Monitor:
     """Collects the losses on the device and looks at them every `log_every` steps.
 
     Looking waits for the device, so it is not done at every step. Used in a `with` block.
+
+    Attributes:
+        seconds: of training so far; what is `paused` does not count.
     """
 
     def __init__(
-        self, trainer: "Trainer", directory: Path, settings: TrainSettings, processes: Processes
+        self,
+        directory: Path,
+        settings: TrainSettings,
+        processes: Processes,
+        total_steps: int,
+        steps_per_epoch: int,
     ) -> None:
-        self._trainer, self._settings, self._processes = trainer, settings, processes
-        self._directory = directory
+        self._directory, self._settings, self._processes = directory, settings, processes
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._pending: list[tuple[int, float, Tensor]] = []
+        self._interval = 0.0  # seconds that the pending steps took, as far as it was looked
         self._since = self._told = time.perf_counter()
-        self._progress = self._board = None
+        self._board: Any = None
+        self._progress: Progress | None = None
+        self.seconds = 0.0
 
-    def __enter__(self) -> "Monitor":
+    @contextmanager
+    def watch(self, step: int) -> Iterator[None]:
+        """Show the training that goes on from `step`, for the length of a `with` block."""
         if self._processes.is_first:
-            self._cut_curve()
-            if self._settings.tensorboard:
-                self._board = SummaryWriter(
-                    str(self._directory / "tensorboard"), purge_step=self._trainer.step
-                )
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("step {task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
-            )
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._cut_curve(step)
+            self._board = self._open_board(step)
+            self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(
-                "training",
-                total=self._trainer.total_steps,
-                completed=self._trainer.step,
-                rate=0.0,
-                loss=math.nan,
+                "training", total=self._total_steps, completed=step, rate=0.0, loss=math.nan
             )
             if self._progress.console.is_terminal:
                 self._progress.start()
         self._since = time.perf_counter()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None and self._progress.console.is_terminal:
-            self._progress.stop()
-        if self._board is not None:
-            self._board.close()
+        try:
+            yield
+        finally:
+            if self._progress is not None and self._progress.console.is_terminal:
+                self._progress.stop()
+            if self._board is not None:
+                self._board.close()
 
     @property
     def is_due(self) -> bool:
+        """Whether enough steps were noted for a point of the curve."""
         return len(self._pending) >= self._settings.log_every
 
-    def note(self, lr: float, loss: Tensor) -> None:
-        """Remember learning rate and loss of the step just made, without waiting for the loss."""
-        self._pending.append((self._trainer.step, lr, loss))
+    def note(self, step: int, lr: float, loss: Tensor) -> None:
+        """Remember learning rate and loss of `step`, just made, without waiting for the loss."""
+        self._pending.append((step, lr, loss))
 
     def flush(self) -> None:
-        """Write the steps noted since the last time.
+        """Write a point of the curve over the steps noted since the last.
 
         Raises:
             ValueError: a loss among them is not finite; step and learning rate are named.
         """
         if not self._pending:
             return
-        losses = self._processes.mean(torch.stack([loss for *_, loss in self._pending])).tolist()
-        now = time.perf_counter()
-        elapsed, self._since = now - self._since, now
-        self._trainer.seconds += elapsed
-        for (step, lr, _), loss in zip(self._pending, losses, strict=True):
-            if not math.isfinite(loss):
-                epoch = step / self._trainer.steps_per_epoch
-                raise ValueError(
-                    f"the loss is {loss} at step {step} (epoch {epoch:.2f}), learning rate {lr:g}; "
-                    "lower train.optimizer.lr, warm up longer (train.schedule.warmup) or set "
-                    "train.clip_grad"
-                )
+        losses = self._losses()
+        elapsed = self._interval
         step, lr, _ = self._pending[-1]
         rate = len(self._pending) * self._settings.batch_size / elapsed
         self._write(step, lr=lr, loss=sum(losses) / len(losses), images_per_second=rate)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, rate=rate, loss=losses[-1])
-            if now - self._told >= 60:  # a line a minute, for logs and where no bar is shown
-                self._told = now
-                total = self._trainer.total_steps
-                left = timedelta(seconds=round((total - step) * elapsed / len(self._pending)))
-                logger.info(
-                    "step %d of %d: loss %.4f, learning rate %.4g, %.0f images/s, %s left",
-                    *(step, total, losses[-1], lr, rate, left),
-                )
+            self._tell(step, lr, losses[-1], rate, elapsed)
         self._pending.clear()
+        self._interval = 0.0
 
-    def note_validation(self, error: float, seen: Predictions) -> None:
-        """Write a point of the validation curve: top-1 error and loss."""
-        step = self._trainer.step
-        top5 = 100 * (1 - count_correct(seen.labels, seen.top, 5) / len(seen.labels))
-        self._write(step, val_top1_error=error, val_top5_error=top5, val_loss=seen.loss)
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the time, and the steps that the curve lacks yet.
+
+        Raises:
+            ValueError: as `flush`.
+        """
+        losses = self._losses() if self._pending else []
+        steps = [
+            [step, lr, loss] for (step, lr, _), loss in zip(self._pending, losses, strict=True)
+        ]
+        return {"seconds": self.seconds, "pending": steps, "pending_seconds": self._interval}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._pending = [
+            (int(step), float(lr), torch.tensor(float(loss), device=self._processes.device))
+            for step, lr, loss in state["pending"]
+        ]
+        self.seconds, self._interval = float(state["seconds"]), float(state["pending_seconds"])
+
+    def note_validation(self, step: int, top1_error: float, top5_error: float, loss: float) -> None:
+        """Write a point of the validation curve: errors in percent, loss in nats."""
+        is_finite = math.isfinite(loss)
+        self._write(
+            step,
+            val_top1_error=top1_error,
+            val_top5_error=top5_error,
+            val_loss=loss if is_finite else None,
+        )
         if self._processes.is_first:
-            epoch = step / self._trainer.steps_per_epoch
-            total = self._trainer.total_steps / self._trainer.steps_per_epoch
-            logger.info("epoch %.4g of %.4g: top-1 error %.2f %%", epoch, total, error)
+            epoch, total = step / self._steps_per_epoch, self._total_steps / self._steps_per_epoch
+            logger.info("epoch %.4g of %.4g: top-1 error %.2f %%", epoch, total, top1_error)
+            if not is_finite:
+                logger.warning("epoch %.4g: outputs of the network are not finite", epoch)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -136,28 +148,66 @@ class Monitor:
         yield
         self._since = time.perf_counter()
 
-    def _write(self, step: int, **values: float) -> None:
+    def _losses(self) -> list[float]:
+        """Mean losses of the pending steps over all processes; counts their time."""
+        losses = self._processes.mean(torch.stack([loss for *_, loss in self._pending])).tolist()
+        now = time.perf_counter()
+        elapsed, self._since = now - self._since, now
+        self.seconds += elapsed
+        self._interval += elapsed
+        for (step, lr, _), loss in zip(self._pending, losses, strict=True):
+            if not math.isfinite(loss):
+                epoch = step / self._steps_per_epoch
+                raise ValueError(
+                    f"the loss is {loss} at step {step} (epoch {epoch:.2f}), learning rate {lr:g}; "
+                    "lower train.optimizer.lr, warm up longer (train.schedule.warmup) or set "
+                    "train.clip_grad"
+                )
+        return losses
+
+    def _tell(self, step: int, lr: float, loss: float, rate: float, elapsed: float) -> None:
+        """A line a minute, for logs and where no bar is shown."""
+        now = time.perf_counter()
+        if now - self._told < 60:
+            return
+        self._told = now
+        left = timedelta(seconds=round((self._total_steps - step) * elapsed / len(self._pending)))
+        logger.info(
+            "step %d of %d: loss %.4f, learning rate %.4g, %.0f images/s, %s left",
+            *(step, self._total_steps, loss, lr, rate, left),
+        )
+
+    def _write(self, step: int, **values: float | None) -> None:
         if not self._processes.is_first:
             return
-        row: dict[str, Any] = {"step": step, "epoch": step / self._trainer.steps_per_epoch}
+        row: dict[str, Any] = {"step": step, "epoch": step / self._steps_per_epoch}
         with open(self._directory / CURVE, "a", encoding="utf-8") as file:
             file.write(json.dumps({**row, **values}) + "\n")
         if self._board is not None:
             for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+                if value is not None:
+                    self._board.add_scalar(key, value, step)
 
-    def _cut_curve(self) -> None:
+    def _open_board(self, step: int) -> Any:
+        if not self._settings.tensorboard:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("tensorboard is not installed: curve.jsonl holds the same points")
+            return None
+        return SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
+
+    def _cut_curve(self, step: int) -> None:
         """Drop the points that lie after the step training goes on from."""
         path = self._directory / CURVE
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
+                    is_kept = json.loads(line)["step"] <= step
+                except (ValueError, KeyError, TypeError, RecursionError):
                     break  # a kill may have cut the last line
-                if row["step"] <= self._trainer.step:
+                if is_kept:
                     kept.append(line + "\n")
-        partial = path.with_name(f"{CURVE}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(kept))

@@ -1,7 +1,11 @@
-"""The door: check, train and evaluate an experiment, and return its plain result."""
+"""Entry points: check, train and evaluate an experiment, and return its plain result."""
 
-import resource
-from collections.abc import Sequence
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +28,32 @@ from backbones import (
     read_weights,
     save_weights,
 )
+from backbones.device import choose_device, peak_memory
+from backbones.files import CURVE, SAMPLES, WEIGHTS, lock_directory
 from backbones.inference import prepare_for_inference
+from backbones.zoo import EXTERNAL
+from classification.check import (
+    check_compiler,
+    check_evaluation_images,
+    check_train_images,
+    check_training,
+)
 from classification.config import ClassificationConfig
 from classification.datasets import ImageArray
-from classification.distributed import Processes, choose_device, join_processes
+from classification.distributed import Processes, join_processes
 from classification.engine import Trainer
-from classification.evaluate import Predictions, predict, write_samples
-from classification.metrics import per_class_accuracy, top_k_metrics
-from classification.monitor import CURVE
+from classification.evaluate import (
+    Predictions,
+    common_interpolation,
+    predict,
+    refuse_non_finite,
+    write_samples,
+)
+from classification.metrics import TopK, chance_level
 from classification.protocols import Protocol, choose_protocol
-from classification.splits import READERS, Readers, Split, Splits, check_batches, load_splits
+from classification.splits import READERS, Readers, Split, Splits, load_splits
 
-WEIGHTS = "weights.safetensors"
-SAMPLES = "samples.parquet"
+logger = logging.getLogger(__name__)
 
 
 def check(
@@ -47,31 +64,34 @@ def check(
     Args:
         training: whether it is to be trained; otherwise only what evaluation needs is looked for.
     Returns:
-        The data set as in the result, the protocol, parameters, and the steps of training.
+        The data set as in the result, the protocol, parameters, the steps of training, and
+        warnings: what is likely a mistake.
     Raises:
         ValueError: naming the setting or file, what was allowed and the mend.
     """
     choose_device(config.device)
+    check_compiler(config.evaluate.inference)
     splits = load_splits(config, training, readers)
     name, protocol = _protocol(config, splits.reported)
-    # Weights need a real network to be tried on; without them its shape is enough.
-    weights = config.backbone.weights
-    backbone = _fitted(config.backbone)
-    with torch.device("cpu" if weights else "meta"):
-        network = _build(config, backbone, splits.reported, training)
-    if weights:
-        _load(network, backbone, splits.reported, replace_head=training)
-    elif not training:
-        raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
+    reported = splits.reported
+    if training:
+        steps, doubts = check_training(config, _train_split(splits), processes=1)
+        members = [_load_initial(config, reported)]
+        _check_training_images(config, splits, protocol, members[0], processes=1)
+    else:
+        members = _load_ensemble(config, reported)
+        for member in members:
+            shapes = _on_meta(config, member.backbone, reported, training=False)
+            check_evaluation_images(shapes, reported, protocol, member.input_format.interpolation)
     summary = {
         "dataset": splits.describe([]),
-        "protocol": protocol.describe(name),
-        "parameters": count_parameters(network),
+        "protocol": _describe_protocol(name, protocol, config, reported, members),
+        "parameters": sum(count_parameters(member.network) for member in members),
     }
     if training:
-        steps = check_batches(config, splits.train, processes=1)
         summary["steps_per_epoch"] = steps
         summary["steps"] = config.train.iterations or steps * config.train.epochs
+        summary["warnings"] = doubts
     return summary
 
 
@@ -91,76 +111,61 @@ def train(
         ValueError: as `check`; also a loss that is not finite, and a checkpoint that does not fit.
         KeyboardInterrupt: stopped by a signal, with the checkpoint saved.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with join_processes(config.device) as processes:
+    with join_processes(config.device) as processes, _hold([directory], processes):
         splits = load_splits(config, True, readers)
-        _, protocol = _protocol(config, splits.reported)
-        check_batches(config, splits.train, processes.count)
+        reported = splits.reported
+        _, protocol = _protocol(config, reported)
+        _, doubts = check_training(config, _train_split(splits), processes.count)
+        for doubt in doubts if processes.is_first else ():
+            logger.warning(doubt)
         torch.manual_seed(config.seed)
-        backbone = _fitted(config.backbone)
-        network = _build(config, backbone, splits.reported, training=True)
-        input_format, initial = _recipe_format(config), None
-        if backbone.weights:
-            loaded = _load(network, backbone, splits.reported, replace_head=True)
-            input_format = loaded.input_format or input_format
-            initial = loaded.describe()
+        initial = _load_initial(config, reported)
 
-        def score(dataset: Split, product: nn.Module) -> Predictions:
-            networks = [(product, input_format)]
+        def score(dataset: Split, network: nn.Module) -> Predictions:
+            networks = [(network, initial.input_format)]
             data, settings = config.data, config.evaluate
             (seen,) = predict([networks], dataset, protocol, data, settings, processes)
             return seen
 
-        def keep(product: nn.Module) -> None:
-            if processes.is_first:
-                save_weights(
-                    product,
-                    directory / WEIGHTS,
-                    backbone=backbone,
-                    num_classes=len(splits.reported.class_names),
-                    input_format=input_format,
-                    classes=splits.reported.class_names,
-                )
-
-        watched = splits.held_out or splits.reported
+        watched = splits.held_out or reported
         trainer = Trainer(
-            network,
-            splits.train,
+            initial.network,
+            _train_split(splits),
             config,
-            input_format,
+            initial.input_format,
             processes,
             directory,
-            validate=lambda product: score(watched, product),
-            keep=keep,
+            validate=lambda network: score(watched, network),
         )
         if resume:
             trainer.resume()
         trainer.fit()
-        product, selection = trainer.product, "last epoch"
-        if config.train.select == "best":
-            if processes.is_first:
-                load_weights(product, directory / WEIGHTS)
-            count = len(splits.held_out)
-            selection = f"best epoch, {trainer.best['epoch']}, on {count} images held out of train"
-        else:
-            keep(product)
-        processes.copy_from_first(product)
-        prepared = prepare_for_inference(product, config.evaluate.inference)
-        seen = score(splits.reported, prepared)
+        network, selection = trainer.final_network, _select(trainer, config, splits)
+        processes.copy_from_first(network)
+        prepared = prepare_for_inference(network, config.evaluate.inference)
+        seen = score(reported, prepared)
+        refuse_non_finite(seen, reported.ids, [network])
         if not processes.is_first:
             return None
-        members = [_Member(product, prepared, input_format)]
-        result = _result(config, directory, splits, seen, members, processes)
-        images = config.train.batch_size * trainer.total_steps
-        saved = read_weights(directory / WEIGHTS)
+        sha256 = save_weights(
+            network,
+            directory / WEIGHTS,
+            backbone=initial.backbone,
+            num_classes=len(reported.class_names),
+            input_format=initial.input_format,
+            classes=reported.class_names,
+        )
+        final = replace(initial, network=network, prepared=prepared)
+        result = _result(config, directory, splits, seen, [final], processes)
+        images = config.train.batch_size * trainer.step
         result |= {
             "selection": selection,
             "curve": CURVE,
             "weights": {
                 "path": WEIGHTS,
-                "sha256": saved.sha256,
-                "format": saved.format,
-                "initial": initial,
+                "sha256": sha256,
+                "format": "sebench",
+                "initial": initial.loaded and initial.loaded.describe(),
             },
         }
         result["timing"]["train_seconds"] = trainer.seconds
@@ -195,52 +200,70 @@ def evaluate_together(
         ValueError: as `check`, for any of the runs before anything is computed.
     """
     config = runs[0][0]
-    if not all(each.backbone.weights for each, _ in runs):
-        raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
-    for _, directory in runs:
-        directory.mkdir(parents=True, exist_ok=True)
-    with join_processes(config.device) as processes:
+    directories = [directory for _, directory in runs]
+    with join_processes(config.device) as processes, _hold(directories, processes):
         splits = load_splits(config, False, readers)
-        _, protocol = _protocol(config, splits.reported)
-        ensembles = [_load_ensemble(each, splits.reported, processes) for each, _ in runs]
+        reported = splits.reported
+        _, protocol = _protocol(config, reported)
+        ensembles = []
+        for each, _ in runs:
+            members = _load_ensemble(each, reported)
+            ensembles.append([member.prepared_for(each, processes) for member in members])
         # Networks that want images resized in different ways cannot share a pass.
         passes: dict[str, list[int]] = {}
         for index, members in enumerate(ensembles):
             passes.setdefault(members[0].input_format.interpolation, []).append(index)
-        seen = {}
+        seen: dict[int, Predictions] = {}
         for indices in passes.values():
             networks = [[(m.prepared, m.input_format) for m in ensembles[i]] for i in indices]
-            found = predict(
-                networks, splits.reported, protocol, config.data, config.evaluate, processes
-            )
+            found = predict(networks, reported, protocol, config.data, config.evaluate, processes)
             seen |= dict(zip(indices, found, strict=True))
-        if not processes.is_first:
-            return None
         results = []
         for index, (each, directory) in enumerate(runs):
-            first, *others = members = ensembles[index]
+            members = ensembles[index]
+            refuse_non_finite(seen[index], reported.ids, [member.network for member in members])
+            if not processes.is_first:
+                continue
             result = _result(each, directory, splits, seen[index], members, processes)
-            together = passes[first.input_format.interpolation]
+            together = passes[members[0].input_format.interpolation]
             result["timing"]["networks_in_pass"] = sum(len(ensembles[i]) for i in together)
-            results.append(
-                result
-                | {
-                    "selection": "weights as given",
-                    "curve": None,
-                    "weights": {
-                        **first.loaded.describe(),
-                        "initial": None,
-                        "ensemble": [
-                            {"path": other.loaded.path, "sha256": other.loaded.sha256}
-                            for other in others
-                        ],
-                    },
-                }
-            )
-        return results
+            results.append(result | _given_weights(members))
+        return results if processes.is_first else None
 
 
 # Parts of the three -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A network with its input, alone or one of an ensemble."""
+
+    backbone: BackboneSettings
+    network: Network
+    input_format: InputFormat
+    loaded: LoadedWeights | None  # of a file, where it comes from one
+    prepared: nn.Module | None = None  # rewritten for inference
+
+    def prepared_for(self, config: ClassificationConfig, processes: Processes) -> _Member:
+        """The same on the device, ready to compute."""
+        self.network.to(processes.device, memory_format=torch.channels_last)
+        prepared = prepare_for_inference(self.network, config.evaluate.inference)
+        return replace(self, prepared=prepared)
+
+
+@contextmanager
+def _hold(directories: Sequence[Path], processes: Processes) -> Iterator[None]:
+    """Make the directories and keep other runs out of them."""
+    with ExitStack() as stack:
+        for directory in directories if processes.is_first else ():
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_directory(directory, reenter=True))
+        yield
+
+
+def _train_split(splits: Splits) -> Split:
+    assert splits.train is not None
+    return splits.train
 
 
 def _protocol(config: ClassificationConfig, reported: Split) -> tuple[str, Protocol]:
@@ -251,6 +274,23 @@ def _protocol(config: ClassificationConfig, reported: Split) -> tuple[str, Proto
             "crops, e.g. imagenet-256-224"
         )
     return name, protocol
+
+
+def _describe_protocol(
+    name: str,
+    protocol: Protocol,
+    config: ClassificationConfig,
+    reported: Split,
+    members: Sequence[_Member],
+) -> dict[str, Any]:
+    """The protocol for the record; what differs from the plain one shows in its name."""
+    if config.evaluate.images is not None:
+        name += f"+images{len(reported)}-{reported.sha256()[:8]}"
+    others = [member.loaded.sha256 for member in members[1:] if member.loaded is not None]
+    if others:
+        digest = hashlib.sha256(" ".join(others).encode()).hexdigest()
+        name += f"+ensemble{len(members)}-{digest[:8]}"
+    return protocol.describe(name)
 
 
 def _fitted(backbone: BackboneSettings) -> BackboneSettings:
@@ -265,6 +305,64 @@ def _build(
 ) -> Network:
     dropout = config.train.dropout if training else 0.0
     return build_network(backbone.name, len(reported.class_names), dropout, **backbone.options)
+
+
+def _on_meta(
+    config: ClassificationConfig, backbone: BackboneSettings, reported: Split, training: bool
+) -> Network:
+    with torch.device("meta"):
+        return _build(config, backbone, reported, training)
+
+
+def _check_training_images(
+    config: ClassificationConfig,
+    splits: Splits,
+    protocol: Protocol,
+    initial: _Member,
+    processes: int,
+) -> None:
+    shapes = _on_meta(config, initial.backbone, splits.reported, training=True)
+    interpolation = initial.input_format.interpolation
+    check_train_images(shapes, config, _train_split(splits), interpolation, processes)
+    check_evaluation_images(shapes, splits.reported, protocol, interpolation)
+
+
+def _load_initial(config: ClassificationConfig, reported: Split) -> _Member:
+    """The network that is trained, with the weights it starts from, if any."""
+    backbone = _fitted(config.backbone)
+    network = _build(config, backbone, reported, training=True)
+    if not backbone.weights:
+        return _Member(backbone, network, _recipe_format(config), None)
+    loaded = _load(network, backbone, reported, replace_head=True)
+    return _Member(backbone, network, loaded.input_format or _recipe_format(config), loaded)
+
+
+def _load_ensemble(config: ClassificationConfig, reported: Split) -> list[_Member]:
+    """The networks that are evaluated: of `backbone.weights` and `evaluate.ensemble`."""
+    if not config.backbone.weights:
+        raise ValueError("backbone.weights is not set: evaluation needs weights, a FILE")
+    members = []
+    for path in (config.backbone.weights, *config.evaluate.ensemble):
+        settings = replace(config.backbone, weights=path)
+        if members:
+            settings = _network_of(path, settings)
+        backbone = _fitted(settings)
+        network = _build(config, backbone, reported, training=False)
+        loaded = _load(network, backbone, reported, replace_head=False)
+        input_format = loaded.input_format or _recipe_format(config)
+        members.append(_Member(backbone, network, input_format, loaded))
+    common_interpolation(member.input_format for member in members)
+    return members
+
+
+def _network_of(path: str, settings: BackboneSettings) -> BackboneSettings:
+    """The network that a further file of an ensemble holds, where the file tells."""
+    if path.startswith(EXTERNAL):
+        return settings if settings.name == path else replace(settings, name=path, options={})
+    found = read_weights(path, settings.name).backbone
+    if found is None or found.name == settings.name:
+        return settings
+    return replace(settings, name=found.name, options=found.options)
 
 
 def _load(
@@ -284,33 +382,34 @@ def _load(
     return load_weights(network, weights, replace_head=replace_head, allow_missing=patterns)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One network of an ensemble, as it is and as it computes."""
-
-    network: nn.Module
-    prepared: nn.Module
-    input_format: InputFormat
-    loaded: LoadedWeights | None = None  # of a file, where it comes from one
-
-
-def _load_ensemble(
-    config: ClassificationConfig, reported: Split, processes: Processes
-) -> list[_Member]:
-    members = []
-    for path in (config.backbone.weights, *config.evaluate.ensemble):
-        backbone = _fitted(replace(config.backbone, weights=path))
-        network = _build(config, backbone, reported, training=False)
-        loaded = _load(network, backbone, reported, replace_head=False)
-        network.to(processes.device, memory_format=torch.channels_last)
-        prepared = prepare_for_inference(network, config.evaluate.inference)
-        input_format = loaded.input_format or _recipe_format(config)
-        members.append(_Member(network, prepared, input_format, loaded))
-    return members
-
-
 def _recipe_format(config: ClassificationConfig) -> InputFormat:
     return InputFormat(mean=tuple(config.data.mean), std=tuple(config.data.std))
+
+
+def _select(trainer: Trainer, config: ClassificationConfig, splits: Splits) -> str:
+    """Put the chosen weights into the final network, and say by which rule they were chosen."""
+    if config.train.select == "best":
+        if trainer.best is None:
+            raise ValueError("no epoch gave finite outputs on the held-out images: none is best")
+        trainer.final_network.load_state_dict(trainer.best["network"])
+        count = len(splits.held_out or ())
+        return f"best epoch, {trainer.best['epoch']}, on {count} images held out of train"
+    if trainer.schedule.is_over:
+        return f"last epoch, {trainer.step // trainer.steps_per_epoch}, after the last plateau"
+    return "last epoch"
+
+
+def _given_weights(members: Sequence[_Member]) -> dict[str, Any]:
+    loaded = [member.loaded for member in members if member.loaded is not None]
+    return {
+        "selection": "weights as given",
+        "curve": None,
+        "weights": {
+            **loaded[0].describe(),
+            "initial": None,
+            "ensemble": [{"path": other.path, "sha256": other.sha256} for other in loaded[1:]],
+        },
+    }
 
 
 def _result(
@@ -328,18 +427,20 @@ def _result(
     name, protocol = choose_protocol(config.evaluate)
     reported = splits.reported
     write_samples(seen, reported.ids, directory / SAMPLES)
-    metrics, missing = top_k_metrics(seen.labels, seen.top, len(reported.class_names))
+    counts = TopK(len(reported.class_names))
+    counts.update(seen.labels, seen.top)
+    metrics, missing = counts.compute()
     side = protocol.crop or reported.images.shape[-1]
     size = (3, side, side)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if processes.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(processes.device)
+    networks = [member.network for member in members]
+    prepared = [member.prepared or member.network for member in members]
     return {
         "metrics": metrics,
         "missing": missing,
+        "chance": chance_level(len(reported.class_names)),
         "dataset": splits.describe(seen.skipped),
-        "protocol": protocol.describe(name),
-        "per_class": per_class_accuracy(seen.labels, seen.top, reported.class_names),
+        "protocol": _describe_protocol(name, protocol, config, reported, members),
+        "per_class": counts.compute_per_class(reported.class_names),
         "samples": SAMPLES,
         "detections": None,
         "input_format": asdict(members[0].input_format),
@@ -348,12 +449,12 @@ def _result(
             "evaluate_seconds": seen.seconds,
             "train_images_per_second": None,
             "evaluate_images_per_second": len(seen.labels) / seen.seconds,
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": peak_memory(processes.device),
         },
         "cost": {
-            "parameters": sum(count_parameters(member.network) for member in members),
-            "multiply_adds": sum(count_multiply_adds(member.network, size) for member in members),
+            "parameters": sum(map(count_parameters, networks)),
+            "multiply_adds": sum(count_multiply_adds(network, size) for network in networks),
             "input_size": list(size),
-            "latency": describe_latency([member.prepared for member in members], size),
+            "latency": describe_latency(prepared, size),
         },
     }

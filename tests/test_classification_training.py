@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, build_network, read_weights, save_weights
+from backbones.checkpoint import load_checkpoint, save_checkpoint
+from backbones.files import lock_directory
+from backbones.weights.files import read_state, save_state
 from classification import run
 from classification.config import (
     AugmentSettings,
@@ -201,9 +204,9 @@ def test_a_signal_saves_then_stops_and_a_resumed_run_shows_no_trace(
     run.train(settings, tmp_path / "unharmed")
     note = Monitor.note
 
-    def note_and_signal(self, lr, loss):
-        note(self, lr, loss)
-        if self._trainer.step == 7:  # in the middle of the second epoch
+    def note_and_signal(self, step, lr, loss):
+        note(self, step, lr, loss)
+        if step == 7:  # in the middle of the second epoch
             os.kill(os.getpid(), signal.Signals[signal_name])
 
     monkeypatch.setattr(Monitor, "note", note_and_signal)
@@ -292,19 +295,34 @@ def test_parts_of_a_batch_make_the_gradient_of_the_whole(root, tmp_path):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_norms_keep_their_statistics_in_the_last_epochs(root, tmp_path):
-    run.train(config(root, epochs=1, freeze_norms_epochs=1), tmp_path)
+def test_frozen_norms_do_not_move_in_the_last_epochs(root, tmp_path):
+    # Statistics, gamma and beta, whatever momentum and decay they had gathered before.
+    settings = config(root, freeze_norms_epochs=1, checkpoint_every=0.0)
+    frozen = {}
+
+    def keep_the_first_epoch(self):
+        save(self)
+        if self.step == 5:
+            frozen.update({k: v.clone() for k, v in self.final_network.state_dict().items()})
+
+    save, Trainer.save = Trainer.save, keep_the_first_epoch
+    try:
+        run.train(settings, tmp_path)
+    finally:
+        Trainer.save = save
     kept = weights(tmp_path)
-    means = [kept[name] for name in kept if name.endswith("running_mean")]
-    assert means
-    assert all((mean == 0).all() for mean in means)
+    norms = [name.removesuffix("running_mean") for name in kept if name.endswith("running_mean")]
+    for norm in norms:
+        for part in ("running_mean", "running_var", "weight", "bias"):
+            assert torch.equal(kept[norm + part], frozen[norm + part])
+    assert not torch.equal(kept["head.fc.weight"], frozen["head.fc.weight"])
 
 
 def test_the_averaged_weights_are_the_product(root, tmp_path):
     run.train(config(root, epochs=1, ema_decay=0.5, iterations=2), tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     kept = weights(tmp_path)
-    assert all(torch.equal(kept[name], state["ema"][name]) for name in kept)
+    assert all(torch.equal(kept[name], state["average"][name]) for name in kept)
     assert not torch.equal(kept["head.fc.weight"], state["network"]["head.fc.weight"])
 
 
@@ -323,7 +341,10 @@ def test_training_starts_from_given_weights_with_a_new_classifier(root, tmp_path
     file = tmp_path / "start.safetensors"
     given = read_weights_of(network, file)
     optimizer = OptimizerSettings(lr=1e-12, weight_decay=0)
-    settings = config(root, iterations=1, optimizer=optimizer, freeze_norms_epochs=1)
+    schedule = ScheduleSettings(name="constant")
+    settings = config(
+        root, iterations=1, optimizer=optimizer, schedule=schedule, freeze_norms_epochs=1
+    )
     settings = replace(settings, backbone=replace(TINY, weights=str(file)))
     result = run.train(settings, tmp_path / "run")
     kept = weights(tmp_path / "run")
@@ -331,6 +352,206 @@ def test_training_starts_from_given_weights_with_a_new_classifier(root, tmp_path
     torch.testing.assert_close(kept[name], given[name])
     assert kept["head.fc.weight"].shape[0] == 10
     assert result["weights"]["initial"]["sha256"]
+
+
+# Nothing lost, nothing unsound -------------------------------------------------------------------
+
+
+def train_in_a_process(settings, directory, resume=False, kill_after=None):
+    """Train in a process of its own, which dies by SIGKILL after so many lines of the curve."""
+
+    def work():
+        if kill_after is not None:
+            write = Monitor._write
+
+            def write_and_die(self, step, **values):
+                write(self, step, **values)
+                if len(curve(directory)) == kill_after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Monitor._write = write_and_die
+        run.train(settings, directory, resume=resume)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def without_times(directory):
+    return [
+        {key: value for key, value in row.items() if key != "images_per_second"}
+        for row in curve(directory)
+    ]
+
+
+def test_the_curve_of_a_killed_and_resumed_run_is_that_of_an_uninterrupted_one(root, tmp_path):
+    # Points every 3 steps and every epoch of 5; a checkpoint at each of them.
+    settings = config(root, epochs=3, log_every=3, checkpoint_every=0.0, evaluate={"every": 1})
+    assert train_in_a_process(settings, tmp_path / "unharmed") == 0
+    killed = tmp_path / "killed"
+    assert train_in_a_process(settings, killed, kill_after=5) == -signal.SIGKILL
+    assert train_in_a_process(settings, killed, resume=True) == 0
+    assert without_times(killed) == without_times(tmp_path / "unharmed")
+    assert (killed / "weights.safetensors").read_bytes() == (
+        tmp_path / "unharmed" / "weights.safetensors"
+    ).read_bytes()
+
+
+def test_the_curve_of_a_run_stopped_between_its_points_shows_no_trace(root, tmp_path, monkeypatch):
+    settings = config(root, log_every=4)
+    run.train(settings, tmp_path / "unharmed")
+    note = Monitor.note
+
+    def note_and_signal(self, step, lr, loss):
+        note(self, step, lr, loss)
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Monitor, "note", note_and_signal)
+    with pytest.raises(KeyboardInterrupt, match="after step 7"):
+        run.train(settings, tmp_path / "stopped")
+    monkeypatch.undo()
+    run.train(settings, tmp_path / "stopped", resume=True)
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "unharmed")
+
+
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
+def test_one_flipped_bit_of_a_checkpoint_is_found(root, tmp_path, place):
+    settings = config(root, epochs=1)
+    run.train(settings, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*remove it"):
+        run.train(settings, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "7"),
+        ("step", -1),
+        ("step", True),
+        ("network", []),
+        ("network", {}),
+        ("optimizer", {}),
+        ("optimizer", {"state": {}, "param_groups": [{"lr": "fast", "params": [0]}]}),
+        ("random", []),
+        ("random", [{"torch": torch.zeros(3)}]),
+        ("schedule", {}),
+        ("monitor", {"seconds": "long"}),
+        ("bad_images", None),
+    ],
+)
+def test_a_checkpoint_of_wrong_content_is_one_clear_error(root, tmp_path, key, value):
+    settings = config(root, epochs=1)
+    run.train(settings, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(load_checkpoint(file) | {key: value}, file)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        run.train(settings, tmp_path, resume=True)
+
+
+def test_a_checkpoint_runs_no_code(root, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    settings = config(root, epochs=1)
+    run.train(settings, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint.pt"
+    save_checkpoint(load_checkpoint(file) | {"step": Payload()}, file)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or no checkpoint"):
+        run.train(settings, tmp_path / "run", resume=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_trainers_do_not_share_a_directory(root, tmp_path):
+    settings = config(root)
+    with lock_directory(tmp_path), multiprocessing.get_context("fork").Pool(1) as pool:
+        outcome = pool.apply(refused, (settings, tmp_path))
+    assert "in use" in outcome
+
+
+def refused(settings, directory):
+    try:
+        run.train(settings, directory)
+    except ValueError as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.parametrize("tensor", ["norm1.running_var", "norm1.weight", "head.fc.bias"])
+def test_weights_that_are_not_finite_are_refused_by_the_tensors_name(learned, tmp_path, tensor):
+    settings, directory, _ = learned
+    file = tmp_path / "damaged.safetensors"
+    shutil.copy(directory / "weights.safetensors", file)
+    state, metadata = read_state(file)
+    match = next(name for name in state if name.endswith(tensor))
+    state[match].view(-1)[0] = float("nan")
+    save_state(file, state, metadata)
+    settings = replace(settings, backbone=replace(TINY, weights=str(file)))
+    for use in (
+        lambda: run.check(settings, training=False),
+        lambda: run.evaluate(settings, tmp_path / "evaluated"),
+    ):
+        with pytest.raises(ValueError, match=rf"damaged\.safetensors: .*{match} holds 1 of"):
+            use()
+
+
+def test_outputs_that_overflow_are_no_measurement(learned, tmp_path):
+    settings, directory, _ = learned
+    file = tmp_path / "large.safetensors"
+    state, metadata = read_state(directory / "weights.safetensors")
+    state["head.fc.weight"] *= 1e38 / state["head.fc.weight"].abs().max()
+    save_state(file, state, metadata)
+    settings = replace(settings, backbone=replace(TINY, weights=str(file)))
+    with pytest.raises(ValueError, match=r"outputs for .* are infinite or not a number"):
+        run.evaluate(settings, tmp_path / "evaluated")
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_with_the_mend(root, tmp_path):
+    settings = config(root, schedule=ScheduleSettings(unit="iteration", warmup=1000))
+    for use in (lambda: run.check(settings), lambda: run.train(settings, tmp_path)):
+        with pytest.raises(ValueError, match=r"warmup=1000.*10 iterations.*schedule\.warmup=1"):
+            use()
+
+
+def test_decays_beyond_the_end_and_another_sets_mean_are_warned_of(root):
+    schedule = ScheduleSettings(name="multistep", milestones=[1, 60, 120])
+    (warning,) = run.check(config(root, schedule=schedule))["warnings"]
+    assert "milestones=[60, 120] lie beyond the end of the run, 2 epochs" in warning
+    (warning,) = run.check(config(root, data={"mean": [129.3, 124.1, 112.4]}))["warnings"]
+    assert "is of cifar100, not of cifar10" in warning
+    assert run.check(config(root))["warnings"] == []
+
+
+def test_a_single_image_a_step_with_maps_of_one_pixel_is_refused_by_the_check(root):
+    settings = replace(config(root, batch_size=4, accumulate=4), augment=AugmentSettings(size=8))
+    with pytest.raises(ValueError, match=r"cannot take 1 images of 8x8.*train\.batch_size"):
+        run.check(settings)
+    run.check(replace(settings, train=replace(settings.train, accumulate=2)))
+
+
+def test_an_optimizer_that_cannot_step_here_is_refused_by_the_check(root):
+    with pytest.raises(ValueError, match=r"optimizer\.name=.*cannot make a step here"):
+        run.check(config(root, optimizer=OptimizerSettings(name="bnbadam")))
+
+
+def test_a_plateau_at_its_floor_ends_training_and_a_resumed_run_knows(root, tmp_path):
+    schedule = ScheduleSettings(name="plateau", patience=0, decay_rate=0.1, min_lr=0.05 * 0.1)
+    more = {"schedule": schedule, "epochs": 40, "optimizer": OptimizerSettings(lr=0.05)}
+    settings = config(root, data={"holdout": 0.25}, **more)
+    result = run.train(settings, tmp_path)
+    epochs = curve(tmp_path)[-1]["epoch"]
+    assert epochs < 40
+    assert result["selection"] == f"last epoch, {epochs:.0f}, after the last plateau"
+    written = (tmp_path / "curve.jsonl").read_bytes()
+    again = run.train(settings, tmp_path, resume=True)
+    assert again["metrics"] == result["metrics"]
+    assert (tmp_path / "curve.jsonl").read_bytes() == written
 
 
 def read_weights_of(network, file):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from classification.metrics import (
-    best_classes,
-    count_correct,
-    mean_softmax,
-    per_class_accuracy,
-    top_k_metrics,
-)
+from classification.metrics import TopK, best_classes, chance_level, mean_softmax
+
+
+def counted(labels, top, classes):
+    counts = TopK(classes)
+    counts.update(labels, top)
+    return counts
 
 
 def test_top_k_accuracy_equals_scikit_learns():
@@ -20,7 +20,7 @@ def test_top_k_accuracy_equals_scikit_learns():
     labels[:12] = np.arange(12)
     scores = rng.normal(size=(501, 12))
     top, _ = best_classes(torch.from_numpy(scores))
-    metrics, missing = top_k_metrics(labels, top.numpy(), 12)
+    metrics, missing = counted(labels, top.numpy(), 12).compute()
     for k in (1, 5):
         expected = 100 * top_k_accuracy_score(labels, scores, k=k)
         assert metrics[f"top{k}_accuracy"] == pytest.approx(expected, abs=1e-12)
@@ -35,9 +35,9 @@ def test_a_worked_case_counts_by_hand():
     )
     top, _ = best_classes(scores)
     # Right at once; right as second; class 1 has the lowest score of six and is no top-5 answer.
-    assert count_correct(labels, top.numpy(), 1) == 1
-    assert count_correct(labels, top.numpy(), 2) == 2
-    assert count_correct(labels, top.numpy(), 5) == 2
+    counts = counted(labels, top.numpy(), 6)
+    assert (counts.images, counts.correct(1), counts.correct(5)) == (3, 1, 2)
+    assert counts.error(1) == pytest.approx(200 / 3)
 
 
 def test_equal_scores_stand_in_the_order_of_the_classes():
@@ -47,7 +47,7 @@ def test_equal_scores_stand_in_the_order_of_the_classes():
 
 def test_top5_of_five_classes_is_missing_with_a_reason():
     top, _ = best_classes(torch.eye(5))
-    metrics, missing = top_k_metrics(np.arange(5), top.numpy(), 5)
+    metrics, missing = counted(np.arange(5), top.numpy(), 5).compute()
     assert metrics["top1_error"] == 0
     assert metrics["top5_error"] is None
     assert "5 classes" in missing["top5_error"]
@@ -55,11 +55,24 @@ def test_top5_of_five_classes_is_missing_with_a_reason():
 
 def test_a_class_without_images_has_no_accuracy_but_a_reason():
     top = np.array([[0, 1], [1, 0], [1, 0]])
-    rows = per_class_accuracy(np.array([0, 0, 1]), top, ["a", "b", "c"])
+    rows = counted(np.array([0, 0, 1]), top, 3).compute_per_class(["a", "b", "c"])
     assert [row["top1_accuracy"] for row in rows] == [50, 100, None]
     assert [row["images"] for row in rows] == [2, 1, 0]
     assert "reason" in rows[2]
     assert "reason" not in rows[0]
+
+
+def test_counts_of_parts_add_up_to_those_of_the_whole():
+    rng = np.random.default_rng(1)
+    labels, top = rng.integers(0, 7, 40), rng.integers(0, 7, (40, 5))
+    parts = counted(labels[:13], top[:13], 7)
+    parts.merge(counted(labels[13:], top[13:], 7))
+    assert parts.compute() == counted(labels, top, 7).compute()
+
+
+def test_the_chance_level_is_that_of_guessing_once_or_five_times():
+    assert chance_level(1000) == {"top1_error": 99.9, "top5_error": 99.5}
+    assert chance_level(4) == {"top1_error": 75}
 
 
 def test_scores_of_several_views_are_the_mean_of_their_softmax():

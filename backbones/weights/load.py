@@ -173,7 +173,8 @@ def load_weights(
     Raises:
         ValueError: the network's structure is not the one they were trained in, though the tensors
             may fit; or the tensors do not fit: a table says what is missing, unexpected (with the
-            nearest names) and misshapen. The module is unchanged then.
+            nearest names) and misshapen; or one holds values that are not finite. The module is
+            unchanged then.
     """
     backbone = module.backbone if isinstance(module, Network) else module
     if not isinstance(weights, Weights):
@@ -206,6 +207,7 @@ def load_weights(
             f" it has:\n{table}"
         )
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
+    check_finite(state, weights.path)
     module.load_state_dict(state, strict=False)
     return LoadedWeights(
         path=weights.path,
@@ -216,6 +218,21 @@ def load_weights(
         missing=kept + allowed,
         unexpected=dropped,
     )
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str = "") -> None:
+    """Refuse weights and running statistics that are no numbers.
+
+    Raises:
+        ValueError: a tensor holds infinite or undefined values; it is named.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{source}{': ' if source else ''}{name} holds {bad} of {tensor.numel()} values that "
+                "are infinite or not a number: these weights are damaged, or their training diverged"
+            )
 
 
 def structure_of(backbone: nn.Module) -> dict[str, Any]:

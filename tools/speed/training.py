@@ -151,9 +151,7 @@ def _harness(
     directory: Path,
 ) -> None:
     processes = Processes(0, 1, device)
-    trainer = Trainer(
-        network, dataset, config, InputFormat(), processes, directory, None, lambda _: None
-    )
+    trainer = Trainer(network, dataset, config, InputFormat(), processes, directory, None)
     trainer.fit()
 
 

@@ -1,0 +1,84 @@
+"""Checkpoints: written whole with their own SHA-256, and read without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from backbones.files import sha256, write_whole
+
+# torch.save writes a zip archive, and an archive may end with a comment: there stands the SHA-256 of
+# all that comes before it. The two bytes before the comment are its length.
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64
+
+
+def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write tensors and plain values with a checksum, whole, or leave what was there.
+
+    `torch.load(path, weights_only=True)` reads the file too.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    write_whole(path, lambda partial: _save(dict(state), partial))
+
+
+def load_checkpoint(path: str | Path) -> Any:
+    """Read what `save_checkpoint` wrote, on the CPU, without executing anything in the file.
+
+    Raises:
+        ValueError: the file is not what was written: a single changed bit is found.
+    """
+    try:
+        _verify(Path(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason}); remove it to train from the start"
+        ) from None
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    with open(path, "w+b") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch words a full disk
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
+            raise
+        file.seek(-2, os.SEEK_END)
+        file.write(_COMMENT.to_bytes(2, "little"))
+    digest = sha256(path)
+    with open(path, "ab") as file:
+        file.write(_MARK + digest.encode())
+
+
+def _verify(path: Path) -> None:
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        size = file.tell() - _COMMENT
+        if size < 0:
+            raise ValueError("it is too short")
+        file.seek(size)
+        comment = file.read()
+    if not comment.startswith(_MARK):
+        raise ValueError("it lacks its checksum")
+    if comment != _MARK + sha256(path, size).encode():
+        raise ValueError("its checksum is wrong")
