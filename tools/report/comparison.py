@@ -301,7 +301,7 @@ def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
     for name, row in sides[1][0].items():
         values = [[table.get(name, {}).get(key) for table in side] for side in sides]
         known = None not in (*values[0], *values[1])
-        plain, candidate = (float(np.mean(side)) if known else None for side in values)
+        plain, candidate = (sum(side) / len(side) if known else None for side in values)
         found = classes.get(name)
         rows.append(
             ClassRow(

@@ -5,12 +5,13 @@ HTML is escaped by Jinja2 itself.
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
+from backbones.config import printable
 from tools.experiments.record import Record
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -18,43 +19,33 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    "\ufffd": "?",
 }  # fmt: skip
 
 
-def clean(text: str) -> str:
-    """Text without control, format and surrogate characters, each shown as U+FFFD."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text
-    )
-
-
 def harmless(record: Record) -> Record:
-    """The record with all its text cleaned; the files it names are left as they are."""
+    """The record with all its text printable; the files it names are left as they are."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, str):
-            return clean(value)
+            return printable(value)
         if isinstance(value, dict):
             return {walk(key): walk(entry) for key, entry in value.items()}
         return [walk(entry) for entry in value] if isinstance(value, list) else value
 
     keys = (
         "created", "experiment", "dataset", "protocol", "backbone", "per_class", "selection",
-        "command", "git", "versions", "device", "cost",
+        "command", "git", "versions", "device", "cost", "metrics",
     )  # fmt: skip
-    # In JSON whatever is not plain text has a backslash: most records need no walk through them.
-    whole = [getattr(record, key) for key in keys]
-    reasons = [metric.reason for metric in record.metrics.values()]
-    if "\\" not in json.dumps([whole, reasons], default=str):
+    # Most records hold plain text throughout, which their JSON shows at once.
+    text = msgspec.json.encode([getattr(record, key) for key in keys])
+    if text.isascii() and b"\\" not in text and b"\x7f" not in text:
         return record
     metrics = {
-        name: replace(metric, reason=metric.reason and clean(metric.reason))
+        name: replace(metric, reason=metric.reason and printable(metric.reason))
         for name, metric in record.metrics.items()
     }
-    return replace(record, metrics=metrics, **{key: walk(getattr(record, key)) for key in keys})
+    cleaned = {key: walk(getattr(record, key)) for key in keys if key != "metrics"}
+    return replace(record, metrics=metrics, **cleaned)
 
 
 def escape_markdown(text: object) -> str:

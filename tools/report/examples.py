@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from backbones.config import printable
 from detection.annotations import read_annotations, read_results
 from tools import statistics
 from tools.experiments.record import Record
 from tools.experiments.run import TASKS
 from tools.experiments.settings import build_settings
 from tools.report.comparison import Comparison
-from tools.report.escape import clean
 from tools.statistics.matching import match_detections
 
 SHOWN_EACH_WAY = 3
@@ -57,7 +57,7 @@ def find_pictures(comparison: Comparison) -> tuple[list[Picture], str | None]:
         pictures = choose(comparison)
     # The data may be gone, moved or changed since the run: a report does without its pictures.
     except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return [], clean(f"no pictures: {error}")
+        return [], printable(f"no pictures: {error}")
     return pictures, None if pictures else "the twins agree on every picture"
 
 
@@ -80,7 +80,7 @@ def _classifications(comparison: Comparison) -> list[Picture]:
         truth = names[rows[0].label[index]]
         better = comparison.candidate if right[1][index] else comparison.plain
         caption = f"{truth}: plain says {said[0]}, its twin says {said[1]}; {better} is right"
-        pictures.append(_picture(read(str(rows[0].image[index])), _THUMBNAIL, clean(caption)))
+        pictures.append(_picture(read(str(rows[0].image[index])), _THUMBNAIL, printable(caption)))
     return pictures
 
 
@@ -162,7 +162,7 @@ def _detections(comparison: Comparison) -> list[Picture]:
             f"{truth.file_names[index]}: of {len(boxes)} objects plain finds {right[0]} with"
             f" {len(drawn[0]) - right[0]} false, its twin {right[1]} with {len(drawn[1]) - right[1]} false"
         )
-        pictures.append(_picture(Image.open(path), _SCENE, clean(caption), tuple(boxes), *drawn))
+        pictures.append(_picture(Image.open(path), _SCENE, printable(caption), tuple(boxes), *drawn))
     return pictures
 
 

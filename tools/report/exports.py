@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-import json
 from importlib import resources
 from typing import Any
 
+import msgspec
 import yaml
 
 from tools.experiments.record import METRICS
@@ -39,21 +38,21 @@ def as_json(table: Table) -> str:
                 "seed": run.record.seed,
                 "experiment": run.record.hash,
                 "condition": run.record.condition,
-                "metrics": {
-                    name: dataclasses.asdict(metric) for name, metric in run.record.metrics.items()
-                },
+                "metrics": run.record.metrics,
                 "cost": run.record.cost,
                 "paired": run.paired,
                 "why_not_paired": run.why_not,
-                "references": [dataclasses.asdict(row) for row in run.references],
+                "references": run.references,
             }
             for run in table.runs
         ],
         "skipped": list(table.warnings),
         "methods": list(wording.METHODS),
     }
-    indent = 1 if len(table.runs) <= _READABLE else None  # indenting takes ten times as long
-    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    text = msgspec.json.encode(content)
+    if len(table.runs) <= _READABLE:
+        text = msgspec.json.format(text, indent=1)
+    return text.decode() + "\n"
 
 
 def schema() -> str:
@@ -307,8 +306,8 @@ def _comparison(c: Comparison) -> dict[str, Any]:
             "plain": [record.hash for record in c.pair.plain],
             "candidate": [record.hash for record in c.pair.candidate],
         },
-        "metrics": [dataclasses.asdict(row) for row in c.metrics],
-        "classes": [dataclasses.asdict(row) for row in c.classes],
+        "metrics": c.metrics,
+        "classes": c.classes,
         "costs": {
             name: {"plain": plain, "candidate": candidate}
             for name, (plain, candidate) in c.costs.items()
@@ -317,7 +316,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
             kind: {"plain": plain, "candidate": candidate}
             for kind, (plain, candidate) in c.tide.items()
         },
-        "references": [dataclasses.asdict(row) for row in c.references],
+        "references": c.references,
     }
 
 

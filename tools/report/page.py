@@ -17,7 +17,7 @@ from tools.report.table import BETTER, WORSE, Run, Table
 
 # What a browser should be asked to show; the CSV and JSON files hold everything.
 CARDS, PICTURED, ROWS, SETTINGS = 12, 10, 500, 120
-DETAILED, DETAILED_OF_MANY = 60, 20  # pairs; plots take time
+DETAILED, DETAILED_OF_MANY = 60, 8  # pairs; plots take time
 COST_PLOTS = 8
 OPEN = 6  # so many pairs are shown unfolded and in full
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from backbones.config import printable
 from tools import statistics
 from tools.experiments.record import Record
 from tools.report.comparison import (
@@ -16,7 +17,7 @@ from tools.report.comparison import (
     judged_by_bootstrap,
     published_beside_alone,
 )
-from tools.report.escape import clean, harmless
+from tools.report.escape import harmless
 from tools.report.pairs import describe_network, pair_twins
 
 LEVEL = 0.05  # of the p-value after Holm's correction
@@ -97,7 +98,7 @@ def build_table(
         )
         for record in records
     )
-    return Table(tuple(_corrected(comparisons)), runs, tuple(clean(text) for text in warnings))
+    return Table(tuple(_corrected(comparisons)), runs, tuple(printable(text) for text in warnings))
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
