@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -33,7 +34,7 @@ from tools.report.escape import escape_csv
 from tools.report.examples import _reader
 from tools.report.pairs import pair_twins
 from tools.report.table import build_table
-from tools.report.wording import candidate_word, headline, signed
+from tools.report.wording import candidate_word, headline, lede, more, signed
 from tools.statistics import coco_metrics
 
 
@@ -58,6 +59,114 @@ def comparison(content, task):
 
 def headline_metric(comparison):
     return next(m for m in comparison["metrics"] if m["headline"])
+
+
+# What a row says, and what it does not --------------------------------------------------------------
+
+
+def write_twins(root, name, *, accuracies=(0.62, 0.74), recipe_settings=(), **changes):
+    """Twins with their per-image rows, of settings of their own: ("train.epochs", 9), ..."""
+    experiment = changes.pop("experiment", record().experiment)
+    settings = json.loads(json.dumps(experiment["settings"]))
+    for key, value in recipe_settings:
+        *groups, last = key.split(".")
+        functools.reduce(dict.__getitem__, groups, settings)[last] = value
+    for network, accuracy in zip(("resnet20", "se_resnet20"), accuracies, strict=True):
+        own = {"hash": f"{name}-{network}", "condition": name, "settings": settings}
+        write_classifier(
+            root / f"{name}-{network}", network, accuracy=accuracy,
+            experiment={**experiment, **own}, **changes,
+        )  # fmt: skip
+
+
+def test_rows_that_differ_in_protocol_or_settings_say_so_and_count_once(tmp_path):
+    write_twins(tmp_path / "runs", "a")
+    write_twins(tmp_path / "runs", "b", protocol={"name": "full-image+flip"})
+    write_twins(tmp_path / "runs", "c", recipe_settings=[("train.iterations", 32_000)])
+    write_twins(tmp_path / "runs", "d", recipe_settings=[("train.log_every", 3)])
+    files = {p.name: p.read_text() for p in write_report([tmp_path / "runs"], tmp_path / "report")}
+    content = json.loads(files["report.json"])
+    told = {c["variant"] for c in content["comparisons"]}
+    assert told == {
+        "full-image, train.iterations=64000",
+        "full-image+flip, train.iterations=64000",
+        "full-image, train.iterations=32000",
+    }
+    assert content["headline"] == "se_resnet20 is better than resnet20 on the one benchmark."
+    rows = list(csv.DictReader(io.StringIO(files["differences.csv"])))
+    assert {row["variant"] for row in rows} == told
+    for name in ("report.html", "report.md", "report.tex"):
+        for variant in told:
+            plain = variant.replace("_", r"\_") if name != "report.html" else variant
+            assert plain in files[name], (name, variant)
+
+
+def test_other_verdicts_under_other_protocols_are_no_single_verdict(tmp_path):
+    write_twins(tmp_path, "a")
+    write_twins(tmp_path, "b", accuracies=(0.74, 0.62), protocol={"name": "full-image+flip"})
+    found = headline(build_table(*load_records([tmp_path])))
+    said = "se_resnet20 is better or worse depending on protocol or settings on the one benchmark."
+    assert found == said
+
+
+def test_runs_without_variants_have_none(content):
+    assert {c["variant"] for c in content["comparisons"]} == {""}
+
+
+def test_results_near_chance_are_called_so_and_do_not_count(tmp_path):
+    write_twins(tmp_path / "runs", "a", accuracies=(0.25, 0.28))  # of four classes
+    files = {p.name: p.read_text() for p in write_report([tmp_path / "runs"], tmp_path / "report")}
+    (found,) = json.loads(files["report.json"])["comparisons"]
+    assert found["not_counted"] == ["near chance: guessing gives top-1 error 75 %"]
+    assert "nothing to compare" in json.loads(files["report.json"])["headline"]
+    for name in ("report.html", "report.md", "differences.csv"):
+        assert "near chance: guessing gives top-1 error 75 %" in files[name], name
+
+
+def test_a_detector_that_finds_nothing_is_near_chance(tmp_path):
+    annotations = write_coco(tmp_path / "coco")
+    write_detector(tmp_path / "runs" / "a", "resnet_tiny", annotations, shift=60.0)
+    write_detector(tmp_path / "runs" / "b", "se_resnet_tiny", annotations, shift=60.0)
+    (found,) = build_table(*load_records([tmp_path / "runs"])).comparisons
+    assert found.not_counted == ("near chance: AP (IoU 0.50:0.95) is near 0",)
+
+
+def test_one_network_near_chance_is_marked_and_counts(tmp_path):
+    write_twins(tmp_path, "a", accuracies=(0.7, 0.25))
+    (found,) = build_table(*load_records([tmp_path])).comparisons
+    assert not found.not_counted
+    assert any("candidate network is near chance" in mark for mark in found.marks)
+
+
+def test_a_run_of_three_iterations_owns_no_headline(tmp_path):
+    data = {**record().dataset, "train_images": 50_000}
+    write_twins(tmp_path, "long", accuracies=(0.74, 0.62), dataset=data)
+    write_twins(tmp_path, "short", dataset=data, recipe_settings=[("train.iterations", 3)])
+    found = build_table(*load_records([tmp_path]))
+    short = next(c for c in found.comparisons if "iterations=3" in c.variant)
+    assert short.not_counted == (
+        "hardly trained: 3 iterations, 0.0077 passes over the training images",
+    )
+    assert headline(found) == (
+        "se_resnet20 is worse on the one benchmark."
+        " Not counted: 1 pair, near chance or hardly trained."
+    )
+    assert "iterations=3" not in lede(found)
+
+
+@pytest.mark.parametrize(
+    ("costs", "shown"),
+    [
+        ((3_863_492_608, 3_873_500_000), "+0.26\u00a0%"),
+        ((40_637_056, 40_639_072), "+0.0050\u00a0%"),
+        ((25_557_032, 28_088_024), "+9.9\u00a0%"),
+        ((100, 100), "0.0\u00a0%"),
+        ((28_088_024, 25_557_032), "−9.0\u00a0%"),
+        ((0, 5), "–"),
+    ],
+)
+def test_a_small_share_is_not_printed_as_nothing(costs, shown):
+    assert more(costs) == shown
 
 
 # Pairs -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from detection.scoring import match
 from tools import statistics
 from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
 from tools.references import judge, not_comparable, references_of, training_of
+from tools.report.caveats import marks_of, says_little
 from tools.report.pairs import Pair, describe_network
 from tools.statistics import Difference
 
@@ -81,6 +82,7 @@ class Comparison:
     candidate: str
     seeds: tuple[int, ...]
     marks: tuple[str, ...]  # what a reader must know beside the numbers
+    not_counted: tuple[str, ...]  # those of them that keep it out of the headline
     metrics: tuple[MetricRow, ...]
     class_metric: str
     classes: tuple[ClassRow, ...]
@@ -88,6 +90,12 @@ class Comparison:
     cost_scope: str | None
     tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
     references: tuple[ReferenceRow, ...]
+    variant: str = ""  # what tells it from others of the same networks and data
+
+    @property
+    def benchmark(self) -> str:
+        """Data set and split, and the variant where there are several."""
+        return f"{self.dataset} ({self.variant})" if self.variant else self.dataset
 
     @property
     def unequal(self) -> bool:
@@ -127,6 +135,7 @@ def compare_pair(
     costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
     metrics = tuple(_metric_row(name, pair, found, why, costs) for name in _shared_metrics(pair))
     data = first.dataset
+    trained = [training_of(run, trainings) or run for run in (*pair.plain, *pair.candidate)]
     return Comparison(
         pair,
         key,
@@ -139,7 +148,8 @@ def compare_pair(
         describe_network(plain.backbone),
         describe_network(first.backbone),
         tuple(record.seed for record in pair.candidate),
-        _marks(pair),
+        marks_of(pair, trained),
+        says_little([*pair.plain, *pair.candidate], trained),
         metrics,
         "AP" if task == "detection" else "top1_accuracy",
         tuple(_class_rows(pair, classes)),
@@ -274,18 +284,6 @@ def _from_records(name: str, pair: Pair, why: str) -> Difference:
         candidate_sd=float(candidate.std(ddof=1)) if several else None,
         reason=why,
     )
-
-
-def _marks(pair: Pair) -> tuple[str, ...]:
-    runs = [*pair.plain, *pair.candidate]
-    marks = [f"unequal twins: {text}" for text in pair.unequal]
-    if len(pair.candidate) == 1:
-        marks.append("one seed: the noise of training is not in the interval")
-    if any(record.git.get("dirty") for record in runs):
-        marks.append("made with uncommitted changes to the suite")
-    if any(not str(record.selection).startswith("last") for record in runs):
-        marks.append(f"selection: {runs[0].selection}")
-    return tuple(marks)
 
 
 def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:

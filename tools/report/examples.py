@@ -162,7 +162,9 @@ def _detections(comparison: Comparison) -> list[Picture]:
             f"{truth.file_names[index]}: of {len(boxes)} objects plain finds {right[0]} with"
             f" {len(drawn[0]) - right[0]} false, its twin {right[1]} with {len(drawn[1]) - right[1]} false"
         )
-        pictures.append(_picture(Image.open(path), _SCENE, printable(caption), tuple(boxes), *drawn))
+        pictures.append(
+            _picture(Image.open(path), _SCENE, printable(caption), tuple(boxes), *drawn)
+        )
     return pictures
 
 

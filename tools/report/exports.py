@@ -33,6 +33,7 @@ def as_json(table: Table) -> str:
             {
                 "directory": str(run.record.directory),
                 "network": run.network,
+                "variant": run.variant,
                 "task": run.record.task,
                 "dataset": _dataset(run.record.dataset),
                 "seed": run.record.seed,
@@ -73,6 +74,7 @@ def differences_csv(table: Table) -> str:
                     "synthetic": c.synthetic,
                     "protocol": c.protocol,
                     "recipe": c.recipe,
+                    "variant": c.variant,
                     "candidate_network": c.candidate,
                     "plain_network": c.plain,
                     "seeds": " ".join(map(str, c.seeds)),
@@ -95,6 +97,7 @@ def differences_csv(table: Table) -> str:
                     "p_value_method": found.p_value_method,
                     **{f"effect_{name}": value for name, value in row.effects.items()},
                     "marks": "; ".join(c.marks),
+                    "not_counted": "; ".join(c.not_counted),
                     "reason": found.reason,
                 }
             )
@@ -115,6 +118,7 @@ def runs_csv(table: Table) -> str:
                     "synthetic": record.synthetic,
                     "protocol": record.protocol.get("name"),
                     "recipe": record.experiment["recipe"],
+                    "variant": run.variant,
                     "network": run.network,
                     "is_se": record.backbone["is_se"],
                     "seed": record.seed,
@@ -157,7 +161,7 @@ def as_markdown(table: Table, title: str) -> str:
         row, found = c.headline, c.headline.difference
         made = " *synthetic*" if c.synthetic else ""
         cells = [
-            f"{e(c.dataset)}{made}",
+            f"{e(c.benchmark)}{made}",
             e(c.candidate),
             e(c.plain),
             f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
@@ -176,7 +180,7 @@ def as_markdown(table: Table, title: str) -> str:
         (c, (*c.marks, *filter(None, [c.headline.difference.reason]))) for c in table.comparisons
     ]
     notes = [
-        f"- {e(c.dataset)}, {e(c.candidate)}: {e('; '.join(texts))}."
+        f"- {e(c.benchmark)}, {e(c.candidate)}: {e('; '.join(texts))}."
         for c, texts in marked
         if texts
     ]
@@ -197,6 +201,7 @@ def as_markdown(table: Table, title: str) -> str:
         )
         paired = "yes" if run.paired else f"no: {e(run.why_not)}"
         data = f"{e(record.dataset['name'])} {e(record.dataset['split'])}{made}"
+        data += f" ({e(run.variant)})" if run.variant else ""
         lines.append(
             f"| {e(run.network)} | {data} | {e(record.experiment['recipe'])} | {record.seed} |"
             f" {METRICS[name].label} | {value} | {paired} |"
@@ -232,7 +237,7 @@ def as_latex(table: Table) -> str:
         p_value = wording.p_text(row.p_holm)
         difference = f"{wording.signed(found.difference)} {wording.interval(found.low, found.high)}"
         cells = [
-            e(c.dataset) + (r"$^{\dagger}$" if c.synthetic else ""),
+            e(c.benchmark) + (r"$^{\dagger}$" if c.synthetic else ""),
             e(c.candidate),
             e(row.label) + (r" $\uparrow$" if row.higher_is_better else r" $\downarrow$"),
             _latex_number(wording.number(found.plain)),
@@ -250,7 +255,7 @@ def as_latex(table: Table) -> str:
     if table.synthetic:
         notes.append(r"$^{\dagger}$Synthetic data, which say nothing of the world.")
     notes += [
-        f"Unequal twins ({e(c.candidate)}, {e(c.dataset)}): {e('; '.join(c.pair.unequal))}."
+        f"Unequal twins ({e(c.candidate)}, {e(c.benchmark)}): {e('; '.join(c.pair.unequal))}."
         for c in table.comparisons
         if c.unequal
     ]
@@ -281,7 +286,7 @@ def as_model_index(table: Table) -> str:
             "task": {"type": kinds.get(c.task, c.task), "name": wording.TASKS.get(c.task, c.task)},
             "dataset": {
                 "type": c.pair.candidate[0].dataset["name"],
-                "name": f"{c.dataset}{made}",
+                "name": f"{c.benchmark}{made}",
                 "split": c.pair.candidate[0].dataset["split"],
                 "args": {"images": c.images, "protocol": c.protocol, "seeds": list(c.seeds)},
             },
@@ -297,7 +302,7 @@ def as_model_index(table: Table) -> str:
 def _comparison(c: Comparison) -> dict[str, Any]:
     simple = (
         "key", "task", "dataset", "images", "synthetic", "protocol", "recipe", "plain",
-        "candidate", "seeds", "marks", "unequal", "class_metric", "cost_scope",
+        "candidate", "seeds", "marks", "not_counted", "variant", "unequal", "class_metric", "cost_scope",
     )  # fmt: skip
     return {
         **{name: getattr(c, name) for name in simple},

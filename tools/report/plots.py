@@ -67,7 +67,7 @@ def forest_plot(comparisons: Sequence[Comparison]) -> str | None:
                     bounds = [-bounds[1], -bounds[0]]
                 axes.plot(bounds, [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([row.gain], [place], "o", color=colour, markersize=6)
-            label = f"{comparison.dataset}, {row.label}: {comparison.candidate}"
+            label = f"{comparison.benchmark}, {row.label}: {comparison.candidate}"
             axes.annotate(
                 _short(label, 58), (0, place + 0.25), (0, 0), textcoords="offset points",
                 xycoords=("axes fraction", "data"), fontsize=9,
@@ -193,7 +193,7 @@ def class_plot(comparison: Comparison) -> str | None:
 
 def _spoken(comparison: Comparison) -> str:
     row = comparison.headline
-    return f"{comparison.dataset}: {row.gain:+.2f} points, {row.verdict}"
+    return f"{comparison.benchmark}: {row.gain:+.2f} points, {row.verdict}"
 
 
 def _spoken_classes(rows: Sequence[ClassRow]) -> str:

@@ -9,6 +9,7 @@ from itertools import islice
 from backbones.config import printable
 from tools import statistics
 from tools.experiments.record import Record
+from tools.report.caveats import variants
 from tools.report.comparison import (
     Comparison,
     MetricRow,
@@ -27,8 +28,11 @@ BETTER, WORSE, UNCLEAR = "better", "worse", "no clear difference"
 
 @dataclass(frozen=True)
 class Run:
+    """One run of the report."""
+
     record: Record
     network: str
+    variant: str  # what tells it from others of its network and data
     paired: bool
     why_not: str | None
     references: tuple[ReferenceRow, ...]  # of runs in no pair
@@ -86,6 +90,7 @@ def build_table(
         Run(
             record,
             describe_network(record.backbone),
+            variant,
             id(record) not in why_not,
             why_not.get(id(record)),
             tuple(
@@ -96,8 +101,13 @@ def build_table(
             if id(record) in why_not
             else (),
         )
-        for record in records
+        for record, variant in zip(records, variants(records), strict=True)
     )
+    firsts = [comparison.pair.candidate[0] for comparison in comparisons]
+    comparisons = [
+        replace(comparison, variant=variant)
+        for comparison, variant in zip(comparisons, variants(firsts), strict=True)
+    ]
     return Table(tuple(_corrected(comparisons)), runs, tuple(printable(text) for text in warnings))
 
 

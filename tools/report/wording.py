@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
-from tools.report.comparison import Comparison, MetricRow
+from tools.report.comparison import UNTESTED, Comparison, MetricRow
 from tools.report.table import BETTER, UNCLEAR, WORSE, Table
 
+_MIXED = "better or worse depending on protocol or settings"
 TASKS = {
     "classification": "image classification",
     "scene": "scene classification",
@@ -94,7 +96,7 @@ def verdict_sentence(comparison: Comparison) -> str:
     made = " (synthetic data)" if comparison.synthetic else ""
     bounds = interval(found.low, found.high)
     return (
-        f"{comparison.dataset}{made}: {row.label} {signed(found.difference)}"
+        f"{comparison.benchmark}{made}: {row.label} {signed(found.difference)}"
         f"{' ' + bounds if bounds else ''} points, {row.verdict}, for"
         f" {more(costs['parameters'])} parameters and {more(costs['multiply_adds'])} multiply-adds"
     )
@@ -111,38 +113,65 @@ def candidate_word(table: Table) -> str:
 
 
 def headline(table: Table) -> str:
-    """The report in one sentence."""
-    comparisons = table.comparisons
-    if not comparisons:
+    """The report in one sentence.
+
+    A network on a data set counts once, under however many protocols or settings it was run; runs
+    that say little (near chance, very short) do not count.
+    """
+    counted = [c for c in table.comparisons if not c.not_counted]
+    if not table.comparisons:
         return "No pair of twins to compare."
-    total = len(comparisons)
-    verdicts = [comparison.headline.verdict for comparison in comparisons]
-    counts = {verdict: verdicts.count(verdict) for verdict in (BETTER, WORSE, UNCLEAR)}
-    tested = sum(counts.values())
+    left_out = len(table.comparisons) - len(counted)
+    if not counted:
+        return f"{_pairs(left_out)} of twins, near chance or hardly trained: nothing to compare."
+    benchmarks: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for c in counted:
+        key = (c.task, c.dataset, c.synthetic, c.candidate, c.plain)
+        benchmarks[key].append(c.headline.verdict)
+    verdicts = [_together(found) for found in benchmarks.values()]
+    total = len(verdicts)
+    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    tested = total - counts.get(UNTESTED, 0)
     if tested == 0:
-        return f"{total} pair{'s' if total > 1 else ''} of twins, none of them tested."
-    candidates = {comparison.candidate for comparison in comparisons}
-    plains = {comparison.plain for comparison in comparisons}
+        return f"{_pairs(len(counted))} of twins, none of them tested."
+    candidates = {comparison.candidate for comparison in counted}
+    plains = {comparison.plain for comparison in counted}
     who = candidates.pop() if len(candidates) == 1 else f"the {candidate_word(table)} network"
     than = plains.pop() if len(plains) == 1 else "its plain twin"
     # Several candidates on one benchmark are as many comparisons.
-    several = len({(c.task, c.dataset) for c in comparisons}) < total
+    several = len({(c.task, c.dataset) for c in counted}) < total
     noun = "comparisons" if several else "benchmarks"
     parts = []
     for verdict, said in ((BETTER, f"better than {than}"), (WORSE, "worse")):
-        if counts[verdict]:
+        if counts.get(verdict):
             parts.append(f"{said} on {_of(counts[verdict], total, noun)}")
-    if not parts:
+    if not parts and not counts.get(_MIXED):
         on = f"any of the {total} {noun}" if total > 1 else "the one benchmark"
         parts.append(f"neither clearly better nor clearly worse than {than} on {on}")
-    elif counts[UNCLEAR]:
+    elif counts.get(UNCLEAR):
         parts.append(f"without a clear difference on {counts[UNCLEAR]}")
+    if counts.get(_MIXED):
+        parts.append(f"{_MIXED} on {_of(counts[_MIXED], total, noun)}")
     if tested < total:
         parts.append(f"not tested on {total - tested}")
     sentence = f"{who} is {', '.join(parts)}."
-    if all(comparison.synthetic for comparison in comparisons):
-        return f"On synthetic data: {sentence}"
-    return f"T{sentence[1:]}" if sentence.startswith("the ") else sentence
+    if all(comparison.synthetic for comparison in counted):
+        sentence = f"On synthetic data: {sentence}"
+    elif sentence.startswith("the "):
+        sentence = f"T{sentence[1:]}"
+    if left_out:
+        sentence += f" Not counted: {_pairs(left_out)}, near chance or hardly trained."
+    return sentence
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'s' if count > 1 else ''}"
+
+
+def _together(verdicts: list[str]) -> str:
+    """One verdict of a network on a data set that was run in several ways."""
+    different = set(verdicts) - {UNTESTED} or {UNTESTED}
+    return different.pop() if len(different) == 1 else _MIXED
 
 
 def _of(found: int, total: int, noun: str) -> str:
@@ -152,8 +181,9 @@ def _of(found: int, total: int, noun: str) -> str:
 
 
 def lede(table: Table) -> str | None:
-    """The numbers of the clearest difference: the smallest p-value."""
-    tested = [c for c in table.comparisons if c.headline.p_holm is not None]
+    """The numbers of the clearest difference that counts: the smallest p-value."""
+    counted = [c for c in table.comparisons if not c.not_counted]
+    tested = [c for c in counted if c.headline.p_holm is not None]
     if not tested:
         return None
     return verdict_sentence(min(tested, key=lambda c: c.headline.difference.p_value))
