@@ -1,11 +1,13 @@
-"""Checkpoints: written whole with their own SHA-256, and read without running anything in them."""
+"""Checkpoints, written whole with their SHA-256 and read without running anything, and what asks for one."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -82,3 +84,26 @@ def _verify(path: Path) -> None:
         raise ValueError("it lacks its checksum")
     if comment != _MARK + sha256(path, size).encode():
         raise ValueError("its checksum is wrong")
+
+
+class StopRequest:
+    """While entered, SIGTERM and Ctrl-C are noted in `asked` instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = signal.Signals(number).name
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # only the main thread may set handlers; elsewhere none is needed
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import signal
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -94,26 +92,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class StopRequest:
-    """While entered, SIGTERM and Ctrl-C are noted in `asked` instead of ending the process."""
-
-    def __init__(self) -> None:
-        self.asked: str | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = signal.Signals(number).name
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # only the main thread may set handlers; elsewhere none is needed
-                break
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from backbones import InputFormat
+from backbones.checkpoint import StopRequest
 from backbones.files import CHECKPOINT
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
-    StopRequest,
     TrainingState,
     capture_random_state,
     restore_random_state,

@@ -86,6 +86,7 @@ class Stages(DetectorBackbone):
                 for module in modules:
                     module.requires_grad_(False)
         self._started = False
+        self.register_load_state_dict_pre_hook(_require_every_tensor)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map pictures (N, 3, H, W) to {name: (N, channels, H / stride, W / stride)}."""
@@ -225,6 +226,12 @@ def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
             f"backbone {name}: has no dilated or deformable convolutions; leave "
             "MODEL.RESNETS.RES5_DILATION at 1 and DEFORM_ON_PER_STAGE all False"
         )
+    if cfg.MODEL.WEIGHTS.endswith(".safetensors"):
+        raise ValueError(
+            f"MODEL.WEIGHTS={cfg.MODEL.WEIGHTS}: Detectron2 reads no safetensors; a network of this "
+            "suite goes there by detection.use_weights(cfg, FILE), a whole detector is loaded by "
+            "detection.load_detector(FILE)"
+        )
     node = cfg.MODEL.get("SEBENCH") or {}
     options = dict(node.get("OPTIONS") or {})
     if not resnets.STRIDE_IN_1X1:  # True is the default and says nothing
@@ -298,6 +305,26 @@ def _converted(batch_norm: nn.BatchNorm2d, norm: str, name: str) -> nn.Module:
             )
         return nn.GroupNorm(GROUPS, channels)
     return batch_norm
+
+
+def _require_every_tensor(backbone: Stages, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a state dict that holds the backbone in part or under other names.
+
+    Detectron2's checkpointer loads what it can match of MODEL.WEIGHTS and warns of the rest: the
+    detector would train from random weights, or from some layers of a network without its norms.
+    """
+    wanted = [prefix + name for name in backbone.state_dict() if not name.endswith(_COUNTER)]
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise ValueError(
+            f"these weights hold {len(wanted) - len(missing)} of the {len(wanted)} tensors of the "
+            f"backbone under the detector's names (not {missing[0]}, ...): let the backbone start "
+            "from them by detection.use_weights(cfg, FILE), which sets MODEL.SEBENCH.WEIGHTS, and "
+            "leave MODEL.WEIGHTS empty"
+        )
+
+
+_COUNTER = "num_batches_tracked"  # of norms; Detectron2's files leave it out
 
 
 def _refuse_untrained_frozen_norms(stages: Backbone) -> None:

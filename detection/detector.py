@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -19,33 +21,14 @@ from backbones import (
     load_weights,
     read_weights,
 )
-from backbones.config import flatten
+from backbones.config import flatten, unknown
+from backbones.device import choose_device
 from backbones.weights.files import file_sha256, read_state, save_state
 
-from .backbone import check_input_format
-from .config import DetectionConfig, DetectorSettings, build_cfg
+from .backbone import add_sebench_config, check_input_format, register_backbones
+from .config import KEYS, Build, DetectionConfig, DetectorSettings
 
 FORMAT = "sebench-detector"
-
-
-def choose_device(wish: str, local_rank: int = 0) -> torch.device:
-    """Turn 'auto', 'cpu', 'cuda', 'cuda:1', ... into a device that is there.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wish == "auto":
-        wish = "cuda" if found else "cpu"
-    kind, _, index = wish.partition(":")
-    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
-        raise ValueError(f"device={wish!r}: choose auto, cpu, cuda or cuda:N")
-    if kind == "cpu":
-        return torch.device("cpu")
-    device = torch.device("cuda", int(index) if index else local_rank)
-    if device.index >= found:
-        raise ValueError(f"device={wish}: this machine has {found} CUDA devices; device=cpu works")
-    return device
 
 
 def choose_input_format(config: DetectionConfig) -> InputFormat:
@@ -66,6 +49,58 @@ def choose_input_format(config: DetectionConfig) -> InputFormat:
     if known is not None:
         check_input_format(given, known, weights)
     return given
+
+
+def build_cfg(build: Build) -> CfgNode:
+    """Detectron2's config node; the backbone it names is registered.
+
+    Raises:
+        ValueError: `detectron2` holds an unknown key or a value of another type; or something asks
+            for operators that this Detectron2 was installed without.
+    """
+    register_backbones()
+    cfg = get_cfg()
+    add_sebench_config(cfg)
+    zoo = resources.files("detectron2") / "model_zoo" / "configs"
+    cfg.merge_from_file(str(zoo / build.architecture.base))
+    for key, (_, value_of) in KEYS.items():
+        path, _, name = key.rpartition(".")
+        node = functools.reduce(getattr, path.split("."), cfg) if path else cfg
+        value = value_of(build)
+        node[name] = CfgNode(value, new_allowed=True) if isinstance(value, dict) else value
+    known = flatten(cfg)
+    for key, value in flatten(build.config.detectron2).items():
+        if key not in known:
+            raise ValueError(f"detectron2: {unknown('key of Detectron2', key, known)}")
+        try:
+            cfg.merge_from_list([key, value])
+        except ValueError as error:
+            raise ValueError(
+                f"detectron2.{key}={value!r}: Detectron2 wants a {type(known[key]).__name__}, "
+                f"as in {known[key]!r}"
+            ) from error
+    _check_operators(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _check_operators(cfg: CfgNode) -> None:
+    """Refuse what only a compiled Detectron2 has; NMS and ROIAlign are torchvision's."""
+    asked = [
+        key
+        for key, value in flatten(cfg).items()
+        if (isinstance(value, str) and ("Rotated" in value or value in ("RRPN", "RROIHeads")))
+        or (key == "MODEL.RESNETS.DEFORM_ON_PER_STAGE" and any(value))
+    ]
+    if not asked:
+        return
+    try:
+        import detectron2._C  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"detectron2.{asked[0]}: rotated boxes and deformable convolutions need Detectron2's "
+            "compiled operators, which this installation lacks; build Detectron2 from source"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -129,12 +164,7 @@ def load_detector(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     )
     names, ids = metadata["class_names"], metadata["category_ids"]
-    cfg = build_cfg(
-        config,
-        num_classes=len(names),
-        input_format=input_format,
-        device=str(choose_device(device)),
-    )
+    cfg = build_cfg(Build(config, len(names), input_format, str(choose_device(device))))
     model = build_model(cfg).eval()
     try:
         model.load_state_dict(tensors)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from backbones import BackboneSettings, InputFormat
 
-from .config import DetectionConfig, build_cfg
+from .config import Build, DetectionConfig
+from .detector import build_cfg
 
 SIZE = (800, 1088)  # of the pictures: 4:3 at COCO's usual size, padded for the pyramid
 
@@ -24,7 +25,7 @@ SIZE = (800, 1088)  # of the pictures: 4:3 at COCO's usual size, padded for the 
 def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
     """Faster R-CNN on a backbone of this suite, as it is trained, random weights."""
     config = DetectionConfig(backbone=BackboneSettings(backbone))
-    cfg = build_cfg(config, num_classes=80, input_format=InputFormat(), device=device)
+    cfg = build_cfg(Build(config, 80, InputFormat(), device))
     torch.manual_seed(0)
     return build_model(cfg), cfg
 

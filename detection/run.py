@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -31,15 +31,18 @@ from backbones import (
     load_user_module,
     prepare_for_inference,
 )
+from backbones.config import printable
+from backbones.device import choose_device, peak_memory
+from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS
 from backbones.weights.load import fit_backbone
 
 from .backbone import Stages, build_stages
-from .coco import CocoData, load_coco, register_dataset
-from .config import DetectionConfig, build_cfg, reader_processes, resolve_schedule
+from .coco import CocoData, CocoPart, load_coco, register_dataset
+from .config import Build, DetectionConfig, reader_processes, resolve_schedule
 from .detector import (
     FORMAT,
     Detector,
-    choose_device,
+    build_cfg,
     choose_input_format,
     describe_initial,
     is_detector,
@@ -49,11 +52,11 @@ from .detector import (
     trunk_input_size,
 )
 from .evaluate import detect, write_detections
-from .train import CURVE, train_detector
+from .train import train_detector
 
 logger = logging.getLogger("detectron2.sebench")
 
-WEIGHTS, DETECTIONS, LOG = "weights.safetensors", "detections.json", "log.txt"
+_STRIDE = 32  # of res5
 
 
 def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
@@ -122,14 +125,15 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
         # The file of the detector names every option its backbone was built with.
         config = replace(config, backbone=fit_backbone(config.backbone))
         input_format = choose_input_format(config)
-        cfg = build_cfg(
+        build = Build(
             config,
             num_classes=len(data.class_names),
             input_format=input_format,
             device=str(device),
             weights=config.backbone.weights,
-            train_datasets=[register_dataset(part) for part in data.train],
+            train_datasets=tuple(register_dataset(part) for part in data.train),
         )
+        cfg = build_cfg(build)
         torch.manual_seed(config.seed)
         model = build_model(cfg)
         detector = Detector(model, cfg, data.class_names, data.category_ids, input_format)
@@ -146,7 +150,7 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
                 return {}
             return {name: found.scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
 
-        timing = train_detector(config, cfg, model, directory, resume, validate)
+        timing = train_detector(config, cfg, model, directory, resume, data.sha256(), validate)
         initial = describe_initial(config)
         origin = {"path": WEIGHTS, "format": FORMAT, "sha256": None, "initial": initial}
         if comm.is_main_process():
@@ -199,7 +203,7 @@ def _evaluate(
             **times,
             "evaluate_seconds": found.seconds,
             "evaluate_images_per_second": found.images / found.seconds,
-            "peak_memory_bytes": _peak_memory(detector.cfg.MODEL.DEVICE),
+            "peak_memory_bytes": peak_memory(torch.device(detector.cfg.MODEL.DEVICE)),
         },
         "cost": _describe_cost(config, detector),
     }
@@ -227,7 +231,29 @@ def _check(config: DetectionConfig, training: bool) -> CocoData:
             "backbone.weights is missing: evaluation needs the weights.safetensors that `sebench "
             "train detection` wrote"
         )
-    return load_coco(config.data, ("train", "val") if training else ("val",))
+    data = load_coco(config.data, ("train", "val") if training else ("val",))
+    settings = config.evaluate
+    sizes = settings.tta_sizes if settings.tta else [settings.min_size]
+    _check_sizes(data.val, min(sizes), settings.max_size, "evaluate")
+    for part in data.train:
+        _check_sizes(part, min(config.train.min_size), config.train.max_size, "train")
+    return data
+
+
+def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:
+    """Refuse images of which resizing would leave nothing."""
+    sizes = part.annotations.sizes
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    left = short * np.minimum(shorter / short, longer / long)  # pixels, before rounding
+    gone = np.flatnonzero(left < 0.5)
+    if gone.size:
+        width, height = sizes[gone[0]]
+        raise ValueError(
+            f"{part.annotations.path}: {printable(part.annotations.file_names[gone[0]])} has "
+            f"{width} x {height} pixels, of which {group}.max_size={longer} leaves none of the "
+            f"shorter side ({len(gone)} such images); leave them out of the file, or set "
+            f"{group}.max_size higher"
+        )
 
 
 def _check_training(config: DetectionConfig, device: torch.device) -> None:
@@ -249,11 +275,18 @@ def _check_training(config: DetectionConfig, device: torch.device) -> None:
         raise ValueError(
             f"train.batch_size={train.batch_size} does not divide among {processes} processes"
         )
+    smallest = min(*train.min_size, train.max_size)
+    if train.batch_size == processes and detector.norm == "BN" and smallest <= _STRIDE:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} with train.min_size={smallest}: res5 of one image "
+            f"a process may be a single pixel, of which detector.norm=BN has no statistics; give "
+            f"images above {_STRIDE} pixels, more of them, or another norm"
+        )
     if train.precision != "float32" and device.type == "cpu":
         raise ValueError(f"train.precision={train.precision}: needs a CUDA device; use float32")
     # Options, norms, input format and weights that do not fit show here.
     input_format = choose_input_format(config)
-    build_cfg(config, num_classes=1, input_format=input_format)
+    build_cfg(Build(config, 1, input_format))
     with torch.random.fork_rng(devices=[]):
         build_stages(
             backbone.name,
@@ -325,12 +358,6 @@ def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any
         "scope": "parameters of the whole detector that are learned; multiply-adds and latency of "
         "the backbone",
     }
-
-
-def _peak_memory(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # Surroundings --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,29 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    TensorboardXWriter,
-    get_event_storage,
-)
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import DetectionConfig, reader_processes
+from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
+from backbones.files import CHECKPOINT, CURVE, write_whole
+
+from .config import DetectionConfig, TrainSettings, reader_processes
 
 logger = logging.getLogger("detectron2.sebench")
-
-CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
 
 
 def train_detector(
@@ -50,59 +45,65 @@ def train_detector(
     model: nn.Module,
     directory: Path,
     resume: bool,
+    dataset: str,
     validate: Callable[[], dict[str, float | None]],
 ) -> dict[str, float]:
     """Train `model` in place, in every process of the run.
 
     Args:
+        resume: go on from the checkpoint in `directory`, if there is one.
+        dataset: SHA-256 of the annotations, which a checkpoint must share.
         validate: metrics of the model as it is, for the curve; called in every process.
+
     Returns:
         {seconds, images_per_second}, of all parts of a resumed run together.
+
     Raises:
         ValueError: the loss is not finite (iteration and learning rate are named), or the
-            checkpoint to go on from is damaged or of another model.
+            checkpoint to go on from is damaged or of another model or data set.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint is saved.
     """
     records = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+    trainer = _build_trainer(config, cfg, model)
+    optimizer = trainer.optimizer
+    clock = _Clock(config.train.batch_size)
+    curve = _Curve(directory / CURVE, config.train, len(records), validate, cfg.TEST.EVAL_PERIOD)
+    schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
+    trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), clock, schedule])
+    trainer.register_hooks([*_reporting_hooks(config, cfg, directory), curve])
+    path = directory / CHECKPOINT
+    # A stop between the last checkpoint and the evaluation leaves nothing to train.
+    start = _load_state(path, model, trainer, dataset) if resume and path.is_file() else 0
+    trainer.data_loader = _build_loader(config, cfg, records, start)
+    with StopRequest() as stop:
+        # Last, so that a checkpoint holds all that its iteration did.
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        trainer.register_hooks([_Checkpoints(path, model, dataset, period, stop)])
+        try:
+            trainer.train(start, cfg.SOLVER.MAX_ITER)
+        except FloatingPointError as error:
+            raise ValueError(
+                f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
+                f"{optimizer.param_groups[0]['lr']:g}; lower train.lr, warm up longer "
+                "(train.warmup_iterations) or set train.clip_grad"
+            ) from error
+    return {"seconds": clock.seconds, "images_per_second": clock.images_per_second}
+
+
+def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> SimpleTrainer:
     optimizer = build_optimizer(cfg, model)
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     parallel = create_ddp_model(
         model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
     )
     if config.train.precision == "float32":
-        trainer = SimpleTrainer(parallel, None, optimizer)
-    else:
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
-        # bfloat16 has float32's range: nothing to scale.
-        scaler = torch.amp.GradScaler("cuda", enabled=precision == torch.float16)
-        trainer = AMPTrainer(parallel, None, optimizer, precision=precision, grad_scaler=scaler)
-
-    clock = _Clock(config.train.batch_size)
-    checkpointer = _WholeCheckpointer(model, str(directory), trainer=trainer)
-    schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
-    trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), clock, schedule])
-    start = 0
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("", resume=True)
-        start = trainer.iter + 1
-    # A stop between the last checkpoint and the evaluation leaves nothing to train.
-    start = min(start, cfg.SOLVER.MAX_ITER)
-    trainer.data_loader = _build_loader(config, cfg, records, start)
-    trainer.register_hooks(_reporting_hooks(config, cfg, directory, start, len(records), validate))
-    if comm.is_main_process():
-        period = cfg.SOLVER.CHECKPOINT_PERIOD
-        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, period)])
-
-    try:
-        trainer.train(start, cfg.SOLVER.MAX_ITER)
-    except FloatingPointError as error:
-        raise ValueError(
-            f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
-            f"{optimizer.param_groups[0]['lr']:g}; lower train.lr, warm up longer "
-            "(train.warmup_iterations) or set train.clip_grad"
-        ) from error
-    return {"seconds": clock.seconds, "images_per_second": clock.images_per_second}
+        return SimpleTrainer(parallel, None, optimizer)
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
+    # bfloat16 has float32's range: nothing to scale.
+    scaler = torch.amp.GradScaler("cuda", enabled=precision == torch.float16)
+    return AMPTrainer(parallel, None, optimizer, precision=precision, grad_scaler=scaler)
 
 
 # Data ----------------------------------------------------------------------------------------------
@@ -221,73 +222,66 @@ class _Clock(HookBase):
         self.seconds, self._steps = state["seconds"], int(state["steps"])
 
 
-class _WholeCheckpointer(DetectionCheckpointer):
-    """One `checkpoint.pt`, written whole or not at all, loaded strictly and without running code."""
+class _Curve(HookBase):
+    """curve.jsonl: every `log_every` iterations their mean loss, and validation's points.
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        if not self.save_to_disk:
+    What the file lacks yet is part of a checkpoint, so that a resumed run's curve is that of an
+    uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: TrainSettings,
+        images: int,
+        validate: Callable[[], dict[str, float | None]],
+        validate_every: int,
+    ) -> None:
+        self._path, self._images = path, images
+        self._batch_size, self._every = settings.batch_size, settings.log_every
+        self._validate, self._validate_every = validate, validate_every
+        self._losses: list[float] = []  # since the last point
+        self._seconds: list[float] = []  # where known: not of the first iterations
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            _cut_curve(self._path, self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
+        if comm.is_main_process():
+            self._note(step, ends)
+        if self._validate_every and step % self._validate_every == 0 and not ends:
+            metrics = self._validate()
+            if comm.is_main_process():
+                points = {f"val_{name}": value for name, value in metrics.items()}
+                self._append(step, points)
+                known = {name: value for name, value in points.items() if value is not None}
+                self.trainer.storage.put_scalars(**known, smoothing_hint=False)
+            comm.synchronize()  # or the others would wait for rank 0 within the next iteration
+
+    def _note(self, step: int, ends: bool) -> None:
+        latest = self.trainer.storage.latest()
+        self._losses.append(latest["total_loss"][0])
+        if "time" in latest:
+            self._seconds.append(latest["time"][0])
+        if step % self._every and not ends:
             return
-        state = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        path = Path(self.get_checkpoint_file())
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            torch.save({"model": self.model.state_dict(), **state, **kwargs}, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        rate = self._batch_size / float(np.mean(self._seconds)) if self._seconds else None
+        values = {"lr": latest["lr"][0], "loss": float(np.mean(self._losses))}
+        self._append(step, {**values, "images_per_second": rate})
+        self._losses, self._seconds = [], []
 
-    def get_checkpoint_file(self) -> str:
-        return str(Path(self.save_dir) / CHECKPOINT)
-
-    def has_checkpoint(self) -> bool:
-        return Path(self.get_checkpoint_file()).is_file()
-
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises what it likes for a damaged file
-            raise ValueError(
-                f"{f} is not a whole checkpoint ({str(error).splitlines()[0]}); start anew without "
-                "--resume, in another directory"
-            ) from error
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        wrong = super()._load_model(checkpoint)
-        if wrong.missing_keys or wrong.unexpected_keys or wrong.incorrect_shapes:
-            first = [*wrong.missing_keys, *wrong.unexpected_keys, *wrong.incorrect_shapes][0]
-            raise ValueError(f"{self.get_checkpoint_file()} is of another model (e.g. {first})")
-        return wrong
-
-
-class _CurveWriter(EventWriter):
-    """curve.jsonl: a line each time, of the mean since the last."""
-
-    def __init__(self, path: Path, batch_size: int, images: int, start: int) -> None:
-        self._path, self._batch_size, self._images = path, batch_size, images
-        self._written = start
-        _cut_curve(path, start)
-
-    def write(self) -> None:
-        storage = get_event_storage()
-        if "total_loss" not in storage.latest():
-            return
-        step = storage.latest()["total_loss"][1] + 1
-        passed = step - self._written
-        if not passed:
-            return
-        seconds = storage.history("time").avg(passed) if "time" in storage.latest() else None
-        self.append(
-            step,
-            lr=storage.history("lr").latest(),
-            loss=float(storage.history("total_loss").avg(passed)),
-            images_per_second=self._batch_size / seconds if seconds else None,
-        )
-        self._written = step
-
-    def append(self, step: int, **values: float | None) -> None:
+    def _append(self, step: int, values: dict[str, float | None]) -> None:
         row = {"step": step, "epoch": step * self._batch_size / self._images, **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {"losses": self._losses, "seconds": self._seconds}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self._losses, self._seconds = list(state["losses"]), list(state["seconds"])
 
 
 def _cut_curve(path: Path, start: int) -> None:
@@ -300,9 +294,62 @@ def _cut_curve(path: Path, start: int) -> None:
             break  # a kill may have cut the last line
         if row["step"] <= start:
             kept.append(line + "\n")
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(kept))
+
+
+class _Checkpoints(HookBase):
+    """checkpoint.pt: at times, at the end, and when the run is asked to stop."""
+
+    def __init__(
+        self, path: Path, model: nn.Module, dataset: str, period: int, stop: StopRequest
+    ) -> None:
+        self._path, self._model, self._dataset = path, model, dataset
+        self._period, self._stop = period, stop
+
+    def after_step(self) -> None:
+        step, steps = self.trainer.iter + 1, self.trainer.max_iter
+        stopped = self._is_asked() and step < steps
+        if comm.is_main_process() and (stopped or step % self._period == 0 or step == steps):
+            state = {"model": self._model.state_dict(), "trainer": self.trainer.state_dict()}
+            save_checkpoint({"step": step, "dataset": self._dataset, **state}, self._path)
+        if stopped:
+            comm.synchronize()
+            raise KeyboardInterrupt(
+                f"stopped by {self._stop.asked or 'another process'} after iteration {step} of "
+                f"{steps}; {self._path} is saved, --resume goes on from it"
+            )
+
+    def _is_asked(self) -> bool:
+        """Whether any process was asked: all stop after the same iteration."""
+        asked = self._stop.asked is not None
+        if comm.get_world_size() == 1:
+            return asked
+        device = next(self._model.parameters()).device
+        flag = torch.tensor(float(asked), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def _load_state(path: Path, model: nn.Module, trainer: SimpleTrainer, dataset: str) -> int:
+    """Take over what `_Checkpoints` wrote. Returns the iterations that are done."""
+    state = load_checkpoint(path)
+    kinds = {"step": int, "dataset": str, "model": dict, "trainer": dict}
+    if not isinstance(state, dict) or any(
+        not isinstance(state.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise ValueError(
+            f"{path} is no checkpoint of detection, or one of another version; remove it to train "
+            "from the start"
+        )
+    if state["dataset"] != dataset:
+        raise ValueError(f"{path} was made with other annotations than this run has")
+    try:
+        model.load_state_dict(state["model"])
+        trainer.load_state_dict(state["trainer"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is of another model, or damaged: {reason}") from None
+    return state["step"]
 
 
 class _ProgressBar(HookBase):
@@ -336,32 +383,13 @@ class _ProgressBar(HookBase):
         self._bar.stop()
 
 
-def _reporting_hooks(
-    config: DetectionConfig,
-    cfg: CfgNode,
-    directory: Path,
-    start: int,
-    images: int,
-    validate: Callable[[], dict[str, float | None]],
-) -> list[HookBase]:
-    main = comm.is_main_process()
-    curve = None
-    if main:
-        curve = _CurveWriter(directory / CURVE, config.train.batch_size, images, start)
-
-    def point_of_the_curve() -> dict[str, float]:
-        metrics = {f"val_{name}": value for name, value in validate().items()}
-        if curve is not None:
-            curve.append(get_event_storage().iter + 1, **metrics)
-        return {name: value for name, value in metrics.items() if value is not None}
-
-    found: list[HookBase] = []
-    if main:
-        writers: list[EventWriter] = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), curve]
-        if config.train.tensorboard:
-            writers.append(TensorboardXWriter(str(directory / "tensorboard")))
-        found += [_ProgressBar(config.train.batch_size)]
-        found += [hooks.PeriodicWriter(writers, period=config.train.log_every)]
-    # The door evaluates the last iteration.
-    found += [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, point_of_the_curve, eval_after_train=False)]
-    return found
+def _reporting_hooks(config: DetectionConfig, cfg: CfgNode, directory: Path) -> list[HookBase]:
+    if not comm.is_main_process():
+        return []
+    writers: list[EventWriter] = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER)]
+    if config.train.tensorboard:
+        writers.append(TensorboardXWriter(str(directory / "tensorboard")))
+    return [
+        _ProgressBar(config.train.batch_size),
+        hooks.PeriodicWriter(writers, period=config.train.log_every),
+    ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2 import model_zoo, modeling
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_model
@@ -20,6 +21,7 @@ from backbones import (
     build_network,
     save_weights,
 )
+from backbones.weights.convert import convert_weights
 from detection import add_sebench_config, build_stages, register_backbones, use_weights
 from detection.backbone import _convert_norms
 
@@ -228,6 +230,56 @@ def test_training_from_scratch_with_frozen_norms_is_refused(weights):
         scratch(pictures)
     scratch.eval()(pictures)
     build_stages("se_resnet_tiny", norm="FrozenBN", weights=weights).train()(pictures)
+
+
+def tiny_detector(**model):
+    cfg = foreign_cfg("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", TINY.replace("_b", "_fpn_b"))
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.update(model)
+    return cfg
+
+
+def stages_of(model):
+    return model.backbone.bottom_up.stages.state_dict()
+
+
+def test_use_weights_puts_every_tensor_into_a_detector_of_detectron2(trained, weights):
+    cfg = tiny_detector()
+    use_weights(cfg, weights)
+    found = stages_of(build_model(cfg))
+    expected = trained.backbone.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["pth", "pth under model", "pkl of Detectron2", "safetensors"])
+def test_model_weights_loads_every_tensor_of_a_backbone_or_is_an_error(
+    trained, weights, tmp_path, kind
+):
+    """Detectron2's checkpointer alone would load nothing, or some convolutions, and warn."""
+    path = tmp_path / f"given.{kind.split()[0]}"
+    state = trained.state_dict()
+    if kind == "pkl of Detectron2":
+        convert_weights(weights, "detectron2", path)
+    elif kind == "safetensors":
+        path = weights
+    else:
+        torch.save({"model": state} if "under" in kind else state, path)
+    cfg = tiny_detector(WEIGHTS=str(path))
+    with pytest.raises(ValueError, match=r"detection\.use_weights\(cfg, FILE\)"):
+        DetectionCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+
+
+def test_a_checkpoint_of_the_same_detector_loads_by_model_weights(weights, tmp_path):
+    cfg = tiny_detector()
+    use_weights(cfg, weights)
+    model = build_model(cfg)
+    DetectionCheckpointer(model, str(tmp_path)).save("model_final")
+    cfg = tiny_detector(WEIGHTS=str(tmp_path / "model_final.pth"))
+    again = build_model(cfg)
+    DetectionCheckpointer(again).load(cfg.MODEL.WEIGHTS)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
 
 
 def test_rgb_weights_in_a_bgr_detector_are_refused(weights):

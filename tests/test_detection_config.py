@@ -1,22 +1,27 @@
 """Settings of detection: schedules by hand, Detectron2's keys, the recipes."""
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.config import get_cfg
 
 from backbones import BackboneSettings, InputFormat
+from backbones.config import flatten
 from detection.config import (
+    KEYS,
+    Build,
     DetectionConfig,
     DetectorSettings,
     EvaluateSettings,
     InputSettings,
     Schedule,
     TrainSettings,
-    build_cfg,
     resolve_schedule,
 )
+from detection.detector import build_cfg
 
 RECIPES = sorted((Path(__file__).parent.parent / "detection" / "recipes").glob("*.yaml"))
 
@@ -27,7 +32,11 @@ def schedule(architecture="faster_rcnn", **train):
 
 
 def node(**changes):
-    return build_cfg(DetectionConfig(**changes), num_classes=80, input_format=InputFormat())
+    return build_cfg(Build(DetectionConfig(**changes), 80, InputFormat()))
+
+
+def model_zoo_config(name):
+    return str(resources.files("detectron2") / "model_zoo" / "configs" / name)
 
 
 def config_of(recipe):
@@ -121,9 +130,58 @@ def test_keys_that_detectron2_lacks_or_cannot_run_are_refused(keys, message):
         node(detectron2=keys)
 
 
+def test_every_key_that_our_settings_decide_is_refused_with_the_setting_that_does():
+    """Whatever `build_cfg` changes of Detectron2's defaults and its base configs is ours."""
+    plain = {}
+    for architecture in ("faster_rcnn", "retinanet"):
+        build = Build(
+            DetectionConfig(
+                detector=DetectorSettings(architecture=architecture, norm="BN", fpn_channels=64),
+                train=TrainSettings(precision="bf16", clip_grad=3.0, batch_size=8, flip=False),
+                evaluate=EvaluateSettings(tta=True, every=7, tta_sizes=[5000]),
+                seed=5,
+            ),
+            7,
+            InputFormat("BGR", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
+            train_datasets=("mine",),
+        )
+        base = get_cfg()
+        base.merge_from_file(model_zoo_config(build.architecture.base))
+        plain = flatten(base)
+        built = flatten(build_cfg(build))
+        changed = {key for key in built if built[key] != plain.get(key)}
+        assert len(changed) > 30
+        for key in changed:
+            with pytest.raises(ValueError, match=r"set [a-z_.-]+ instead"):
+                DetectionConfig(detectron2={key: built[key]})
+    with pytest.raises(ValueError, match=r"set train\.precision instead"):
+        DetectionConfig(detectron2={"SOLVER": {"AMP": {"ENABLED": True}}})
+    with pytest.raises(ValueError, match=r"set backbone\.options instead"):
+        DetectionConfig(detectron2={"MODEL.SEBENCH.OPTIONS.reduction": 2})
+    assert set(KEYS) - set(plain) == {
+        "MODEL.SEBENCH.NAME",
+        "MODEL.SEBENCH.OPTIONS",
+        "MODEL.SEBENCH.WEIGHTS",
+        "MODEL.SEBENCH.ALLOW_MISSING",
+    }
+
+
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "DATALOADER.SAMPLER_TRAIN", "CUDNN_BENCHMARK"])
+def test_keys_that_would_do_nothing_are_refused(key):
+    with pytest.raises(ValueError, match=f"{key} would do nothing: "):
+        DetectionConfig(detectron2={key: True})
+
+
+def test_detectrons_biases_learn_twice_as_fast_and_do_not_decay():
+    (recipe,) = [path for path in RECIPES if path.stem == "detectron-2x"]
+    solver = build_cfg(Build(config_of(recipe), 80, InputFormat())).SOLVER
+    assert (solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS) == (2.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda: schedule(iterations=60, warmup_iterations=500), "less than the 60 iterations"),
         (lambda: DetectorSettings(norm="FrozenBatchNorm"), "did you mean 'FrozenBN'"),
         (lambda: DetectorSettings(freeze_at=6), "detector.freeze_at=6: must be at most 5"),
         (lambda: InputSettings(channel_order="GBR"), "choose from RGB, BGR"),
@@ -147,7 +205,7 @@ def test_every_recipe_opens_with_its_source_and_becomes_a_detectron2_config(reci
     assert "# Source:" in text
     assert f"--recipe {recipe.stem}" in text
     config = config_of(recipe)
-    cfg = build_cfg(config, num_classes=80, input_format=InputFormat())
+    cfg = build_cfg(Build(config, 80, InputFormat()))
     assert resolve_schedule(config).iterations == cfg.SOLVER.MAX_ITER
 
 

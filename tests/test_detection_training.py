@@ -1,6 +1,7 @@
 """Training, stopping, going on and evaluating a real, tiny Faster R-CNN on drawn shapes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,20 +10,22 @@ import pytest
 import torch
 import yaml
 from detectron2.modeling import build_model
+from PIL import Image
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
 from detection import load_detector, run, score_results
 from detection.coco import load_coco
 from detection.config import (
+    Build,
     DataSettings,
     DetectionConfig,
     DetectorSettings,
     EvaluateSettings,
     InputSettings,
     TrainSettings,
-    build_cfg,
 )
+from detection.detector import build_cfg
 from detection.evaluate import detect
 from detection.train import _SeededBatches
 from tools import sample_data
@@ -151,7 +154,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curve(trained, config, tmp
 def test_a_damaged_checkpoint_is_refused(trained, config, tmp_path):
     content = (trained[0] / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         run.train(config, tmp_path, resume=True)
 
 
@@ -179,7 +182,7 @@ def test_a_detector_starts_from_classification_weights_in_their_input_format(
     config = replace(
         config,
         backbone=replace(settings, weights=str(path)),
-        train=replace(config.train, iterations=1),
+        train=replace(config.train, iterations=1, warmup_iterations=0),
         detector=replace(config.detector, norm="FrozenBN", freeze_at=5),
     )
     for module in network.backbone.modules():
@@ -204,7 +207,7 @@ def test_retinanet_trains_and_detects(config, tmp_path):
     small = replace(
         config,
         detector=replace(config.detector, architecture="retinanet"),
-        train=replace(config.train, iterations=1),
+        train=replace(config.train, iterations=1, warmup_iterations=0),
         detectron2={},
     )
     assert run.train(small, tmp_path)["metrics"]["AP"] is not None
@@ -213,7 +216,7 @@ def test_retinanet_trains_and_detects(config, tmp_path):
 def test_the_rewritten_backbone_finds_the_same_boxes(trained, config, coco):
     frozen = replace(config, detector=DetectorSettings(fpn_channels=32, freeze_at=3))
     torch.manual_seed(0)
-    cfg = build_cfg(frozen, num_classes=3, input_format=InputFormat())
+    cfg = build_cfg(Build(frozen, 3, InputFormat()))
     detector, _ = load_detector(trained[0] / "weights.safetensors", config, "cpu")
     part = load_coco(frozen.data, ("val",)).val
     for model in (detector.model, build_model(cfg)):  # batch norms, and frozen ones
@@ -274,7 +277,11 @@ def test_the_stream_of_pictures_is_the_same_from_any_start_and_shared_by_process
         ({"device": "cuda:99"}, "cuda:99: this machine has"),
         ({"device": "tpu"}, "choose auto, cpu, cuda"),
         ({"data": DataSettings(root="nowhere")}, "no folder nowhere"),
-        ({"detectron2": {"MODEL.RPM": 1}}, "no such key"),
+        (
+            {"train": TrainSettings(batch_size=1, iterations=6, min_size=[32])},
+            "may be a single pixel",
+        ),
+        ({"detectron2": {"MODEL.RPM": 1}}, "unknown key of Detectron2 .MODEL.RPM.; did you mean"),
         (
             {"detector": DetectorSettings(norm="GN", freeze_at=0, fpn_channels=32)},
             "multiples of 32",
@@ -297,6 +304,22 @@ def test_precision_and_augmentation_that_cannot_be_had_are_refused(config):
     )
     with pytest.raises(ValueError, match="not for retinanet"):
         run.check(retinanet)
+
+
+def test_an_image_that_resizing_would_leave_nothing_of_is_refused(config, coco, tmp_path):
+    shutil.copytree(coco, tmp_path / "coco")
+    annotations = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(annotations.read_text())
+    row = content["images"][0]
+    row.update(width=4000, height=2)
+    content["annotations"] = [b for b in content["annotations"] if b["image_id"] != row["id"]]
+    annotations.write_text(json.dumps(content))
+    Image.new("RGB", (4000, 2)).save(tmp_path / "coco" / "train2017" / row["file_name"])
+    data = DataSettings(root=str(tmp_path / "coco"))
+    train = replace(config.train, max_size=900)
+    with pytest.raises(ValueError, match=r"4000 x 2 pixels, of which train\.max_size=900 leaves"):
+        run.check(replace(config, data=data, train=train))
+    run.check(replace(config, data=data, train=replace(train, max_size=1000)))
 
 
 def test_check_sums_up_data_and_schedule(config):
