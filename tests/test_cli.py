@@ -1,12 +1,15 @@
 """The command line: quick, one clear line for what goes wrong, numbers on stdout."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tools import cli, sample_data
+from tools.cli import listing
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "recipes"]])
@@ -99,6 +102,100 @@ def test_mistyped_commands_and_options_get_near_matches(sebench):
     assert "--recipe" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "classification", "--epochs", "3"], "written train.epochs=VALUE"),
+        (["evaluate", "scene", "--batch-size", "3"], "evaluate.batch_size=VALUE"),
+        (["train", "detection", "--lr=0.1"], "written train.lr=VALUE"),
+        (["report", "--epochs", "3"], "no such option: --epochs (sebench report --help)"),
+    ],
+)
+def test_an_option_that_is_a_setting_gets_the_way_to_write_it(sebench, arguments, hint):
+    code, _, err = sebench(*arguments)
+    assert code == 2
+    assert hint in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "trian",
+        "train clasification",
+        "train classification --epochs 3",
+        "train classification -r cifar-short train.epoch=3",
+        "train classification -r none.yaml",
+        "train classification -r cifar-short --weights none.pth",
+        "evaluate classification -r cifar-short -w none.pth",
+        "evaluate detection --results none.json --annotations none.json",
+        "weights inspect none.pth",
+        "weights convert none.pth out.pth --to timm",
+        "report none -o out",
+        "run none.yaml -o out",
+    ],
+)
+def test_simple_mistakes_are_told_before_anything_large_is_imported(arguments):
+    code = (
+        "import sys, time; from tools import cli\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as end:\n"
+        "    large = {'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "    print(f'{time.process_time():.2f}', *large)\n"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    seconds, *large = done.stdout.splitlines()[-1].split()
+    assert not large
+    assert float(seconds) < 1.0  # 0.2 to 0.35 s, with room for a busy machine
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "recipes"]])
+def test_a_terminal_without_unicode_is_served_whole(arguments):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "tools", *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert not done.stderr
+    assert b"?" * 3 not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "run/w"), "run/w: No space left on dev"),
+        (RuntimeError("PytorchStreamWriter failed: file write failed"), "the disk is full"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "data.workers"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "lower the batch size"),
+        (PermissionError(errno.EACCES, "Permission denied", "/r"), "/r: Permission denied"),
+        (ValueError("bad \x1b[31mname\x07"), r"bad \x1b[31mname\x07"),
+        (ValueError("x" * 100_000), "x ..."),
+    ],
+)
+def test_what_the_machine_lacks_is_no_bug_and_messages_are_clean(
+    monkeypatch, sebench, error, message
+):
+    def fail():
+        raise error
+
+    monkeypatch.setitem(listing.LISTS, "datasets", fail)
+    code, _, err = sebench("list", "datasets")
+    assert code == 1
+    assert message in err
+    assert "bug" not in err
+    assert len(err) < 2100
+
+
+def test_scoring_a_file_refuses_what_it_would_not_use(sebench, tmp_path):
+    arguments = ["evaluate", "detection", "--results", "x.json", "--annotations", "y.json"]
+    for more in (["-o", "out"], ["-b", "resnet50"], ["train.lr=3"], ["--dry-run"]):
+        code, _, err = sebench(*arguments, *more)
+        assert code == 1
+        assert "--results scores a file as it is" in err
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch):
     for arguments in (["--debug", "list", "x"], ["list", "x", "--debug"]):
         monkeypatch.setattr(sys, "argv", ["sebench", *arguments])
@@ -107,8 +204,6 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch):
 
 
 def test_a_fault_of_ours_says_so(monkeypatch, sebench):
-    from tools.cli import listing
-
     monkeypatch.setitem(listing.LISTS, "datasets", lambda: {}["oops"])
     code, _, err = sebench("list", "datasets")
     assert code == 1

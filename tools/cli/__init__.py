@@ -6,6 +6,8 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
@@ -20,8 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backbones.files import SETTINGS
 from tools.cli import lookup
-from tools.cli.lookup import ImportOption, JsonOption
+from tools.cli.lookup import ImportOption, JsonOption, check_file
 
 if TYPE_CHECKING:
     from tools.experiments.run import Experiment
@@ -167,12 +170,14 @@ def train(
 
     Several GPUs: torchrun --nproc_per_node 8 -m tools train classification ...
     """
+    if weights:
+        check_file(weights)
     experiment = _load(
         "train",
         task,
         recipe,
         overrides,
-        _shortcuts(skip_bad_images=skip_bad_images, allow_missing=allow_missing, no_cache=no_cache),
+        _shortcuts(skip_bad_images, allow_missing, None, no_cache),
         backbone=backbone,
         data=data,
         data_root=data_root,
@@ -197,7 +202,15 @@ def evaluate(
         ),
     ] = None,
     recipe: RecipeOption = None,
-    backbone: BackboneOption = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="Network; one for all weights, or one for each. Default: what the file says.",
+            autocompletion=_complete_backbones,
+        ),
+    ] = None,
     data: DataOption = None,
     data_root: DataRootOption = None,
     output: OutputOption = None,
@@ -231,33 +244,28 @@ def evaluate(
       sebench evaluate detection --results detections.json --annotations instances_val2017.json
     """
     if results is not None or annotations is not None:
-        _score(task, results, annotations, evaluator or "hotcoco", as_json)
+        useless = {
+            "key=value": overrides, "--weights": weights, "--recipe": recipe,
+            "--backbone": backbone, "--data": data, "--data-root": data_root, "--output": output,
+            "--import": imports, "--skip-bad-images": skip_bad_images,
+            "--allow-missing": allow_missing, "--no-cache": no_cache, "--dry-run": dry_run,
+        }  # fmt: skip
+        _score(task, results, annotations, evaluator, [k for k, v in useless.items() if v], as_json)
         return
     if not weights:
         raise ValueError("--weights is missing: name the file to evaluate")
+    settings = _shortcuts(skip_bad_images, allow_missing, evaluator, no_cache)
+    places = {"data": data, "data_root": data_root, "imports": imports or ()}
     experiments = []
-    for file in weights:
+    for file, network in zip(weights, _networks_of(weights, backbone or []), strict=True):
         # Weights of a run of this suite are evaluated as they were made.
-        settings = Path(file).parent / "settings.yaml"
-        experiments.append(
-            _load(
-                "evaluate",
-                task,
-                str(settings) if recipe is None and settings.is_file() else recipe,
-                overrides,
-                _shortcuts(
-                    skip_bad_images=skip_bad_images,
-                    allow_missing=allow_missing,
-                    evaluator=evaluator,
-                    no_cache=no_cache,
-                ),
-                backbone=backbone,
-                data=data,
-                data_root=data_root,
-                weights=file,
-                imports=imports or (),
-            )
-        )
+        made = Path(file).parent / SETTINGS
+        own = recipe is None and made.is_file()
+        if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
+            network = _network_in(file)
+        source = str(made) if own else recipe
+        named = {"backbone": network, "weights": file, **places}
+        experiments.append(_load("evaluate", task, source, overrides, settings, **named))
     _run(experiments, output, False, dry_run, as_json)
 
 
@@ -317,6 +325,28 @@ def _load(
     if recipe is None:
         raise ValueError(f"--recipe is missing: choose from {', '.join(list_recipes(task))}")
     return load_experiment(task, recipe, overrides or (), action=action, settings=settings, **named)
+
+
+def _networks_of(weights: list[str], backbones: list[str]) -> list[str | None]:
+    """The network that is named for each file of weights; None: none is."""
+    if len(backbones) not in (0, 1, len(weights)):
+        raise ValueError(
+            f"--backbone is given {len(backbones)} times for {len(weights)} --weights: give it "
+            "once, once for each, or not at all"
+        )
+    for file in weights:
+        check_file(file)
+    if len(backbones) == len(weights):
+        return list(backbones)
+    return [backbones[0] if backbones else None] * len(weights)
+
+
+def _network_in(file: str) -> str | None:
+    """The network that a file of weights says it is of, or that its tensors fit."""
+    from backbones.weights.load import read_weights
+
+    network = read_weights(file).backbone
+    return network.name if network else None
 
 
 def _shortcuts(
@@ -409,17 +439,29 @@ def _run_name(experiment: Experiment) -> str:
 
 
 def _score(
-    task: str, results: Path | None, annotations: Path | None, evaluator: str, as_json: bool
+    task: str,
+    results: Path | None,
+    annotations: Path | None,
+    evaluator: str | None,
+    useless: list[str],
+    as_json: bool,
 ) -> None:
     if task != "detection":
         raise ValueError("--results is for detection: sebench evaluate detection --results FILE")
     if results is None or annotations is None:
         missing = "--results" if results is None else "--annotations"
         raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
+    if useless:
+        raise ValueError(
+            f"{', '.join(useless)}: --results scores a file as it is, no network is run and "
+            "nothing is recorded; leave that out, or evaluate --weights"
+        )
+    check_file(results)
+    check_file(annotations)
     from detection.scoring import score_results
     from tools.cli.display import print_metrics
 
-    scores = score_results(results, annotations, evaluator)
+    scores = score_results(results, annotations, evaluator or "hotcoco")
     if as_json:
         print(json.dumps(scores, indent=1, allow_nan=False))
     else:
@@ -516,8 +558,18 @@ def main() -> None:
     # torch says at every import that torchvision uses a function it has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")
+    codecs.register_error(_SPELL_OUT, _spell_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELL_OUT)
     try:
-        app(prog_name="sebench")
+        sys.exit(app(prog_name="sebench", standalone_mode=False))
+    except _UsageError as error:
+        if error.message or str(error):  # otherwise the help has been printed
+            _say(f"sebench: {_explain_usage(error)}")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
     except BrokenPipeError:  # `sebench list backbones | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -528,3 +580,42 @@ def main() -> None:
 
         _say(f"sebench: {describe_failure(error)}")
         sys.exit(1)
+
+
+_SPELL_OUT = "sebench.spell_out"
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    """For terminals that lack a letter: something close, or a question mark."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_CLOSE.get(letter, "?") for letter in letters), error.end
+
+
+_CLOSE = dict(zip("·–—×±−…│─╭╮╰╯┃━", "---x+-.|-++++|-", strict=True))
+_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own copy of click
+
+
+def _explain_usage(error: Any) -> str:
+    """What is wrong with the arguments, in one line, with the way to do it."""
+    command = error.ctx.command_path if error.ctx else "sebench"
+    text = error.format_message().rstrip(".")
+    if option := getattr(error, "option_name", None):  # one that the command does not have
+        text = f"no such option: {option}"
+        name = str(option).lstrip("-").replace("-", "_")
+        takes_settings = error.ctx and any(p.name == "overrides" for p in error.ctx.command.params)
+        if keys := _settings_called(name) if takes_settings else []:
+            text += f"; settings are written {' or '.join(f'{key}=VALUE' for key in keys)}"
+        elif near := getattr(error, "possibilities", None):
+            text += f"; did you mean {' or '.join(near)}?"
+    return f"{text} ({command} --help)"
+
+
+def _settings_called(name: str) -> list[str]:
+    """Settings whose name, or the end of it, is ``name``: of the task among the arguments."""
+    from backbones.config import describe_settings
+    from tools.experiments.run import TASKS, settings_class
+
+    rows = [TASKS[task] for task in TASKS if task in sys.argv] or list(TASKS.values())
+    known = [info.name for row in rows for info in describe_settings(settings_class(row))]
+    return list(dict.fromkeys(k for k in known if name in (k, k.rsplit(".", 1)[-1])))[:3]

@@ -41,15 +41,13 @@ def list_(
       sebench list recipes --json
     """
     from backbones.config import unknown
-    from backbones.zoo import load_user_module
     from tools.cli.listing import LISTS
 
     if what not in LISTS:
         raise ValueError(unknown("list", what, LISTS))
     if paper and what != "backbones":
         raise ValueError("--paper is for backbones: sebench list backbones --paper")
-    for path in imports or ():
-        load_user_module(path)
+    _import(imports)
     if not paper:
         _print(LISTS[what](), as_json)
         return
@@ -78,6 +76,8 @@ def report(
 
     [bold]Example[/]  sebench report runs --output report
     """
+    for path in runs:
+        check_file(path)
     from tools.report import write_report
 
     for path in write_report(runs, output, title=title, allow_unequal=allow_unequal):
@@ -170,8 +170,15 @@ WeightsArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file of
 
 
 @weights_app.command("inspect")
-def weights_inspect(path: WeightsArgument, as_json: JsonOption = False) -> None:
-    """Say what a file holds: format, network, tasks it can serve, input, missing and extra keys."""
+def weights_inspect(
+    path: WeightsArgument, imports: ImportOption = None, as_json: JsonOption = False
+) -> None:
+    """Say what a file holds: format, network, tasks it can serve, input, missing and extra keys.
+
+    For the weights of a network of your own, name the file that registers it with --import.
+    """
+    check_file(path)
+    _import(imports)
     from backbones.weights.convert import inspect_weights
 
     _print_nested(inspect_weights(path), as_json)
@@ -188,6 +195,7 @@ def weights_convert(
 
     [bold]Example[/]  sebench weights convert run/weights.safetensors se50.pth --to timm
     """
+    check_file(path)
     from backbones.weights.convert import convert_weights
 
     _print_nested(convert_weights(path, to, out), as_json)
@@ -204,6 +212,7 @@ def weights_verify(
 
     [bold]Example[/]  sebench weights verify se50.pth --against timm:legacy_seresnet50
     """
+    check_file(path)
     from backbones.weights.convert import verify_weights
 
     found = verify_weights(path, against, size)
@@ -245,6 +254,21 @@ def weights_remeasure(
     _print(rows, as_json)
     if all(row["reason"] for row in rows):
         raise typer.Exit(1)
+
+
+def check_file(path: str | Path) -> None:
+    """Raise a ValueError for a file or folder that does not exist, before anything is imported."""
+    from backbones.zoo import EXTERNAL
+
+    if not str(path).startswith(EXTERNAL) and not Path(path).exists():
+        raise ValueError(f"no such file or folder: {path}")
+
+
+def _import(paths: list[Path] | None) -> None:
+    from backbones.zoo import load_user_module
+
+    for path in paths or ():
+        load_user_module(path)
 
 
 def _in_short(row: dict[str, Any]) -> dict[str, str]:

@@ -158,7 +158,7 @@ def load_experiment(
         written["backbone"]["options"] = _fitting_options(written["backbone"], named)
     parts = [(f"recipe {recipe}", written), ("settings", settings), ("", named)]
     parts += [(text, parse_override(text)) for text in overrides]
-    config = build_settings(_config_class(entry), parts)
+    config = build_settings(settings_class(entry), parts)
     for path in config.backbone.imports:
         load_user_module(path)
     for name in filter(None, (config.backbone.name, config.backbone.twin)):
@@ -377,7 +377,8 @@ def synthetic_marker(root: str | None) -> str | None:
 # Reading -----------------------------------------------------------------------------------------
 
 
-def _config_class(task: Task) -> type:
+def settings_class(task: Task) -> type:
+    """The class of a task's settings; importing it does not import torch."""
     module, _, name = task.config.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -27,7 +27,6 @@ from backbones import files
 from backbones.config import unknown
 from backbones.device import keep_large_tensors_on_heap
 from backbones.zoo import load_user_module, twin_of
-from tools import sample_data
 from tools.experiments.failure import describe_failure
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import (
@@ -191,6 +190,8 @@ def start_workers(tasks: Iterable[str]) -> Any:
 
 def make_sample_data(study: Study, output: Path) -> None:
     """Make the study's own data in ``output/data``, unless they are there."""
+    from tools import sample_data  # needs NumPy, which takes a while to import
+
     for name, arguments in study.sample_data.items():
         maker = sample_data.MAKERS.get(name)
         if maker is None:
