@@ -12,7 +12,13 @@ from tools import cli, sample_data
 from tools.cli import listing
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "recipes"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["train", "--help"], ["list", "recipes"], ["list", "protocols"],
+        ["list", "settings"],
+    ],
+)  # fmt: skip
 def test_help_and_lists_do_not_import_torch(arguments):
     code = (
         "import sys; from tools.cli import app\n"
@@ -33,13 +39,51 @@ def test_backbones_are_listed_with_twins_and_costs(sebench):
     assert "28,088,024" in out
 
 
-@pytest.mark.parametrize("what", ["recipes", "datasets", "attentions"])
+@pytest.mark.parametrize("what", ["recipes", "datasets", "attentions", "protocols", "settings"])
 def test_every_list_comes_as_a_table_and_as_json(sebench, what):
     code, out, _ = sebench("list", what)
     assert code == 0
     rows = json.loads(sebench("list", what, "--json")[1])
     assert rows
     assert all(row["name"] in out for row in rows)
+
+
+def test_every_protocol_is_listed_with_its_views_and_source(sebench):
+    from classification.protocols import PROTOCOLS
+
+    rows = {row["name"]: row for row in json.loads(sebench("list", "protocols", "--json")[1])}
+    assert set(rows) == set(PROTOCOLS)
+    assert rows["imagenet-256-224-ten-crop"]["views"] == 10
+    assert all(row["source"] for row in rows.values())
+
+
+def test_every_setting_is_listed_with_type_default_unit_and_meaning(sebench):
+    rows = json.loads(sebench("list", "settings", "detection", "--json")[1])
+    assert {row["task"] for row in rows} == {"detection"}
+    assert all(row["type"] and row["meaning"] for row in rows)
+    found = next(row for row in rows if row["name"] == "detector.norm")
+    assert (found["default"], found["type"]) == ("FrozenBN", "FrozenBN | BN | SyncBN | GN")
+    every = json.loads(sebench("list", "settings", "--json")[1])
+    assert {row["task"] for row in every} == {"classification", "scene", "detection"}
+    for arguments, said in (
+        (("settings", "detektion"), "did you mean detection"),
+        (("recipes", "detection"), "only settings are listed by task"),
+    ):
+        code, _, err = sebench("list", *arguments)
+        assert code == 1
+        assert said in err
+
+
+def test_a_recipe_is_listed_with_its_cost(tmp_path):
+    from tools.cli.listing import _cost_of
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "# What it reproduces\n# Images: 50,000; epochs: 200; published: 4.27 % (WRN)\n"
+    )
+    assert _cost_of(recipe) == {"images": 50_000, "epochs": 200, "published": "4.27 % (WRN)"}
+    recipe.write_text("# What it reproduces\nseed: 3\n")
+    assert _cost_of(recipe) == {"images": None, "epochs": None, "published": None}
 
 
 def test_every_data_set_of_the_settings_is_listed():

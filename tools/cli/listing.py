@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from backbones.config import describe_settings, unknown
 from backbones.zoo import list_backbones
-from tools.experiments.run import TASKS, describe_recipe, list_recipes
+from tools.experiments.run import TASKS, describe_recipe, list_recipes, settings_class
 
 Row = dict[str, Any]
 
@@ -30,10 +34,64 @@ def backbones() -> list[Row]:
 
 
 def recipes() -> list[Row]:
+    """Every shipped recipe with what it costs and what was published of it."""
     return [
-        {"task": task, "name": name, "reproduces": describe_recipe(path), "path": str(path)}
+        {
+            "task": task,
+            "name": name,
+            "reproduces": describe_recipe(path),
+            **_cost_of(path),
+            "path": str(path),
+        }
         for task in TASKS
         for name, path in list_recipes(task).items()
+    ]
+
+
+def _cost_of(recipe: Path) -> Row:
+    """What a recipe's second line says: "# Images: 50,000; epochs: 200; published: 4.27 % ..."."""
+    with recipe.open(encoding="utf-8") as lines:
+        header = next(islice(lines, 1, None), "")
+    told = dict(re.findall(r"(images|epochs|published): ([^;]*)", header.strip(), re.IGNORECASE))
+    told = {key.lower(): value.strip() for key, value in told.items()}
+    images, epochs = (told.get(key, "").replace(",", "") for key in ("images", "epochs"))
+    return {
+        "images": int(images) if images.isdecimal() else None,  # of training
+        "epochs": float(epochs) if re.fullmatch(r"\d+(\.\d+)?", epochs) else None,
+        "published": told.get("published"),
+    }
+
+
+def protocols() -> list[Row]:
+    """How an image becomes the views that are scored, by name: `evaluate.protocol`."""
+    from classification.protocols import PROTOCOLS
+
+    return [
+        {
+            "name": name,
+            "resize": "/".join(map(str, protocol.resize)) or None,
+            "resize_mode": protocol.resize_mode,
+            "crop": protocol.crop,
+            "crops": protocol.crops,
+            "views": protocol.views,
+            "source": protocol.source,
+        }
+        for name, protocol in PROTOCOLS.items()
+    ]
+
+
+def settings(task: str | None = None) -> list[Row]:
+    """Every setting of a task, or of all, as `key=value` takes it.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(unknown("task", task, TASKS))
+    return [
+        {"task": name, **dataclasses.asdict(info)}
+        for name in ([task] if task else TASKS)
+        for info in describe_settings(settings_class(TASKS[name]))
     ]
 
 
@@ -62,4 +120,6 @@ LISTS = {
     "recipes": recipes,
     "datasets": datasets,
     "attentions": attentions,
+    "protocols": protocols,
+    "settings": settings,
 }

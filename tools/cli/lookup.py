@@ -24,32 +24,43 @@ weights_app = typer.Typer(
 
 def list_(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="backbones, recipes, datasets or attentions.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="backbones, attentions, datasets, protocols, recipes or settings.",
+        ),
     ],
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="settings: of this task only.")
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="backbones: our costs beside those the paper prints.")
     ] = False,
     as_json: JsonOption = False,
     imports: ImportOption = None,
 ) -> None:
-    """List what can be named in settings: networks, recipes, data sets, attentions.
+    """List what can be named in settings, and the settings: networks, recipes, protocols, ...
 
     [bold]Examples[/]
 
       sebench list backbones --paper
 
       sebench list recipes --json
+
+      sebench list settings detection
     """
     from backbones.config import unknown
     from tools.cli.listing import LISTS
 
     if what not in LISTS:
         raise ValueError(unknown("list", what, LISTS))
+    if task is not None and what != "settings":
+        raise ValueError(f"{task}: only settings are listed by task: sebench list settings {task}")
     if paper and what != "backbones":
         raise ValueError("--paper is for backbones: sebench list backbones --paper")
     _import(imports)
     if not paper:
-        _print(LISTS[what](), as_json)
+        _print(LISTS[what]() if task is None else LISTS[what](task), as_json)
         return
     from backbones.paper import paper_comparison
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from backbones.files import RECORD
 from backbones.zoo import EXTERNAL, PAIRS
 from classification.protocols import PROTOCOLS
 from tools.experiments.record import METRICS, Record, read_record
-from tools.experiments.run import TASKS, load_experiment
+from tools.experiments.run import TASKS, load_experiment, settings_class
 from tools.references.tables import Reference, Row, Table, load_references
 
 # Settings that cannot change a result, or whose effect is compared elsewhere.
@@ -320,8 +319,7 @@ def _expected(task: str, recipe: str, changes: str) -> _Expected:
 
 def _defaults(task: str) -> dict[str, Any]:
     """The settings of a task where no recipe says anything."""
-    module, _, name = TASKS[task].config.partition(":")
-    return dataclasses.asdict(getattr(importlib.import_module(module), name)())
+    return dataclasses.asdict(settings_class(TASKS[task])())
 
 
 def _changed(used: Mapping[str, Any], table: Table, expected: _Expected) -> Iterator[str]:

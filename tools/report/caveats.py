@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from backbones.config import describe_settings, flatten
 from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
-from tools.experiments.run import TASKS
+from tools.experiments.run import TASKS, settings_class
 from tools.report.pairs import Pair
 
 NEAR_CHANCE = 2.0  # percent of the way from guessing to all right
@@ -138,9 +137,7 @@ def _describe(record: Record) -> dict[str, Any]:
 
 @functools.cache
 def _free_settings(task: str) -> frozenset[str]:
-    module, _, name = TASKS[task].config.partition(":")
-    settings_class = getattr(importlib.import_module(module), name)
-    infos = describe_settings(settings_class)
+    infos = describe_settings(settings_class(TASKS[task]))
     return frozenset({"seed"} | {info.name for info in infos if not info.identity})
 
 

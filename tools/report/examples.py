@@ -17,7 +17,7 @@ from backbones.config import printable
 from detection.annotations import read_annotations, read_results
 from tools import statistics
 from tools.experiments.record import Record
-from tools.experiments.run import TASKS
+from tools.experiments.run import TASKS, settings_class
 from tools.experiments.settings import build_settings
 from tools.report.comparison import Comparison
 from tools.statistics.matching import match_detections
@@ -97,10 +97,8 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
     if not root.is_dir():
         raise ValueError(f"the data are no longer at {root}")
     task = TASKS[record.task]
-    module, _, name = task.config.partition(":")
-    config_class = getattr(importlib.import_module(module), name)
     given = {**record.experiment["settings"]}
-    config = build_settings(config_class, [("the record", given)])
+    config = build_settings(settings_class(task), [("the record", given)])
     read, split = importlib.import_module(task.door).READERS[record.dataset["name"]]
     dataset = read(config.data, split)
     places = {image: place for place, image in enumerate(dataset.ids)}
