@@ -10,7 +10,7 @@ from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from tools import statistics
-from tools.statistics import calibration, outcomes, planning, published
+from tools.statistics import calibration, outcomes, planning, published, simulation
 from tools.statistics.differences import (
     Bounds,
     Difference,
@@ -354,6 +354,46 @@ def test_looks_together_keep_the_level():
     assert planning.look_levels((4,)) == pytest.approx([0.05], abs=1e-4)
     with pytest.raises(ValueError, match="rising order"):
         planning.look_levels((5, 3))
+
+
+# How often it errs -------------------------------------------------------------------------------
+
+
+def test_verdicts_err_as_rarely_as_promised_and_speak_the_more_the_more_seeds():
+    """A small version of ``sebench statistics-check``."""
+    found = [
+        simulation.simulate(setting, studies)
+        for setting, studies in (
+            (simulation.Setting("top-k", 500, 0.0, 0.0, same=True), 80),
+            (simulation.Setting("top-k", 500, 0.4, 0.0), 80),
+            (simulation.Setting("top-k", 500, 0.4, 4.0), 80),
+            (simulation.Setting("AP", 500, 0.4, 0.0), 200),
+            (simulation.Setting("AP", 500, 0.4, 3.0), 200),
+            (simulation.Setting("boxes", 40, 0.0, 0.0), 10),
+        )
+    ]
+    assert simulation.shortcomings(found) == []
+    table = simulation.as_markdown(found)
+    assert "| AP, 500 images, run sd 0.4, gain 3 |" in table
+    text = simulation.replace_tables(
+        "a <!-- simulated: begin -->stale<!-- simulated: end --> b", table
+    )
+    assert "stale" not in text
+    assert table in text
+    with pytest.raises(ValueError, match="no place"):
+        simulation.replace_tables("a text", table)
+
+
+def test_broken_promises_are_named():
+    setting = simulation.Setting("top-k", 500, 0.4, 0.0)
+    bad = simulation.Rates(setting, 2000, (1, 3), (0.05, 0.30), (0.95, 0.70), 0.01, None)
+    said = " ".join(simulation.shortcomings([bad]))
+    assert "size 30.0% with 3 seeds" in said
+    assert "disagree in 1.0%" in said
+    falling = simulation.Rates(
+        simulation.Setting("AP", 500, 0.4, 2.0), 2000, (2, 3), (0.6, 0.3), (0.9, 0.9), 0.0, None
+    )
+    assert "power falls to 30.0% with 3 seeds" in " ".join(simulation.shortcomings([falling]))
 
 
 # Published numbers -------------------------------------------------------------------------------

@@ -301,6 +301,7 @@ def demo(
 app.command(rich_help_panel="Results")(lookup.report)
 app.command(rich_help_panel="Results")(lookup.reference)
 app.command(rich_help_panel="Results")(lookup.benchmark)
+app.command("statistics-check", rich_help_panel="Results")(lookup.statistics_check)
 app.command("list", rich_help_panel="Data and networks")(lookup.list_)
 app.add_typer(lookup.data_app, name="data", rich_help_panel="Data and networks")
 app.add_typer(lookup.weights_app, name="weights", rich_help_panel="Data and networks")

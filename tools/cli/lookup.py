@@ -158,6 +158,40 @@ def benchmark(
         print_result(run_benchmark(name))
 
 
+def statistics_check(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A Markdown file whose tables to replace."),
+    ] = None,
+    share: Annotated[
+        float,
+        typer.Option(help="Of the studies, for a quicker and rougher look.", min=0.001, max=1),
+    ] = 1.0,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+) -> None:
+    """Measure how often this suite's own verdicts err, on simulated studies (about 20 minutes).
+
+    [bold]Example[/]  sebench statistics-check --share 0.05
+    """
+    from backbones.files import write_whole
+    from tools.statistics.simulation import (
+        as_markdown,
+        replace_tables,
+        settings_of_table,
+        shortcomings,
+        simulate_all,
+    )
+
+    wanted = {setting: max(20, round(share * n)) for setting, n in settings_of_table().items()}
+    found = simulate_all(wanted, workers)
+    tables = as_markdown(found)
+    print(tables)
+    if output is not None:
+        write_whole(output, replace_tables(output.read_text("utf-8"), tables))
+    if broken := shortcomings(found):
+        raise ValueError(f"promises not kept: {'; '.join(broken)}")
+
+
 @data_app.command("sample")
 def data_sample(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make them.")],
