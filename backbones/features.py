@@ -78,7 +78,7 @@ def initialize_he(module: nn.Module) -> None:
 
     What an attention slot holds (a child named `se`) has initialised itself and is left alone.
 
-    Source: paper, section 6.1, which cites He et al. 2015 (arXiv 1502.01852), Eq. 14: the standard
+    Source: paper, section 5.1, which cites He et al. 2015 (arXiv 1502.01852), Eq. 14: the standard
     deviation is sqrt(2 / fan_out) before a ReLU. Fully connected layers end in logits or in a
     gate, where He's factor of two does not apply: sqrt(1 / fan_in).
     """

@@ -50,9 +50,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "full-image": Protocol(
         (), "none", None, "full", source="CIFAR: the whole 32x32 image, no further views"
     ),
-    "imagenet-256-224": Protocol((256,), source="1709.01507v4, section 4"),
+    "imagenet-256-224": Protocol((256,), source="1709.01507v4, section 5.1"),
     "imagenet-352-299": Protocol(
-        (352,), crop=299, source="1709.01507v4, section 4, for Inception-ResNet-v2"
+        (352,), crop=299, source="1709.01507v4, section 5.1, for Inception-ResNet-v2"
     ),
     "imagenet-320": Protocol(
         (366,),
