@@ -78,9 +78,9 @@ class TopK:
         return rows
 
 
-def chance_level(classes: int) -> dict[str, float]:
-    """The top-k errors in percent of guessing among `classes`; those that say something."""
-    return {f"top{k}_error": 100 * (classes - k) / classes for k in _KS if classes > k}
+def chance_level(classes: int) -> float:
+    """The top-1 error in percent of guessing one of `classes`."""
+    return 100 * (classes - 1) / classes
 
 
 def best_classes(scores: Tensor) -> tuple[Tensor, Tensor]:

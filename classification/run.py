@@ -159,6 +159,7 @@ def train(
         result = _result(config, directory, splits, seen, [final], processes)
         images = config.train.batch_size * trainer.step
         result |= {
+            "steps": trainer.step,
             "selection": selection,
             "curve": CURVE,
             "weights": {
@@ -402,6 +403,7 @@ def _select(trainer: Trainer, config: ClassificationConfig, splits: Splits) -> s
 def _given_weights(members: Sequence[_Member]) -> dict[str, Any]:
     loaded = [member.loaded for member in members if member.loaded is not None]
     return {
+        "steps": None,
         "selection": "weights as given",
         "curve": None,
         "weights": {

@@ -129,6 +129,67 @@ def test_a_list_of_images_is_what_is_counted(photos, files, odd, tmp_path):
     assert len(samples(tmp_path)["image"]) == 17
 
 
+def test_an_ensemble_holds_different_networks_each_as_its_file_says(photos, files, tmp_path):
+    other = tmp_path / "plain.safetensors"
+    torch.manual_seed(4)
+    network = build_network("resnet_tiny", 6)
+    form = replace(FORMAT, mean=(0.0, 0.0, 0.0))
+    settings = BackboneSettings("resnet_tiny")
+    save_weights(network, other, backbone=settings, num_classes=6, input_format=form)
+    together = config(photos, files[0], ensemble=[str(other)])
+    run.check(together, training=False)
+    result = run.evaluate(together, tmp_path / "both")
+    alone = [
+        run.evaluate(config(photos, files[0]), tmp_path / "one"),
+        run.evaluate(
+            replace(config(photos, str(other)), backbone=replace(settings, weights=str(other))),
+            tmp_path / "other",
+        ),
+    ]
+    assert result["cost"]["parameters"] == sum(each["cost"]["parameters"] for each in alone)
+    first = {
+        name: dict(
+            zip(
+                samples(tmp_path / name)["top5"][0],
+                samples(tmp_path / name)["scores"][0],
+                strict=True,
+            )
+        )
+        for name in ("both", "one", "other")
+    }
+    shared = set(first["both"]) & set(first["one"]) & set(first["other"])
+    assert shared
+    for label in shared:
+        mean = (first["one"][label] + first["other"][label]) / 2
+        assert first["both"][label] == pytest.approx(mean, abs=1e-6)
+
+
+def test_an_ensemble_that_cannot_be_is_refused_by_the_check(photos, files, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        run.check(config(photos, files[0], ensemble=["nowhere.safetensors"]), training=False)
+
+
+def test_what_is_counted_and_averaged_shows_in_the_protocols_name(photos, files, tmp_path):
+    ids = run.load_splits(config(photos), False, run.READERS).reported.ids
+    lists = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    for place, file in enumerate(lists):
+        file.write_text("\n".join([*ids][place : place + 10]))
+    settings = [
+        config(photos, files[0]),
+        *(config(photos, files[0], images=str(file)) for file in lists),
+        config(photos, files[0], ensemble=files[1:2]),
+        config(photos, files[0], ensemble=files[2:3]),
+        config(photos, files[0], ensemble=files[1:3]),
+    ]
+    checked = [run.check(each, training=False)["protocol"]["name"] for each in settings]
+    ran = [run.evaluate(each, tmp_path / "run")["protocol"]["name"] for each in settings]
+    assert ran == checked
+    assert len(set(ran)) == len(ran)
+    assert all(name.startswith(ran[0]) for name in ran)
+    assert "+images10-" in ran[1]
+    assert "+ensemble3-" in ran[5]
+
+
 def test_an_ensemble_needs_images_resized_in_one_way(photos, files, tmp_path):
     other = tmp_path / "bicubic.safetensors"
     network = build_network(TINY, 6)

@@ -109,6 +109,7 @@ def test_a_tiny_network_learns_far_above_chance(learned):
     assert result["dataset"]["images"] == result["dataset"]["images_in_set"] == 100
     assert result["dataset"]["synthetic"] is True
     assert result["selection"] == "last epoch"
+    assert (result["chance"], result["steps"]) == (90, 90)
     rows = curve(directory)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 90
