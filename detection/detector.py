@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -17,6 +18,7 @@ from backbones import (
     BackboneSettings,
     InputFormat,
     build_backbone,
+    check_finite,
     fit_backbone,
     load_weights,
     read_weights,
@@ -26,7 +28,7 @@ from backbones.device import choose_device
 from backbones.weights.files import file_sha256, read_state, save_state
 
 from .backbone import add_sebench_config, check_input_format, register_backbones
-from .config import KEYS, Build, DetectionConfig, DetectorSettings
+from .config import KEYS, Build, DetectionConfig, DetectorSettings, InputSettings
 
 FORMAT = "sebench-detector"
 
@@ -123,7 +125,11 @@ def save_detector(
         initial: the weights that the backbone started from, for the record.
     Returns:
         The SHA-256 of the file.
+
+    Raises:
+        ValueError: training diverged: a tensor holds values that are no numbers.
     """
+    check_finite(detector.model.state_dict(), "the trained detector")
     metadata = {
         "detector": _parts_of(config),
         "class_names": detector.class_names,
@@ -150,7 +156,8 @@ def load_detector(
     Returns:
         The detector, and {path, format, sha256, initial} for the record.
     Raises:
-        ValueError: not a detector of this suite, or another than `config` describes.
+        ValueError: not a detector of this suite, another than `config` describes, or one whose
+            weights are not finite.
     """
     tensors, metadata = read_state(path)
     if "detector" not in metadata:
@@ -158,12 +165,10 @@ def load_detector(
             f"{path} holds no detector: evaluation needs the weights.safetensors that `sebench "
             "train detection` wrote; a classifier's weights are what training starts from"
         )
-    config = _config_of(metadata["detector"], config, path)
-    values = metadata["input_format"]
-    input_format = InputFormat(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
-    names, ids = metadata["class_names"], metadata["category_ids"]
+    check_finite(tensors, str(path))
+    told, own = _read_metadata(metadata, path)
+    config = _fit(own, config, path)
+    names, ids, input_format = told.class_names, told.category_ids, told.input_format
     cfg = build_cfg(Build(config, len(names), input_format, str(choose_device(device))))
     model = build_model(cfg).eval()
     try:
@@ -174,30 +179,66 @@ def load_detector(
         "path": str(path),
         "format": FORMAT,
         "sha256": file_sha256(path),
-        "initial": metadata.get("initial"),
+        "initial": told.initial,
     }
     return Detector(model, cfg, names, ids, input_format), origin
 
 
+class _Network(msgspec.Struct):
+    """The settings that say what a detector is."""
+
+    backbone: dict[str, Any]  # name and options
+    detector: dict[str, Any] = {}
+    detectron2: dict[str, Any] = {}
+
+
+class _Metadata(msgspec.Struct):
+    """What a file of weights says beside its tensors."""
+
+    detector: _Network
+    class_names: list[str]
+    category_ids: list[int]
+    input_format: InputFormat
+    initial: dict[str, Any] | None = None
+
+
 def _parts_of(config: DetectionConfig) -> dict[str, Any]:
-    """The settings that say what the network is."""
-    backbone = {"name": config.backbone.name, "options": dict(config.backbone.options)}
     return {
-        "backbone": backbone,
+        "backbone": {"name": config.backbone.name, "options": dict(config.backbone.options)},
         "detector": asdict(config.detector),
         "detectron2": flatten(config.detectron2),
     }
 
 
-def _config_of(
-    parts: dict[str, Any], asked: DetectionConfig | None, path: str | Path
-) -> DetectionConfig:
-    """The settings of the network in the file, with what `asked` says of its use."""
-    own = DetectionConfig(
-        backbone=BackboneSettings(**parts["backbone"]),
-        detector=DetectorSettings(**parts["detector"]),
-        detectron2=parts["detectron2"],
-    )
+def _read_metadata(metadata: dict[str, Any], path: str | Path) -> tuple[_Metadata, DetectionConfig]:
+    """What the file says, and the settings of the network in it."""
+    try:
+        told = msgspec.convert(metadata, _Metadata)
+        if len(told.class_names) != len(told.category_ids):
+            raise ValueError(
+                f"{len(told.class_names)} class names for {len(told.category_ids)} category ids"
+            )
+        InputSettings(
+            told.input_format.channel_order,
+            list(told.input_format.mean),
+            list(told.input_format.std),
+        )
+        own = DetectionConfig(
+            backbone=BackboneSettings(**told.detector.backbone),
+            detector=DetectorSettings(**told.detector.detector),
+            detectron2=told.detector.detectron2,
+        )
+    except (ValueError, TypeError) as error:  # msgspec's are ValueErrors
+        raise ValueError(f"{path}: its metadata are damaged: {error}") from None
+    return told, own
+
+
+def _fit(own: DetectionConfig, asked: DetectionConfig | None, path: str | Path) -> DetectionConfig:
+    """The settings `own` of the network in a file, with what `asked` says of its use.
+
+    Raises:
+        ValueError: they describe another network.
+    """
     if asked is None:
         return own
     keys = flatten(asked.detectron2)
@@ -206,15 +247,15 @@ def _config_of(
         **{f"backbone.options.{key}": value for key, value in asked.backbone.options.items()},
         "detector.architecture": asked.detector.architecture,
         "detector.fpn_channels": asked.detector.fpn_channels,
-        # Thresholds and numbers of proposals at test time are the evaluation's affair.
+        # Thresholds and numbers of proposals at test time are set at evaluation.
         **{
             f"detectron2.{key}": value
             for key, value in keys.items()
             if key.startswith("MODEL.") and not key.endswith("_TEST")
         },
     }
-    held = flatten(parts)
-    held |= {f"detectron2.{key}": value for key, value in parts["detectron2"].items()}
+    parts = _parts_of(own)
+    held = flatten(parts) | {f"detectron2.{k}": v for k, v in parts["detectron2"].items()}
     differ = [
         f"{key} is {held.get(key)!r} there and {value!r} in the settings"
         for key, value in wanted.items()
@@ -225,7 +266,7 @@ def _config_of(
     return replace(
         asked,
         backbone=replace(asked.backbone, options=own.backbone.options),
-        detector=own.detector,  # norm and frozen stages are training's affair
+        detector=own.detector,  # norm and frozen stages are set at training
         detectron2={**own.detectron2, **keys},
     )
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from backbones.weights.files import read_state, save_state
 from detection import load_detector, run, score_results
 from detection.coco import load_coco
 from detection.config import (
@@ -25,7 +26,7 @@ from detection.config import (
     InputSettings,
     TrainSettings,
 )
-from detection.detector import build_cfg
+from detection.detector import build_cfg, save_detector
 from detection.evaluate import detect
 from detection.train import _SeededBatches
 from tools import sample_data
@@ -169,6 +170,53 @@ def test_a_loss_that_is_not_finite_stops_with_iteration_and_learning_rate(config
     wild = replace(config.train, lr=1e12, warmup_iterations=0)
     with pytest.raises(ValueError, match=r"not finite at iteration \d+, learning rate 1e\+12"):
         run.train(replace(config, train=wild), tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_not_scored_and_not_saved(trained, config, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors, metadata = read_state(trained[0] / "weights.safetensors")
+    tensors["backbone.bottom_up.stages.stem.norm1.running_var"][3] = float("nan")
+    save_state(path, tensors, metadata)
+    spoiled = replace(config, backbone=replace(config.backbone, weights=str(path)))
+    for action in (
+        lambda: run.check(spoiled, training=False),
+        lambda: run.evaluate(spoiled, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"running_var holds 1 of 24 values .* not a number"):
+            action()
+    detector, _ = load_detector(trained[0] / "weights.safetensors", device="cpu")
+    detector.model.roi_heads.box_predictor.cls_score.bias.data[0] = float("inf")
+    with pytest.raises(ValueError, match=r"the trained detector: roi_heads.* infinite"):
+        save_detector(detector, tmp_path / "new.safetensors", config, None)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("class_names", "circle"),
+        ("class_names", ["circle"]),
+        ("class_names", [1, 2, 3]),
+        ("category_ids", [1, 3, "7"]),
+        ("category_ids", None),
+        ("input_format", {"channel_order": 3}),
+        ("input_format", {"channel_order": "XYZ"}),
+        ("input_format", {"mean": [1]}),
+        ("input_format", {"std": [0, 1, 1]}),
+        ("input_format", []),
+        ("detector", "se_resnet50"),
+        ("detector", {"backbone": {"name": ["x"]}, "detector": {}, "detectron2": {}}),
+        ("detector", {"backbone": {"name": "se_resnet_tiny"}, "detector": {"depth": 3}}),
+        ("detector", {"backbone": {"name": "se_resnet_tiny"}, "detectron2": {"SEED": 1}}),
+        ("initial", 7),
+    ],
+)
+def test_metadata_of_other_types_are_refused(trained, tmp_path, key, value):
+    path = tmp_path / "weights.safetensors"
+    tensors, metadata = read_state(trained[0] / "weights.safetensors")
+    save_state(path, tensors, {**metadata, key: value})
+    with pytest.raises(ValueError, match=r"weights\.safetensors: its metadata are damaged"):
+        load_detector(path, device="cpu")
 
 
 def test_a_detector_starts_from_classification_weights_in_their_input_format(
