@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from classification.config import (
     TrainSettings,
 )
 from classification.datasets import read_folder
+from classification.engine import Trainer
 from classification.images import read_image
 from classification.transforms import build_views, normalize
 from tools import sample_data
@@ -248,7 +250,7 @@ def join(door, rank, count, port, settings, directory):
         (directory / "result.json").write_text(json.dumps(result))
 
 
-def in_processes(door, count, settings, directory):
+def in_processes(door, count, settings, directory, ends=0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -259,7 +261,9 @@ def in_processes(door, count, settings, directory):
         process.start()
     for process in started:
         process.join(60)
-    assert [process.exitcode for process in started] == [0] * count
+    assert [process.exitcode for process in started] == [ends] * count
+    if ends:
+        return None
     return json.loads((directory / "result.json").read_text())
 
 
@@ -300,3 +304,46 @@ def test_training_in_two_processes_gives_the_weights_of_one(photos, odd, tmp_pat
     again = run.evaluate(config(photos, file, images=odd), tmp_path / "again")
     assert again["metrics"] == two["metrics"]
     assert samples(tmp_path / "again") == samples(tmp_path / "two")
+
+
+def resume(settings, directory):
+    return run.train(settings, directory, resume=True)
+
+
+def train_until_killed(settings, directory):
+    """Die by SIGKILL, every process, once a checkpoint of the second epoch is there."""
+    save, saved = Trainer.save, []
+
+    def save_and_die(self):
+        save(self)
+        saved.append(self.step)
+        self._processes.gather(None)  # the first process has written
+        if len(saved) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.save = save_and_die
+    return run.train(settings, directory)
+
+
+def test_two_processes_killed_and_resumed_show_no_trace(photos, tmp_path):
+    settings = replace(
+        config(photos, every=1),
+        augment=AugmentSettings(size=32),
+        train=TrainSettings(
+            epochs=3, batch_size=8, log_every=2, checkpoint_every=0, tensorboard=False, dropout=0.2
+        ),
+    )
+    whole = in_processes(run.train, 2, settings, tmp_path / "unharmed")
+    in_processes(train_until_killed, 2, settings, tmp_path / "killed", ends=-signal.SIGKILL)
+    resumed = in_processes(resume, 2, settings, tmp_path / "killed")
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["weights"] == whole["weights"]
+    curves = [
+        [
+            {**json.loads(line), "images_per_second": None}
+            for line in (tmp_path / name / "curve.jsonl").read_text().splitlines()
+        ]
+        for name in ("unharmed", "killed")
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 3 * 3
