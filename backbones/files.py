@@ -1,13 +1,14 @@
-"""Files of a run: their names, written whole or not at all, hashed, and locked to one process."""
+"""Files of a run: their names, written whole, hashed, logged to, and locked to one process."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,6 +78,25 @@ def sha256(path: str | Path, size: int | None = None) -> str:
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def log_to(path: str | Path, loggers: Iterable[str]) -> Iterator[None]:
+    """Append what the loggers of some packages say, from INFO on, to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(found, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()
 
 
 @contextmanager

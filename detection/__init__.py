@@ -10,7 +10,7 @@ from typing import Any
 # Name -> the module of this package that defines it.
 _LAZY = {
     "add_sebench_config": "backbone",
-    "build_stages": "backbone",
+    "build_detectron2_backbone": "backbone",
     "register_backbones": "backbone",
     "use_weights": "backbone",
     "load_detector": "detector",

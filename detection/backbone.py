@@ -1,4 +1,4 @@
-"""The suite's backbones as Detectron2 sees them, from a config of its own kind or a LazyConfig.
+"""The suite's backbones in Detectron2, from a CfgNode or a LazyConfig.
 
     from detection import register_backbones
     register_backbones()
@@ -10,7 +10,7 @@ Detectron2 has no key for is in MODEL.SEBENCH, which `add_sebench_config` adds: 
 network, WEIGHTS it starts from, loaded strictly, and NAME for networks without a builder of their
 own (`build_sebench_fpn_backbone` builds what NAME says, e.g. timm:resnet50). By LazyConfig:
 
-    model.backbone.bottom_up = L(build_stages)(
+    model.backbone.bottom_up = L(build_detectron2_backbone)(
         name="se_resnet50", norm="FrozenBN", freeze_at=2, out_features=["res2", ..., "res5"])
 
 Source: Detectron2's modeling/backbone/{backbone,build,fpn,resnet}.py.
@@ -18,7 +18,9 @@ Source: Detectron2's modeling/backbone/{backbone,build,fpn,resnet}.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ from backbones import (
     load_weights,
     read_weights,
 )
-from backbones.weights.load import fit_backbone
+from backbones.weights.load import LoadedWeights, Weights, fit_backbone
 
 from .config import NORMS
 
@@ -46,11 +48,11 @@ STAGES = ("res2", "res3", "res4", "res5")
 GROUPS = 32  # of GroupNorm, as in Detectron2
 
 
-class Stages(DetectorBackbone):
+class Detectron2Backbone(DetectorBackbone):
     """A backbone of this suite behind Detectron2's interface.
 
     The network itself is `stages`, the same module a classifier has: same input, same weights,
-    same features to the bit. Stages after the last one asked for are dropped, so that every
+    same features to the bit. Detectron2Backbone after the last one asked for are dropped, so that every
     parameter gets a gradient.
     """
 
@@ -61,7 +63,7 @@ class Stages(DetectorBackbone):
         freeze_at: int = 2,
         norm: str = "FrozenBN",
     ) -> None:
-        """See `build_stages`."""
+        """Take over a network of this suite; see `build_detectron2_backbone`."""
         super().__init__()
         names = list(stages.feature_specs)
         unknown = [name for name in out_features if name not in names]
@@ -85,11 +87,12 @@ class Stages(DetectorBackbone):
             if frozen:
                 for module in modules:
                     module.requires_grad_(False)
+        self.loaded: LoadedWeights | None = None  # what it started from
         self._started = False
         self.register_load_state_dict_pre_hook(_require_every_tensor)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map pictures (N, 3, H, W) to {name: (N, channels, H / stride, W / stride)}."""
+        """Map images (N, 3, H, W) to {name: (N, channels, H / stride, W / stride)}."""
         if self.training and not self._started:
             _refuse_untrained_frozen_norms(self.stages)
             self._started = True
@@ -97,15 +100,15 @@ class Stages(DetectorBackbone):
         return {name: features[name] for name in self._out_features}
 
 
-def build_stages(
+def build_detectron2_backbone(
     name: str,
     options: Mapping[str, Any] | None = None,
     out_features: Sequence[str] = STAGES,
     freeze_at: int = 2,
     norm: str = "FrozenBN",
-    weights: str | None = None,
+    weights: str | Weights | None = None,
     allow_missing: Sequence[str] = (),
-) -> Stages:
+) -> Detectron2Backbone:
     """Build a backbone of this suite for a detector; the form for a LazyConfig.
 
     Args:
@@ -115,26 +118,34 @@ def build_stages(
         freeze_at: stages, from the stem on, whose parameters (those of SE too) and statistics stay
             as they are: 0 none, 1 the stem, 2 the stem and res2. Their norms become FrozenBN.
         norm: of the other stages: FrozenBN, BN, SyncBN, or GN (32 groups, drawn anew).
-        weights: a file in any format the suite knows, loaded strictly; its classifier is dropped,
-            and its demands on the options (stride, pool) are met.
+        weights: a file in any format the suite knows, or what `read_weights` returned, loaded
+            strictly; its classifier is dropped, and its demands on the options (stride, pool) are
+            met.
         allow_missing: patterns of tensors (`backbone.res5.*`) that the file may lack.
 
     Raises:
         ValueError: an unknown name, option or stage; weights that do not fit.
     """
-    settings = BackboneSettings(name, dict(options or {}), weights, list(allow_missing))
-    stages = build_backbone(name, **fit_backbone(settings).options)
+    opened = read_weights(weights, name) if isinstance(weights, str) else weights
+    settings = BackboneSettings(
+        name,
+        options=dict(options or {}),
+        weights=opened and opened.path,
+        allow_missing=list(allow_missing),
+    )
+    stages = build_backbone(name, **fit_backbone(settings, opened).options)
     strides = [spec.stride for spec in stages.feature_specs.values()]
     if strides[-4:] != [4, 8, 16, 32]:
         raise ValueError(f"backbone {name}: a detector needs strides 4, 8, 16, 32, not {strides}")
-    if weights and norm == "GN":
+    if opened and norm == "GN":
         raise ValueError(
-            f"weights {weights} hold batch norms, norm GN would drop them; choose FrozenBN, BN or "
-            "SyncBN, or train from scratch"
+            f"weights {opened.path} hold batch norms, norm GN would drop them; choose FrozenBN, BN "
+            "or SyncBN, or train from scratch"
         )
-    if weights:
-        load_weights(stages, weights, allow_missing=allow_missing)
-    return Stages(stages, out_features, freeze_at, norm)
+    loaded = load_weights(stages, opened, allow_missing=allow_missing) if opened else None
+    backbone = Detectron2Backbone(stages, out_features, freeze_at, norm)
+    backbone.loaded = loaded
+    return backbone
 
 
 def register_backbones() -> None:
@@ -142,7 +153,7 @@ def register_backbones() -> None:
 
     For `se_resnet50`, say: `build_se_resnet50_backbone` gives its stages,
     `build_se_resnet50_fpn_backbone` p2 .. p6 and `build_retinanet_se_resnet50_fpn_backbone`
-    p3 .. p7, as Detectron2 names its own. Again is no harm, and adds what was registered with
+    p3 .. p7, as Detectron2 names its own. Safe to call twice, and adds what was registered with
     `backbones.register_backbone` since.
     """
     builders = {
@@ -158,7 +169,7 @@ def register_backbones() -> None:
 
 
 def add_sebench_config(cfg: CfgNode) -> None:
-    """Add MODEL.SEBENCH: NAME, OPTIONS, WEIGHTS and ALLOW_MISSING, as `build_stages` has them."""
+    """Add MODEL.SEBENCH: NAME, OPTIONS, WEIGHTS and ALLOW_MISSING, as `build_detectron2_backbone` has them."""
     cfg.MODEL.SEBENCH = CfgNode()
     cfg.MODEL.SEBENCH.NAME = ""
     cfg.MODEL.SEBENCH.ALLOW_MISSING = []
@@ -178,6 +189,19 @@ def use_weights(cfg: CfgNode, path: str) -> None:
         cfg.INPUT.FORMAT = weights.input_format.channel_order
         cfg.MODEL.PIXEL_MEAN = list(weights.input_format.mean)
         cfg.MODEL.PIXEL_STD = list(weights.input_format.std)
+
+
+@contextmanager
+def opened_weights(path: str | None, weights: Weights | None) -> Iterator[None]:
+    """Let what Detectron2 builds from a config inside take weights that were read already."""
+    token = _OPENED.set((path, weights))
+    try:
+        yield
+    finally:
+        _OPENED.reset(token)
+
+
+_OPENED: ContextVar[tuple[str | None, Weights | None]] = ContextVar("opened", default=(None, None))
 
 
 def check_input_format(given: InputFormat, weights: InputFormat, path: str) -> None:
@@ -217,7 +241,7 @@ def _named(
     return registered
 
 
-def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
+def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Detectron2Backbone:
     if input_shape.channels != 3:
         raise ValueError(f"backbone {name}: made for 3 channels, not {input_shape.channels}")
     resnets = cfg.MODEL.RESNETS
@@ -236,13 +260,16 @@ def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Stages:
     options = dict(node.get("OPTIONS") or {})
     if not resnets.STRIDE_IN_1X1:  # True is the default and says nothing
         options.setdefault("stride_in_1x1", False)
-    weights = node.get("WEIGHTS") or None
-    known = read_weights(weights, name).input_format if weights else None
-    if known is not None:
+    path = node.get("WEIGHTS") or None
+    opened, weights = _OPENED.get()
+    if path != opened:
+        weights = read_weights(path, name) if path else None
+    if weights is not None and weights.input_format is not None:
         mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
-        check_input_format(InputFormat(cfg.INPUT.FORMAT, mean, std), known, weights)
+        given = InputFormat(cfg.INPUT.FORMAT, mean, std)
+        check_input_format(given, weights.input_format, weights.path)
     freeze_at, allow_missing = cfg.MODEL.BACKBONE.FREEZE_AT, node.get("ALLOW_MISSING") or ()
-    return build_stages(
+    return build_detectron2_backbone(
         name, options, resnets.OUT_FEATURES, freeze_at, resnets.NORM, weights, allow_missing
     )
 
@@ -257,12 +284,12 @@ def _build_retinanet_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> FPN
     return _with_fpn(stages, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _with_fpn(stages: Stages, cfg: CfgNode, top_block: nn.Module) -> FPN:
+def _with_fpn(stages: Detectron2Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
     fpn = cfg.MODEL.FPN
     return FPN(stages, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
 
 
-# Stages --------------------------------------------------------------------------------------------
+# Detectron2Backbone --------------------------------------------------------------------------------------------
 
 
 def _drop(stages: Backbone, names: Sequence[str]) -> None:
@@ -307,7 +334,9 @@ def _converted(batch_norm: nn.BatchNorm2d, norm: str, name: str) -> nn.Module:
     return batch_norm
 
 
-def _require_every_tensor(backbone: Stages, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _require_every_tensor(
+    backbone: Detectron2Backbone, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
     """Refuse a state dict that holds the backbone in part or under other names.
 
     Detectron2's checkpointer loads what it can match of MODEL.WEIGHTS and warns of the rest: the

@@ -2,7 +2,7 @@
 
 The layout is Detectron2's: under the root `annotations/instances_*.json` beside one image folder a
 split. 2014 trains on train + valminusminival and is scored on minival, the paper's 80k + 35k / 5k;
-these are the same pictures as 2017's train and val. Imports neither torch nor Detectron2 until
+these are the same images as 2017's train and val. Imports neither torch nor Detectron2 until
 `register_dataset`.
 """
 
@@ -46,7 +46,7 @@ _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: tag, and the values that swap
 
 @dataclass(frozen=True)
 class CocoPart:
-    """One annotation file and its pictures, checked."""
+    """One annotation file and its images, checked."""
 
     annotations: Annotations
     folder: Path  # of the images
@@ -110,8 +110,8 @@ def load_coco(data: DataSettings, splits: Iterable[str] = ("train", "val")) -> C
     """Find and check the splits of `data`; 'val' is always read.
 
     Raises:
-        ValueError: a file or picture is missing, an id is unknown or twice there, more boxes lie
-            outside their picture or have no area than `data.accept_bad_boxes`, a picture is
+        ValueError: a file or image is missing, an id is unknown or twice there, more boxes lie
+            outside their image or have no area than `data.accept_bad_boxes`, a image is
             damaged, or train and val disagree about the categories.
     """
     train = ()

@@ -1,4 +1,4 @@
-"""A whole detector: what its input looks like, built from settings, saved, and rebuilt from a file."""
+"""A whole detector: built from settings by Detectron2, saved, and rebuilt from a file."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-from backbones import (
-    BackboneSettings,
-    InputFormat,
-    build_backbone,
-    check_finite,
-    fit_backbone,
-    load_weights,
-    read_weights,
-)
+from backbones import BackboneSettings, InputFormat, check_finite
 from backbones.config import flatten, unknown
 from backbones.device import choose_device
-from backbones.weights.files import file_sha256, read_state, save_state
+from backbones.files import sha256
+from backbones.weights.files import read_state, save_state
+from backbones.weights.load import Weights
 
 from .backbone import add_sebench_config, check_input_format, register_backbones
 from .config import KEYS, Build, DetectionConfig, DetectorSettings, InputSettings
@@ -33,23 +26,22 @@ from .config import KEYS, Build, DetectionConfig, DetectorSettings, InputSetting
 FORMAT = "sebench-detector"
 
 
-def choose_input_format(config: DetectionConfig) -> InputFormat:
+def choose_input_format(settings: InputSettings, weights: Weights | None) -> InputFormat:
     """What the pixels look like: as the weights know them, or as the settings say.
 
     Raises:
         ValueError: settings and weights disagree; both are named.
     """
-    weights = config.backbone.weights
-    known = read_weights(weights, config.backbone.name).input_format if weights else None
+    known = weights.input_format if weights else None
     base = known or InputFormat()
     given = InputFormat(
-        channel_order=config.input.channel_order or base.channel_order,
-        mean=tuple(config.input.mean or base.mean),
-        std=tuple(config.input.std or base.std),
+        channel_order=settings.channel_order or base.channel_order,
+        mean=tuple(settings.mean or base.mean),
+        std=tuple(settings.std or base.std),
         interpolation=base.interpolation,
     )
-    if known is not None:
-        check_input_format(given, known, weights)
+    if weights is not None and known is not None:
+        check_input_format(given, known, weights.path)
     return given
 
 
@@ -140,11 +132,6 @@ def save_detector(
     return save_state(path, detector.model.state_dict(), metadata)
 
 
-def is_detector(path: str | Path) -> bool:
-    """Whether a file of weights is a whole detector of this suite."""
-    return Path(path).suffix == ".safetensors" and "detector" in read_state(path)[1]
-
-
 def load_detector(
     path: str | Path, config: DetectionConfig | None = None, device: str = "auto"
 ) -> tuple[Detector, dict[str, Any]]:
@@ -178,7 +165,7 @@ def load_detector(
     origin = {
         "path": str(path),
         "format": FORMAT,
-        "sha256": file_sha256(path),
+        "sha256": sha256(path),
         "initial": told.initial,
     }
     return Detector(model, cfg, names, ids, input_format), origin
@@ -271,18 +258,6 @@ def _fit(own: DetectionConfig, asked: DetectionConfig | None, path: str | Path) 
     )
 
 
-def describe_initial(config: DetectionConfig) -> dict[str, Any] | None:
-    """The weights that the backbone starts from, and how much of it they cover, for the record."""
-    if not config.backbone.weights:
-        return None
-    backbone = fit_backbone(config.backbone)
-    with torch.device("meta"):  # without drawing weights: the random state is training's
-        stages = build_backbone(backbone.name, **backbone.options)
-    stages.to_empty(device="cpu")
-    loaded = load_weights(stages, backbone.weights, allow_missing=backbone.allow_missing)
-    return loaded.describe()
-
-
 def plain_input_format(input_format: InputFormat) -> dict[str, Any]:
     """As JSON has it, with lists for tuples."""
     values = asdict(input_format)
@@ -291,6 +266,6 @@ def plain_input_format(input_format: InputFormat) -> dict[str, Any]:
     }
 
 
-def trunk_input_size(min_size: int) -> tuple[int, int, int]:
-    """(3, H, W) of a 4:3 picture at evaluation, padded to what the pyramid needs: 800 x 1088."""
+def backbone_input_size(min_size: int) -> tuple[int, int, int]:
+    """(3, H, W) of a 4:3 image at evaluation, padded to what the pyramid needs: 800 x 1088."""
     return 3, -(-min_size // 32) * 32, -(-(min_size * 4 // 3) // 32) * 32

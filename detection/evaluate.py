@@ -104,7 +104,7 @@ def detect(
     mapper = DatasetMapper(detector.cfg, is_train=False)
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
     if comm.get_world_size() > 1:
-        # Batch norms saw each process's own pictures; what is saved, and counts, are rank 0's.
+        # Batch norms saw each process's own images; what is saved, and counts, are rank 0's.
         for buffer in detector.model.buffers():
             dist.broadcast(buffer, src=0)
     model = prepare_for_inference(detector.model, inference)

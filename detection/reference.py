@@ -19,7 +19,7 @@ from backbones import BackboneSettings, InputFormat
 from .config import Build, DetectionConfig
 from .detector import build_cfg
 
-SIZE = (800, 1088)  # of the pictures: 4:3 at COCO's usual size, padded for the pyramid
+SIZE = (800, 1088)  # of the images: 4:3 at COCO's usual size, padded for the pyramid
 
 
 def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
@@ -30,7 +30,7 @@ def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
     return build_model(cfg), cfg
 
 
-def build_detectron2s(device: str) -> tuple[nn.Module, CfgNode]:
+def build_reference(device: str) -> tuple[nn.Module, CfgNode]:
     """Detectron2's faster_rcnn_R_50_FPN_1x, random weights; pixels are scaled as ours are."""
     zoo = resources.files("detectron2") / "model_zoo" / "configs" / "COCO-Detection"
     cfg = get_cfg()
@@ -43,25 +43,25 @@ def build_detectron2s(device: str) -> tuple[nn.Module, CfgNode]:
 
 
 def make_inputs(count: int, size: tuple[int, int] = SIZE) -> list[dict[str, Any]]:
-    """Random pictures of `size` (H, W) with seven boxes each, as many as COCO has on average."""
+    """Random images of `size` (H, W) with seven boxes each, as many as COCO has on average."""
     inputs = []
     for index in range(count):
         generator = torch.Generator().manual_seed(index)
-        picture = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         corners = torch.rand(7, 2, generator=generator) * 0.6 * min(size)
         sizes = 20 + torch.rand(7, 2, generator=generator) * 0.3 * min(size)
         boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
         classes = torch.randint(0, 80, (7,), generator=generator)
         instances = Instances(size, gt_boxes=boxes, gt_classes=classes)
         height, width = size
-        inputs.append({"image": picture, "instances": instances, "height": height, "width": width})
+        inputs.append({"image": image, "instances": instances, "height": height, "width": width})
     return inputs
 
 
 def build_step(
     model: nn.Module, cfg: CfgNode, count: int, size: tuple[int, int] = SIZE
 ) -> Callable[[], Tensor]:
-    """Return a function that makes a training step on `count` pictures and returns the loss."""
+    """Return a function that makes a training step on `count` images and returns the loss."""
     optimizer = build_optimizer(cfg, model.train())
     for group in optimizer.param_groups:
         group["lr"] = 1e-6  # random weights would diverge without a warm-up

@@ -1,4 +1,4 @@
-"""The door: check, train and evaluate an experiment, and return its plain result."""
+"""Entry points: check, train and evaluate a detection experiment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from backbones import (
     build_backbone,
@@ -33,28 +34,26 @@ from backbones import (
 )
 from backbones.config import printable
 from backbones.device import choose_device, peak_memory
-from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS
-from backbones.weights.load import fit_backbone
+from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to
+from backbones.weights.load import Weights, fit_backbone, read_weights
 
-from .backbone import Stages, build_stages
+from .backbone import Detectron2Backbone, build_detectron2_backbone, opened_weights
 from .coco import CocoData, CocoPart, load_coco, register_dataset
 from .config import Build, DetectionConfig, reader_processes, resolve_schedule
 from .detector import (
     FORMAT,
     Detector,
+    backbone_input_size,
     build_cfg,
     choose_input_format,
-    describe_initial,
-    is_detector,
     load_detector,
     plain_input_format,
     save_detector,
-    trunk_input_size,
 )
 from .evaluate import detect, write_detections
 from .train import train_detector
 
-logger = logging.getLogger("detectron2.sebench")
+logger = logging.getLogger(__name__)
 
 _STRIDE = 32  # of res5
 
@@ -67,7 +66,7 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     Raises:
         ValueError: naming what is wrong, what was allowed, and the mend.
     """
-    data = _check(config, training)
+    data, _ = _check(config, training)
     summary = {
         "dataset": _describe_dataset(config, data),
         "protocol": _describe_protocol(config),
@@ -106,25 +105,27 @@ def evaluate(config: DetectionConfig, directory: Path) -> dict[str, Any] | None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _processes(config) as device, _log_to(directory):
-        data = _check(config, training=False)
+    with _processes(config) as device, _quiet():
+        data, _ = _check(config, training=False)
         detector, origin = load_detector(config.backbone.weights, config, str(device))
         _require_same_classes(detector, data, config.backbone.weights)
         return _evaluate(config, directory, data, detector, origin, {})
 
 
 def _launched(config: DetectionConfig, directory: Path, resume: bool, result: Path) -> None:
-    found = _train(config, directory, resume)
+    loggers = ("backbones", "detection", "detectron2", "fvcore")
+    with log_to(directory / LOG, loggers) if comm.is_main_process() else nullcontext():
+        found = _train(config, directory, resume)
     if found is not None:
         result.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, Any] | None:
-    with _processes(config) as device, _log_to(directory):
-        data = _check(config, training=True)
+    with _processes(config) as device, _quiet():
+        data, weights = _check(config, training=True)
         # The file of the detector names every option its backbone was built with.
-        config = replace(config, backbone=fit_backbone(config.backbone))
-        input_format = choose_input_format(config)
+        config = replace(config, backbone=fit_backbone(config.backbone, weights))
+        input_format = choose_input_format(config.input, weights)
         build = Build(
             config,
             num_classes=len(data.class_names),
@@ -135,7 +136,8 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
         )
         cfg = build_cfg(build)
         torch.manual_seed(config.seed)
-        model = build_model(cfg)
+        with opened_weights(config.backbone.weights, weights):
+            model = build_model(cfg)
         detector = Detector(model, cfg, data.class_names, data.category_ids, input_format)
 
         def validate() -> dict[str, float | None]:
@@ -151,7 +153,8 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
             return {name: found.scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
 
         timing = train_detector(config, cfg, model, directory, resume, data.sha256(), validate)
-        initial = describe_initial(config)
+        loaded = _backbone_of(model).loaded
+        initial = loaded.describe() if loaded else None
         origin = {"path": WEIGHTS, "format": FORMAT, "sha256": None, "initial": initial}
         if comm.is_main_process():
             path = directory / WEIGHTS
@@ -212,7 +215,8 @@ def _evaluate(
 # Checks --------------------------------------------------------------------------------------------
 
 
-def _check(config: DetectionConfig, training: bool) -> CocoData:
+def _check(config: DetectionConfig, training: bool) -> tuple[CocoData, Weights | None]:
+    """Find what is wrong, and return what was read: the data, and the backbone's weights."""
     for path in config.backbone.imports:
         load_user_module(path)
     backbone, detector = config.backbone, config.detector
@@ -224,8 +228,9 @@ def _check(config: DetectionConfig, training: bool) -> CocoData:
         raise ValueError(
             f"evaluate.tta: Detectron2 has it for faster_rcnn, not for {detector.architecture}"
         )
+    weights = None
     if training:
-        _check_training(config, device)
+        weights = _check_training(config, device)
     elif not backbone.weights:
         raise ValueError(
             "backbone.weights is missing: evaluation needs the weights.safetensors that `sebench "
@@ -237,7 +242,7 @@ def _check(config: DetectionConfig, training: bool) -> CocoData:
     _check_sizes(data.val, min(sizes), settings.max_size, "evaluate")
     for part in data.train:
         _check_sizes(part, min(config.train.min_size), config.train.max_size, "train")
-    return data
+    return data, weights
 
 
 def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:
@@ -256,7 +261,7 @@ def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:
         )
 
 
-def _check_training(config: DetectionConfig, device: torch.device) -> None:
+def _check_training(config: DetectionConfig, device: torch.device) -> Weights | None:
     backbone, detector, train = config.backbone, config.detector, config.train
     if not backbone.weights and (detector.norm == "FrozenBN" or detector.freeze_at > 0):
         raise ValueError(
@@ -264,11 +269,6 @@ def _check_training(config: DetectionConfig, device: torch.device) -> None:
             "scratch: frozen norms without statistics do nothing, frozen stages stay random, and "
             "training diverges; give backbone.weights=FILE, or set detector.norm=BN (or SyncBN, "
             "GN) and detector.freeze_at=0"
-        )
-    if backbone.weights and is_detector(backbone.weights):
-        raise ValueError(
-            f"backbone.weights={backbone.weights} is a whole detector; training starts from the "
-            "weights of a classifier"
         )
     processes = int(os.environ.get("WORLD_SIZE", config.processes))
     if train.batch_size % processes:
@@ -285,17 +285,18 @@ def _check_training(config: DetectionConfig, device: torch.device) -> None:
     if train.precision != "float32" and device.type == "cpu":
         raise ValueError(f"train.precision={train.precision}: needs a CUDA device; use float32")
     # Options, norms, input format and weights that do not fit show here.
-    input_format = choose_input_format(config)
-    build_cfg(Build(config, 1, input_format))
+    weights = read_weights(backbone.weights, backbone.name) if backbone.weights else None
+    build_cfg(Build(config, 1, choose_input_format(config.input, weights)))
     with torch.random.fork_rng(devices=[]):
-        build_stages(
+        build_detectron2_backbone(
             backbone.name,
             backbone.options,
             freeze_at=detector.freeze_at,
             norm=detector.norm,
-            weights=backbone.weights,
+            weights=weights,
             allow_missing=backbone.allow_missing,
         )
+    return weights
 
 
 def _require_same_classes(detector: Detector, data: CocoData, path: str) -> None:
@@ -344,13 +345,13 @@ def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
 
 
 def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any]:
-    size = trunk_input_size(config.evaluate.min_size)
-    stages = next(part.stages for part in detector.model.modules() if isinstance(part, Stages))
+    size = backbone_input_size(config.evaluate.min_size)
+    stages = _backbone_of(detector.model).stages
     with torch.device("meta"):
-        trunk = build_backbone(config.backbone.name, **config.backbone.options)
+        backbone = build_backbone(config.backbone.name, **config.backbone.options)
     return {
         "parameters": count_parameters(detector.model),
-        "multiply_adds": count_multiply_adds(trunk, size),
+        "multiply_adds": count_multiply_adds(backbone, size),
         "input_size": list(size),
         "latency": describe_latency(
             [prepare_for_inference(stages, config.evaluate.inference)], size
@@ -358,6 +359,10 @@ def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any
         "scope": "parameters of the whole detector that are learned; multiply-adds and latency of "
         "the backbone",
     }
+
+
+def _backbone_of(model: nn.Module) -> Detectron2Backbone:
+    return next(part for part in model.modules() if isinstance(part, Detectron2Backbone))
 
 
 # Surroundings --------------------------------------------------------------------------------------
@@ -382,42 +387,17 @@ def _processes(config: DetectionConfig) -> Iterator[torch.device]:
 
 
 @contextmanager
-def _log_to(directory: Path) -> Iterator[None]:
-    """Detectron2's and our own log into log.txt; the terminal is for the progress bar."""
+def _quiet() -> Iterator[None]:
+    """Leave out what Detectron2 calls by names that torch deprecated: users cannot mend it."""
     with warnings.catch_warnings():
-        # What Detectron2 asks of torch in words since renamed; nothing a person could mend.
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="torch.meshgrid|`broadcast_buffers`")
-        if comm.is_main_process():
-            with _log_file(directory / LOG):
-                yield
-        else:
-            yield
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    before = [(each.level, each.propagate) for each in loggers]
-    for each in loggers:
-        each.addHandler(handler)
-        each.setLevel(logging.INFO)
-        each.propagate = False
-    try:
         yield
-    finally:
-        for each, (level, propagate) in zip(loggers, before, strict=True):
-            each.removeHandler(handler)
-            each.setLevel(level)
-            each.propagate = propagate
-        handler.close()
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar over the pictures of an evaluation, for a person at a terminal."""
+    """A bar over the images of an evaluation, for a person at a terminal."""
     bar = Progress(console=Console(stderr=True), transient=True)
     task = bar.add_task("evaluating", total=total)
     if bar.console.is_terminal and comm.is_main_process():

@@ -1,6 +1,6 @@
 """Training by Detectron2's trainer and hooks, so that a run that was stopped goes on as if not.
 
-What a step does depends on the seed and on its number alone: the order of the pictures, their
+What a step does depends on the seed and on its number alone: the order of the images, their
 augmentation and the sampling of boxes are drawn anew from (seed, number), not from a generator
 that has run since the start. So a resumed run ends with the same weights to the bit where the
 arithmetic itself repeats (it does on the CPU), whatever the number of reading processes.
@@ -36,7 +36,7 @@ from backbones.files import CHECKPOINT, CURVE, write_whole
 
 from .config import DetectionConfig, TrainSettings, reader_processes
 
-logger = logging.getLogger("detectron2.sebench")
+logger = logging.getLogger(__name__)
 
 
 def train_detector(
@@ -110,10 +110,10 @@ def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> S
 
 
 class _SeededBatches(Sampler[list[tuple[int, int]]]):
-    """One process's batches without end: lists of (place in the stream, index of the picture).
+    """One process's batches without end: lists of (place in the stream, index of the image).
 
     The stream is one permutation after another; process r of n takes every nth place from r on.
-    Pictures wider than high and the others are gathered apart, as Detectron2 does to pad less.
+    Images wider than high and the others are gathered apart, as Detectron2 does to pad less.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
         self._start, self._rank, self._count = start, rank, count
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # What was seen before `start` is gone through again, without reading a picture.
+        # What was seen before `start` is gone through again, without reading a image.
         return itertools.islice(self._batches(), self._start, None)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
@@ -141,8 +141,8 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
                 batch.clear()
 
 
-class _SeededPictures(Dataset[dict[str, Any]]):
-    """Detectron2's mapper, each picture augmented by its place in the stream."""
+class _SeededImages(Dataset[dict[str, Any]]):
+    """Detectron2's mapper, each image augmented by its place in the stream."""
 
     def __init__(self, records: list[dict[str, Any]], mapper: DatasetMapper, seed: int) -> None:
         self._records = DatasetFromList(records, copy=False)
@@ -172,7 +172,7 @@ def _build_loader(
         comm.get_world_size(),
     )
     return DataLoader(
-        _SeededPictures(records, DatasetMapper(cfg, is_train=True), config.seed),
+        _SeededImages(records, DatasetMapper(cfg, is_train=True), config.seed),
         batch_sampler=batches,
         num_workers=reader_processes(config.data),
         collate_fn=trivial_batch_collator,

@@ -22,7 +22,7 @@ from backbones import (
     save_weights,
 )
 from backbones.weights.convert import convert_weights
-from detection import add_sebench_config, build_stages, register_backbones, use_weights
+from detection import add_sebench_config, build_detectron2_backbone, register_backbones, use_weights
 from detection.backbone import _convert_norms
 
 TINY = "build_se_resnet_tiny_backbone"
@@ -130,7 +130,7 @@ def test_detectors_build_and_run_on_se_resnet50_from_a_foreign_config(
 def test_a_lazy_config_builds_mask_rcnn_on_our_stages():
     path = Path(model_zoo.__file__).parent / "configs" / "common" / "models" / "mask_rcnn_fpn.py"
     model = LazyConfig.load(str(path)).model
-    model.backbone.bottom_up = LazyCall(build_stages)(
+    model.backbone.bottom_up = LazyCall(build_detectron2_backbone)(
         name="se_resnet_tiny", freeze_at=2, out_features=["res2", "res3", "res4", "res5"]
     )
     detector = instantiate(model).eval()
@@ -177,7 +177,7 @@ def test_features_in_the_detector_equal_the_classifiers_to_the_bit(
 
 @pytest.mark.parametrize("freeze_at", [0, 1, 2, 3, 5])
 def test_freeze_at_freezes_exactly_those_stages_and_only_their_norms(freeze_at):
-    network = build_stages("se_resnet_tiny", freeze_at=freeze_at, norm="BN").stages
+    network = build_detectron2_backbone("se_resnet_tiny", freeze_at=freeze_at, norm="BN").stages
     for index, name in enumerate(network.feature_specs):
         stage = getattr(network, name)
         frozen = index < freeze_at
@@ -189,7 +189,9 @@ def test_freeze_at_freezes_exactly_those_stages_and_only_their_norms(freeze_at):
 
 
 def test_a_frozen_stage_keeps_its_statistics_in_training(weights):
-    stages = build_stages("se_resnet_tiny", freeze_at=2, norm="BN", weights=weights).train()
+    stages = build_detectron2_backbone(
+        "se_resnet_tiny", freeze_at=2, norm="BN", weights=weights
+    ).train()
     before = {name: value.clone() for name, value in stages.state_dict().items()}
     stages(torch.randn(2, 3, 64, 64))["res5"].sum().backward()
     moved = {n for n, value in stages.state_dict().items() if not torch.equal(value, before[n])}
@@ -201,22 +203,24 @@ def test_a_frozen_stage_keeps_its_statistics_in_training(weights):
     ("norm", "kind"), [("SyncBN", nn.SyncBatchNorm), ("FrozenBN", FrozenBatchNorm2d)]
 )
 def test_every_norm_of_the_other_stages_is_the_one_asked_for(norm, kind):
-    network = build_stages("se_resnet_tiny", freeze_at=0, norm=norm).stages
+    network = build_detectron2_backbone("se_resnet_tiny", freeze_at=0, norm=norm).stages
     assert {type(m) for m in network.modules() if "Norm" in type(m).__name__} == {kind}
 
 
 def test_group_norm_replaces_every_norm_and_refuses_what_it_cannot_do(weights):
-    network = build_stages("resnet18", freeze_at=0, norm="GN").stages
+    network = build_detectron2_backbone("resnet18", freeze_at=0, norm="GN").stages
     kinds = {type(m) for m in network.modules() if "Norm" in type(m).__name__}
     assert kinds == {nn.GroupNorm}
     with pytest.raises(ValueError, match=r"multiples of 32; stem\.norm1 has 24"):
-        build_stages("se_resnet_tiny", freeze_at=0, norm="GN")
+        build_detectron2_backbone("se_resnet_tiny", freeze_at=0, norm="GN")
     with pytest.raises(ValueError, match="norm GN would drop them"):
-        build_stages("se_resnet_tiny", freeze_at=0, norm="GN", weights=weights)
+        build_detectron2_backbone("se_resnet_tiny", freeze_at=0, norm="GN", weights=weights)
 
 
 def test_stages_that_nobody_asked_for_are_dropped():
-    stages = build_stages("se_resnet_tiny", out_features=["res3", "res4"], freeze_at=0, norm="BN")
+    stages = build_detectron2_backbone(
+        "se_resnet_tiny", out_features=["res3", "res4"], freeze_at=0, norm="BN"
+    )
     assert list(stages.output_shape()) == ["res3", "res4"]
     assert not hasattr(stages.stages, "res5")
     sum(feature.sum() for feature in stages(torch.randn(1, 3, 64, 64)).values()).backward()
@@ -225,11 +229,11 @@ def test_stages_that_nobody_asked_for_are_dropped():
 
 def test_training_from_scratch_with_frozen_norms_is_refused(weights):
     pictures = torch.randn(1, 3, 64, 64)
-    scratch = build_stages("se_resnet_tiny", norm="FrozenBN").train()
+    scratch = build_detectron2_backbone("se_resnet_tiny", norm="FrozenBN").train()
     with pytest.raises(ValueError, match="without statistics they do nothing"):
         scratch(pictures)
     scratch.eval()(pictures)
-    build_stages("se_resnet_tiny", norm="FrozenBN", weights=weights).train()(pictures)
+    build_detectron2_backbone("se_resnet_tiny", norm="FrozenBN", weights=weights).train()(pictures)
 
 
 def tiny_detector(**model):
@@ -299,7 +303,7 @@ def test_what_our_networks_do_not_have_is_refused_by_name():
     with pytest.raises(ValueError, match="choose from stem, res2"):
         build_tiny(tiny_cfg(OUT_FEATURES=["res6"]))
     with pytest.raises(ValueError, match=r"strides 4, 8, 16, 32, not \[1, 1, 2, 4\]"):
-        build_stages("resnet20")
+        build_detectron2_backbone("resnet20")
     cfg = tiny_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_sebench_backbone"
     with pytest.raises(ValueError, match="says which backbone, and is empty"):
@@ -322,7 +326,7 @@ def test_a_network_of_timm_serves_with_the_activations_inside_its_norms_kept():
     stages = build_tiny(cfg)
     assert not [m for m in stages.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {p.requires_grad for p in stages.stages.res2.parameters()} == {False}
-    stages = build_stages(name, freeze_at=0, norm="BN").eval()
+    stages = build_detectron2_backbone(name, freeze_at=0, norm="BN").eval()
     stages.stages.load_state_dict(
         dict(zip(stages.stages.state_dict(), expected.state_dict().values(), strict=True))
     )

@@ -11,7 +11,7 @@ from backbones import build_backbone, build_network, describe_backbone, register
 from backbones.inference import EarlyGate, ResidualSum, prepare_for_inference
 from backbones.resnet import ResNet
 from backbones.slot import build_slot
-from detection.backbone import build_stages
+from detection.backbone import build_detectron2_backbone
 
 # One of each family, and what is built differently inside a family.
 FAMILIES = (
@@ -153,7 +153,9 @@ def test_the_network_itself_stays_as_it_is():
 
 def test_a_trunk_with_frozen_norms_is_equal_inside_its_detector():
     torch.manual_seed(0)
-    detector = nn.ModuleDict({"trunk": with_statistics(build_stages("se_resnet50"))}).double()
+    detector = nn.ModuleDict(
+        {"trunk": with_statistics(build_detectron2_backbone("se_resnet50"))}
+    ).double()
     fast = prepare_for_inference(detector)
     x = torch.randn(1, 3, 64, 96).double()
     with torch.inference_mode():
@@ -175,7 +177,7 @@ def test_group_norms_and_attentions_of_ones_own_keep_their_blocks():
     finally:
         del slot.ATTENTIONS["halve"]
     assert difference_after_rewriting(network.double(), torch.randn(2, 3, 64, 64).double()) < 1e-10
-    grouped = build_stages("se_resnet50", freeze_at=0, norm="GN").eval().double()
+    grouped = build_detectron2_backbone("se_resnet50", freeze_at=0, norm="GN").eval().double()
     assert difference_after_rewriting(grouped, torch.randn(1, 3, 64, 64).double()) < 1e-10
 
 

@@ -36,9 +36,11 @@ def test_maps_equal_the_classifiers_and_the_detectors_to_the_bit(saved):
         features = network.backbone(PICTURE)
     assert all(torch.equal(a, features[f"res{i}"]) for i, a in enumerate(maps, start=2))
 
-    from detection import build_stages
+    from detection import build_detectron2_backbone
 
-    stages = build_stages("se_resnet_tiny", freeze_at=0, norm="BN", weights=file).eval()
+    stages = build_detectron2_backbone(
+        "se_resnet_tiny", freeze_at=0, norm="BN", weights=file
+    ).eval()
     with torch.no_grad():
         detected = stages(PICTURE)
     assert all(torch.equal(a, detected[f"res{i}"]) for i, a in enumerate(maps, start=2))

@@ -305,11 +305,13 @@ def test_names_go_there_and_back_in_every_format():
 
 
 def test_legacy_weights_give_the_detector_the_stages_of_timm(tmp_path):
-    from detection import build_stages
+    from detection import build_detectron2_backbone
 
     theirs = randomized(lambda: timm.create_model("legacy_seresnet50", num_classes=10))
     save_half(theirs, tmp_path / "file")
-    stages = build_stages("se_resnet50", weights=str(tmp_path / "file"), norm="FrozenBN").eval()
+    stages = build_detectron2_backbone(
+        "se_resnet50", weights=str(tmp_path / "file"), norm="FrozenBN"
+    ).eval()
     picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = stages(picture)

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +32,8 @@ from tools.experiments.record import Record, build_record, read_record, write_re
 from tools.experiments.settings import build_settings, parse_override, read_yaml
 
 ACTIONS = ("train", "evaluate")
+# Packages whose log belongs to a run.
+LOGGERS = ("backbones", "classification", "scene", "detection", "detectron2", "fvcore")
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
         with files.lock_directory(directory):
             prepare_directory(experiment, directory, resume)
             try:
-                with _log_to(directory / files.LOG):
+                with files.log_to(directory / files.LOG, LOGGERS):
                     yield module
             except ValueError:
                 # Bad input, found before anything was computed: leave no trace of the attempt.
@@ -292,23 +293,6 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
 def _is_first_process() -> bool:
     """Of those that torchrun started: the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Append what the rooms of this suite log to a file; Detectron2 has a log of its own there."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(room) for room in ("backbones", "classification", "scene")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()
 
 
 def read_recorded(experiment: Experiment, directory: Path) -> Record | None:

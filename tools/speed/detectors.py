@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from backbones.inference import prepare_for_inference
-from detection.backbone import build_stages
-from detection.reference import SIZE, build_detectron2s, build_ours, build_step, make_inputs
+from detection.backbone import build_detectron2_backbone
+from detection.reference import SIZE, build_ours, build_reference, build_step, make_inputs
 from tools.speed.networks import ALLOWED, calibrate_norms, compare_twins, conditions, images
 from tools.speed.timing import Measurement, check_equal, compare
 
@@ -20,7 +20,9 @@ def backbone_over_twin() -> Iterator[Measurement]:
     for device, dtype, count in conditions(1):
         x = images(count, SIZE, device, dtype)
         se, plain = (
-            calibrate_norms(build_stages(name)).to(device, dtype, memory_format=torch.channels_last)
+            calibrate_norms(build_detectron2_backbone(name)).to(
+                device, dtype, memory_format=torch.channels_last
+            )
             for name in ("se_resnet50", "resnet50")
         )
         yield compare_twins(se, plain, "compiled", x)
@@ -34,7 +36,7 @@ def train_against_detectron2() -> Iterator[Measurement]:
     device = _device()
     count, size = (2, SIZE) if device == "cuda" else (1, (480, 640))
     steps = []
-    for model, cfg in (build_ours("se_resnet50", device), build_detectron2s(device)):
+    for model, cfg in (build_ours("se_resnet50", device), build_reference(device)):
         calibrate_norms(model.backbone.bottom_up)
         steps.append(build_step(model, cfg, count, size))
     ours, theirs = steps
@@ -44,7 +46,7 @@ def train_against_detectron2() -> Iterator[Measurement]:
 def detect_against_detectron2() -> Iterator[Measurement]:
     """Time of Detectron2's inference over ours, for one image."""
     device = _device()
-    plain, theirs = build_ours("se_resnet50", device)[0], build_detectron2s(device)[0]
+    plain, theirs = build_ours("se_resnet50", device)[0], build_reference(device)[0]
     for model in (plain.eval(), theirs.eval()):
         calibrate_norms(model.backbone.bottom_up)
     ours = prepare_for_inference(plain, "eager")

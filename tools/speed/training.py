@@ -52,9 +52,11 @@ def step_over_twin(mode: str) -> Iterator[Measurement]:
 def network_to_train(name: str, mode: str) -> nn.Module:
     """A network in training mode, channels last, its norms frozen or the whole compiled as asked."""
     if mode == "frozen":
-        from detection.backbone import build_stages  # Detectron2, for this alone
+        from detection.backbone import build_detectron2_backbone  # Detectron2, for this alone
 
-        stages = calibrate_norms(build_stages(name, out_features=["res5"], freeze_at=0))
+        stages = calibrate_norms(
+            build_detectron2_backbone(name, out_features=["res5"], freeze_at=0)
+        )
         network = nn.Sequential(stages, _PooledClassifier())
     else:
         network = build_network(name)
