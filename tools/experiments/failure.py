@@ -25,6 +25,14 @@ _RESOURCES = (
     ),
 )
 
+# What an extra brings, where it is not simply called like the extra.
+_EXTRAS = {
+    "detection": ("hotcoco", "pycocotools", "fvcore", "omegaconf", "iopath", "yacs", "termcolor"),
+    "openmmlab": ("mmengine", "mmcv"),
+    "corruptions": ("imagecorruptions",),
+    "tensorboard": ("tensorboard",),
+}
+
 
 def describe_failure(error: BaseException) -> str:
     """One message for an error, without control characters and of bounded length.
@@ -47,6 +55,8 @@ def _describe(error: BaseException) -> str:
         return f"{text} ({mends[error.errno]})" if error.errno in mends else text
     if isinstance(error, MemoryError):
         return f"out of memory: {text}" if text else "out of memory"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _describe_missing(error.name.partition(".")[0])
     if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
         return text
     for pattern, meaning in _RESOURCES:
@@ -57,3 +67,14 @@ def _describe(error: BaseException) -> str:
     return (
         f"{type(error).__name__}: {text} (this is a bug in sebench; --debug prints the traceback)"
     )
+
+
+def _describe_missing(package: str) -> str:
+    if package == "detectron2":
+        return (
+            "Detectron2 is not installed; from sebench's folder: pip install '.[detection]' and "
+            "python -m tools.install_detectron2"
+        )
+    extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
+    mend = f"pip install 'sebench[{extra}]'" if extra else f"pip install {package}"
+    return f"{package} is not installed: {mend}"
