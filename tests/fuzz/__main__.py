@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from random import Random
@@ -35,7 +35,6 @@ from tests.fuzz.kinds import KINDS, Kind, write_templates
 from tools import cli
 
 MEMORY, SECONDS, PATIENCE = 2 * 2**30, 10, 90  # bytes, of processor time, of the clock
-UNCHANGED = 0.01  # the share of files that are not broken, and must be read
 CASES_PER_WORKER = 200
 GOOD = ("refused", "read", "ran")  # every other outcome is a finding
 
@@ -44,6 +43,7 @@ GOOD = ("refused", "read", "ran")  # every other outcome is a finding
 class Outcome:
     name: str
     detail: str = ""  # message and traceback
+    seconds: float = 0.0  # of processor time
 
     @property
     def signature(self) -> str:
@@ -54,11 +54,23 @@ class Outcome:
         return f"{self.name}: {self.detail.splitlines()[0][:150] if self.detail else ''} {place}"
 
 
-def draw(seed: int, number: int, only: list[str]) -> tuple[str, Random]:
-    """The kind of a case, and the generator that breaks its file."""
-    rng = Random(f"{seed}:{number}")
-    names = only or list(KINDS)
-    return rng.choices(names, [KINDS[name].share for name in names])[0], rng
+@dataclass(frozen=True)
+class Draw:
+    """Which cases there are."""
+
+    seed: int
+    only: list[str]  # kinds; none: all
+    quick: bool = False  # few of those that take long
+
+    def case(self, number: int) -> tuple[str, Random | None]:
+        """The kind of a case, and the generator that breaks its file; the first are left whole."""
+        names = self.only or list(KINDS)
+        if number < len(names):
+            return names[number], None
+        rng = Random(f"{self.seed}:{number}")
+        slow = [self.quick and not KINDS[name].is_fast for name in names]
+        shares = [KINDS[n].share / (5 if s else 1) for n, s in zip(names, slow, strict=True)]
+        return rng.choices(names, shares)[0], rng
 
 
 def broken(kind: Kind, data: bytes, rng: Random) -> bytes:
@@ -72,10 +84,11 @@ def broken(kind: Kind, data: bytes, rng: Random) -> bytes:
 # In a worker -------------------------------------------------------------------------------------
 
 
-def run_case(name: str, rng: Random, root: Path, real: float) -> tuple[Outcome, bytes]:
+def run_case(name: str, rng: Random | None, root: Path, real: float) -> tuple[Outcome, bytes]:
     """Break a file of a kind, let it be read, and put the whole one back.
 
     Args:
+        rng: None leaves it whole, and then it must be read.
         real: how often what passes a check is really run.
     """
     kind, out = KINDS[name], root / "out"
@@ -86,12 +99,11 @@ def run_case(name: str, rng: Random, root: Path, real: float) -> tuple[Outcome, 
         shutil.copytree(root / kind.copied, out / kind.copied)
         file = out / kind.file
     whole = file.read_bytes()
-    unchanged = rng.random() < UNCHANGED
-    data = whole if unchanged else broken(kind, whole, rng)
+    data = whole if rng is None else broken(kind, whole, rng)
     try:
         file.write_bytes(data)
-        outcome = _judged(kind, file, root, out, really=rng.random() < real)
-        if unchanged and outcome.name == "refused":
+        outcome = _judged(kind, file, root, out, really=rng is None or rng.random() < real)
+        if rng is None and outcome.name == "refused":
             outcome = Outcome("wrong", f"a whole file is refused: {outcome.detail}")
     finally:
         file.write_bytes(whole)
@@ -179,7 +191,7 @@ def _refusal(error: BaseException, said: str, file: Path, root: Path) -> Outcome
     return Outcome("refused", str(error)[:500])
 
 
-def _work(connection: Connection, root: Path, seed: int, only: list[str], real: float) -> None:
+def _work(connection: Connection, root: Path, draw: Draw, real: float) -> None:
     """Body of a worker: numbers of cases in, outcomes out."""
     os.setsid()
     silent = os.open(os.devnull, os.O_RDWR)
@@ -191,8 +203,10 @@ def _work(connection: Connection, root: Path, seed: int, only: list[str], real: 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        name, rng = draw(seed, number, only)
+        name, rng = draw.case(number)
+        begun = time.process_time()
         outcome, data = run_case(name, rng, root, real)
+        outcome = replace(outcome, seconds=time.process_time() - begun)
         connection.send((outcome, data if outcome.name not in GOOD else b""))
 
 
@@ -268,10 +282,12 @@ class Findings:
     def __init__(self, folder: Path, seed: int, kept: int = 3) -> None:
         self.folder, self.seed, self.kept = folder, seed, kept
         self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.seconds: Counter[str] = Counter()
         self.signatures: dict[str, list[tuple[str, int]]] = {}
 
     def add(self, number: int, name: str, outcome: Outcome, data: bytes) -> None:
         self.outcomes[name, outcome.name] += 1
+        self.seconds[name] += outcome.seconds
         if outcome.name in GOOD:
             return
         found = self.signatures.setdefault(outcome.signature, [])
@@ -290,11 +306,12 @@ class Findings:
         lines = []
         if every_kind:
             names = sorted({name for _, name in self.outcomes}, key=lambda n: (n not in GOOD, n))
-            lines.append(f"{'kind':24}" + "".join(f"{name:>9}" for name in names))
+            lines.append(f"{'kind':24}" + "".join(f"{name:>9}" for name in (*names, "seconds")))
             for kind in KINDS:
                 row = [self.outcomes[kind, name] for name in names]
                 if any(row):
-                    lines.append(f"{kind:24}" + "".join(f"{count or '':>9}" for count in row))
+                    counts = "".join(f"{count or '':>9}" for count in row)
+                    lines.append(f"{kind:24}{counts}{self.seconds[kind]:9.1f}")
         for signature, cases in sorted(self.signatures.items(), key=lambda item: -len(item[1])):
             examples = ", ".join(f"--kind {name} --case {number}" for name, number in cases[:2])
             lines.append(f"{len(cases)} x {ascii(signature)[1:-1]}  [{examples}]")
@@ -312,18 +329,17 @@ class Findings:
 def fuzz(numbers: range, arguments: argparse.Namespace, templates: Path) -> Findings:
     """Run cases in workers; prints how far it is to stderr."""
     findings = Findings(arguments.findings, arguments.seed)
-    settings = (arguments.seed, arguments.kind, arguments.real)
+    draw = Draw(arguments.seed, arguments.kind, arguments.quick)
     workers = [
-        Worker(templates, templates.parent / f"worker-{i}", *settings)
+        Worker(templates, templates.parent / f"worker-{i}", draw, arguments.real)
         for i in range(arguments.jobs)
     ]
     waiting, begun, told = iter(numbers), time.monotonic(), 0.0
 
     def record(worker: Worker, number: int, found: tuple[Outcome, bytes]) -> None:
-        name, rng = draw(arguments.seed, number, arguments.kind)
+        name, rng = draw.case(number)
         outcome, data = found
         if outcome.name in ("crash", "hang"):  # the worker could not hand it over
-            rng.random()
             data = broken(KINDS[name], (templates / KINDS[name].file).read_bytes(), rng)
         findings.add(number, name, outcome, data)
 
@@ -362,6 +378,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", default=[], choices=KINDS)
     parser.add_argument("--case", type=int, help="run this one in the foreground")
     parser.add_argument("--real", type=float, default=0.2, help="share of accepted data that is trained on")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few of the kinds that take long")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -376,7 +393,8 @@ def main() -> int:
         if child.exitcode:
             return 2
         if arguments.case is not None:
-            name, rng = draw(arguments.seed, arguments.case, arguments.kind)
+            draw = Draw(arguments.seed, arguments.kind, arguments.quick)
+            name, rng = draw.case(arguments.case)
             outcome, data = run_case(name, rng, templates, arguments.real)
             print(name, outcome.name, outcome.detail, f"{len(data)} bytes", sep="\n")
             return outcome.name not in GOOD

@@ -39,15 +39,20 @@ class Kind:
     share: float = 1.0  # how often it is drawn
     copied: str = ""  # a folder of the root that stands in {out}, with the broken file in it
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether it takes less than a tenth of a second."""
+        return not self.copied and self.check.split()[0] not in ("report", "run")
+
 
 # Commands ----------------------------------------------------------------------------------------
 
 _TINY = "evaluate.resize=40 evaluate.crop=32 augment.size=32 train.epochs=1 train.batch_size=4 train.tensorboard=false"  # fmt: skip
-CIFAR = "train classification -r cifar-short -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/cifar train.batch_size=10 train.epochs=1 train.tensorboard=false"  # fmt: skip
-FASHION = "train classification -r fashion-mnist -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/fashion train.batch_size=10 train.epochs=1 train.tensorboard=false"  # fmt: skip
+CIFAR = "train classification -r cifar-short -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/cifar train.batch_size=10 train.epochs=1 train.tensorboard=false train.schedule.warmup=1"  # fmt: skip
+FASHION = "train classification -r fashion-mnist -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/fashion train.batch_size=10 train.epochs=1 train.tensorboard=false train.schedule.warmup=1"  # fmt: skip
 FOLDER = f"train classification -r imagenet-paper -b resnet_tiny --data folder --data-root {{root}}/folder {_TINY}"  # fmt: skip
 IMAGENET = f"train classification -r imagenet-paper -b resnet_tiny --data-root {{root}}/imagenet data.classes=folders {_TINY}"  # fmt: skip
-PLACES = f"train scene -r places365-short -b resnet_tiny --data-root {{root}}/places {_TINY} train.precision=float32"  # fmt: skip
+PLACES = f"train scene -r places365-short -b resnet_tiny --data-root {{root}}/places {_TINY} train.precision=float32 train.schedule.warmup=1"  # fmt: skip
 COCO = "train detection -r tiny -b resnet_tiny --data-root {root}/coco train.batch_size=2 train.iterations=2 train.warmup_iterations=1 data.workers=-1"  # fmt: skip
 DRY, REAL = " --dry-run --json", " -o {out}/run"
 
@@ -367,8 +372,8 @@ KINDS: dict[str, Kind] = {
     "torch-legacy": Kind("weights/legacy.pth", m.mutate_pickle, _INSPECT, oracle=same_tensors, share=8),
     "detectron2": Kind("weights/detectron2.pkl", m.mutate_pickle, _INSPECT, oracle=same_tensors, share=4),
     "npz": Kind("weights/arrays.npz", lambda d, r: m.mutate_zip(d, r, mutate_npy), _INSPECT, oracle=same_tensors, share=4),
-    "npy": Kind("weights/array.npy", mutate_npy, _INSPECT, oracle=same_tensors, share=4),
-    "npy-object": Kind("weights/caffe.npy", m.mutate_bytes, _INSPECT, share=2),
+    "npy": Kind("weights/caffe.npy", mutate_npy, _INSPECT, oracle=same_tensors, share=4),
+    "npy-object": Kind("weights/caffe.npy", lambda d, r: d[:128] + m.mutate_pickle(d[128:], r), _INSPECT, share=2),
     "safetensors": Kind("weights/plain.safetensors", mutate_safetensors, _INSPECT, oracle=same_tensors, share=6),
     "own-weights": Kind("run/weights.safetensors", mutate_safetensors, _INSPECT, oracle=same_tensors, share=2),
     "own-weights-evaluated": Kind("run/weights.safetensors", mutate_safetensors, "evaluate classification -w {file} --dry-run --json", share=1),
@@ -552,6 +557,5 @@ def _write_weights(root: Path) -> None:
     blobs = {"model": {"stem.conv1.weight": arrays["conv1.weight"], "res2.0.conv1.weight": arrays["fc.weight"]}, "__author__": "x", "matching_heuristics": True}  # fmt: skip
     (root / "detectron2.pkl").write_bytes(pickle.dumps(blobs, protocol=2))
     np.savez(root / "arrays.npz", **arrays)
-    np.save(root / "array.npy", arrays["fc.weight"])
     np.save(root / "caffe.npy", np.array({"conv1": [arrays["fc.weight"], arrays["fc.bias"]]}, dtype=object))  # fmt: skip
     safetensors.numpy.save_file(arrays, root / "plain.safetensors", {"format": "pt"})
