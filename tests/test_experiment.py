@@ -169,10 +169,10 @@ def test_what_can_change_the_result_changes_the_hash(recipe, change):
 
 
 def test_twins_and_seeds_share_their_condition_and_nothing_else_does(recipe):
-    condition = _load(recipe).condition
-    assert _load(recipe, backbone="resnet50", seed=3).condition == condition
-    assert _load(recipe, "train.epochs=4").condition != condition
-    assert _load(recipe, action="evaluate").condition != condition
+    condition = _load(recipe).comparison_hash
+    assert _load(recipe, backbone="resnet50", seed=3).comparison_hash == condition
+    assert _load(recipe, "train.epochs=4").comparison_hash != condition
+    assert _load(recipe, action="evaluate").comparison_hash != condition
 
 
 def test_equal_settings_are_the_same_experiment_whatever_the_recipe_is_called(recipe, tmp_path):

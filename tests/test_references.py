@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 import yaml
-from written_runs import evaluation_of, published_run
+from written_runs import altered, evaluation_of, published_run
 
 from tools import references
 from tools.experiments.record import METRICS, Metric, write_record
@@ -60,18 +60,18 @@ def assert_not_comparable(record, table, row, reason, training=None):
 
 
 def with_settings(record, changes):
-    settings = copy.deepcopy(record.experiment["settings"])
+    settings = copy.deepcopy(record.experiment.settings)
     for key, value in changes.items():
         *groups, last = key.split(".") if not key.startswith("detectron2.") else key.split(".", 1)
         part = settings
         for group in groups:
             part = part[group]
         part[last] = value
-    return dataclasses.replace(record, experiment={**record.experiment, "settings": settings})
+    return altered(record, experiment={"settings": settings})
 
 
 def with_data(record, **changes):
-    return dataclasses.replace(record, dataset={**record.dataset, **changes})
+    return altered(record, dataset=changes)
 
 
 def leaves(part, prefix=""):
@@ -176,7 +176,7 @@ def test_every_setting_that_changes_a_result_is_compared(table, row):
     identity = load_experiment(table.task, row.recipes[0]).identity
     matters = {key for key, _ in leaves(identity)}
     compared = 0
-    for key, value in leaves(run.experiment["settings"]):
+    for key, value in leaves(run.experiment.settings):
         free = key not in matters or key in MAY_DIFFER or key in table.may_differ
         if key.startswith(("backbone.", "evaluate.")):
             continue  # the network, the initial weights and the protocol: below
@@ -203,15 +203,14 @@ def test_a_recipe_of_another_row_is_not_comparable(table, row):
         settings = json.loads(json.dumps(settings_of(table.task, recipe)))
         if settings["data"]["name"] != table.dataset["name"]:
             continue  # its runs are of other data, whatever the recipe
-        experiment = {**run.experiment, "recipe": recipe, "settings": settings}
-        changed = dataclasses.replace(run, experiment=experiment)
+        changed = altered(run, experiment={"recipe": recipe, "settings": settings})
         assert_not_comparable(changed, table, row, "other recipe")
 
 
 def test_a_recipe_goes_by_its_settings_and_not_by_its_name():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
-    copied = dataclasses.replace(run, experiment={**run.experiment, "recipe": "my/copy.yaml"})
+    copied = altered(run, experiment={"recipe": "my/copy.yaml"})
     assert_reproduced(copied, table, row)
     changed = with_settings(copied, {"train.epochs": 90})
     assert_not_comparable(changed, table, row, "other recipe: my/copy.yaml")
@@ -220,9 +219,9 @@ def test_a_recipe_goes_by_its_settings_and_not_by_its_name():
 def test_a_run_of_an_earlier_version_that_lacks_a_setting_has_its_default():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
-    del run.experiment["settings"]["data"]["sampling"]  # uniform, in the recipe too
+    del run.experiment.settings["data"]["sampling"]  # uniform, in the recipe too
     assert_reproduced(run, table, row)
-    del run.experiment["settings"]["train"]["batch_size"]  # 1024 in the recipe, 128 by default
+    del run.experiment.settings["train"]["batch_size"]  # 1024 in the recipe, 128 by default
     assert_not_comparable(run, table, row, "train.batch_size=128")
 
 
@@ -274,8 +273,8 @@ def test_the_settings_of_data_and_detector_are_compared(table, network, changes)
 def test_training_from_other_weights_is_not_comparable():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
-    tuned = {**run.weights, "initial": {"path": "mine.pth", "sha256": "1" * 64, "missing": []}}
-    changed = dataclasses.replace(run, weights=tuned)
+    tuned = {"initial": {"path": "mine.pth", "sha256": "1" * 64, "missing": []}}
+    changed = altered(run, weights=tuned)
     assert_not_comparable(changed, table, row, "started from mine.pth, published from scratch")
     changed = with_settings(run, {"backbone.weights": "mine.pth"})  # a record without `initial`
     assert_not_comparable(changed, table, row, "started from mine.pth")
@@ -288,7 +287,7 @@ def test_training_from_other_weights_is_not_comparable():
         ({"path": "timm:resnet50.fb_swsl_ig1b_ft_y", "sha256": "1" * 64, "missing": []}, "unknown"),
         ({"path": "r.pth", "sha256": "ce0d4300" + "0" * 56, "missing": ["res5.0"]}, "1 tensors"),
     ):
-        changed = dataclasses.replace(run, weights={**run.weights, "initial": initial})
+        changed = altered(run, weights={"initial": initial})
         assert_not_comparable(changed, table, row, reason)
 
 
@@ -300,14 +299,14 @@ def test_a_detector_may_start_from_any_known_imagenet_classifier(tmp_path):
     own = str(tmp_path / "weights.safetensors")
     for path, sha256 in (("timm:legacy_seresnet50.in1k", "2" * 64), (own, "a" * 64)):
         initial = {"path": path, "sha256": sha256, "missing": []}
-        changed = dataclasses.replace(run, weights={**run.weights, "initial": initial})
+        changed = altered(run, weights={"initial": initial})
         assert_reproduced(changed, table, row)
 
 
 def test_the_daily_faster_rcnn_2x_is_compared_with_table_7():
     table, row = row_of("table-7", "Faster R-CNN SE-ResNet-50")
     run = published_run(table, dataclasses.replace(row, recipes=("faster-rcnn-2x",)))
-    assert run.experiment["recipe"] == "faster-rcnn-2x"
+    assert run.experiment.recipe == "faster-rcnn-2x"
     assert_reproduced(run, table, row)
 
 
@@ -318,7 +317,7 @@ def test_senet_154_is_compared_at_224_at_320_and_trained_at_320():
     run = published_run(*small)
     assert_reproduced(run, *small)
     for protocol in ("imagenet-320", "imagenet-320+resize352"):  # the resize is not stated
-        changed = dataclasses.replace(
+        changed = altered(
             run,
             protocol={"name": protocol},
             metrics={"top1_error": Metric(17.28, "percent", False, 50_000)},
@@ -336,8 +335,8 @@ def test_senet_154_is_compared_at_224_at_320_and_trained_at_320():
 @pytest.mark.parametrize(("table", "row"), DISTINCT, ids=lambda x: getattr(x, "name", ""))
 def test_another_protocol_is_not_comparable(table, row, change):
     run = published_run(table, row)
-    protocol = f"{run.protocol['name']}{change}"
-    changed = dataclasses.replace(run, protocol={"name": protocol})
+    protocol = f"{run.protocol.name}{change}"
+    changed = altered(run, protocol={"name": protocol})
     if change == "+resize288" and "evaluate.resize" in table.may_differ:
         assert_reproduced(changed, table, row)
     else:
@@ -347,7 +346,7 @@ def test_another_protocol_is_not_comparable(table, row, change):
 def test_a_protocol_that_says_what_it_is_anyway_is_the_same():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
-    same = dataclasses.replace(run, protocol={"name": "imagenet-256-224+resize256+crop224"})
+    same = altered(run, protocol={"name": "imagenet-256-224+resize256+crop224"})
     assert_reproduced(same, table, row)
 
 
@@ -355,9 +354,7 @@ def test_an_ensemble_is_not_comparable():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
     found = evaluation_of(run)
-    found = dataclasses.replace(
-        found, weights={**found.weights, "ensemble": [{"path": "b", "sha256": "c"}]}
-    )
+    found = altered(found, weights={"ensemble": [{"path": "b", "sha256": "c"}]})
     assert_not_comparable(found, table, row, "ensemble of 2", training=run)
 
 
@@ -369,9 +366,9 @@ def test_an_evaluation_is_judged_by_the_run_that_trained_its_weights(tmp_path):
     assert references.training_of(found, {"a" * 64: run}) is run
     write_record(run, tmp_path)
     beside = evaluation_of(run)
-    beside.weights["path"] = str(tmp_path / "weights.safetensors")
+    beside = altered(beside, weights={"path": str(tmp_path / "weights.safetensors")})
     assert references.training_of(beside, {}) == run
-    beside.weights["sha256"] = "b" * 64  # the file was replaced since
+    beside = altered(beside, weights={"sha256": "b" * 64})  # the file was replaced since
     assert references.training_of(beside, {}) is None
     short = with_settings(run, {"train.epochs": 2})
     assert_not_comparable(found, table, row, "train.epochs=2", training=short)
@@ -407,7 +404,7 @@ def test_ablations_are_matched_by_their_options_and_not_by_table_2():
 def test_a_network_is_the_published_one_by_all_its_options(options, same):
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
-    run = dataclasses.replace(run, backbone={**run.backbone, "options": options})
+    run = altered(run, backbone={"options": options})
     assert bool(verdicts_of(run, table, row)) == same
 
 
@@ -422,7 +419,7 @@ def test_released_weights_are_known_by_their_hash_or_their_name():
     ):
         found = evaluation_of(run, protocol=protocol, weights=weights, metrics=metrics)
         assert_reproduced(found, table, row)
-        trained = dataclasses.replace(found, experiment=run.experiment)
+        trained = altered(found, experiment=run.experiment)
         assert_not_comparable(trained, table, row, "other training")
 
 
@@ -440,7 +437,7 @@ def test_released_weights_are_compared_under_the_protocol_of_their_row(name):
             metrics={published.metric: Metric(published.value, "percent", True, 50_000)},
         )
         assert_reproduced(found, TABLES[name], row)
-        other = dataclasses.replace(found, protocol={"name": "imagenet-320"})
+        other = altered(found, protocol={"name": "imagenet-320"})
         assert_not_comparable(other, TABLES[name], row, "other protocol")
 
 

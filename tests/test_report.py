@@ -16,6 +16,7 @@ import pytest
 import yaml
 from written_runs import (
     CLASSES,
+    altered,
     published_run,
     record,
     write_classifier,
@@ -67,15 +68,15 @@ def headline_metric(comparison):
 def write_twins(root, name, *, accuracies=(0.62, 0.74), recipe_settings=(), **changes):
     """Twins with their per-image rows, of settings of their own: ("train.epochs", 9), ..."""
     experiment = changes.pop("experiment", record().experiment)
-    settings = json.loads(json.dumps(experiment["settings"]))
+    settings = json.loads(json.dumps(experiment.settings))
     for key, value in recipe_settings:
         *groups, last = key.split(".")
         functools.reduce(dict.__getitem__, groups, settings)[last] = value
     for network, accuracy in zip(("resnet20", "se_resnet20"), accuracies, strict=True):
-        own = {"hash": f"{name}-{network}", "condition": name, "settings": settings}
+        own = {"hash": f"{name}-{network}", "comparison_hash": name, "settings": settings}
         write_classifier(
             root / f"{name}-{network}", network, accuracy=accuracy,
-            experiment={**experiment, **own}, **changes,
+            experiment=dataclasses.replace(experiment, **own), **changes,
         )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def test_one_network_near_chance_is_marked_and_counts(tmp_path):
 
 
 def test_a_run_of_three_iterations_owns_no_headline(tmp_path):
-    data = {**record().dataset, "train_images": 50_000}
+    data = {"train_images": 50_000}
     write_twins(tmp_path, "long", accuracies=(0.74, 0.62), dataset=data)
     write_twins(tmp_path, "short", dataset=data, recipe_settings=[("train.iterations", 3)])
     found = build_table(*load_records([tmp_path]))
@@ -182,8 +183,8 @@ def test_twins_of_one_condition_are_paired_seed_by_seed():
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("experiment", {"recipe": "cifar-short", "condition": "other"}, "recipe"),
-        ("experiment", {"condition": "other"}, "settings"),
+        ("experiment", {"recipe": "cifar-short", "comparison_hash": "other"}, "recipe"),
+        ("experiment", {"comparison_hash": "other"}, "settings"),
         ("dataset", {"images": 300}, "data"),
         ("dataset", {"sha256": "e" * 64}, "data: other content"),
         ("protocol", {"name": "imagenet-320"}, "protocol"),
@@ -193,8 +194,7 @@ def test_twins_of_one_condition_are_paired_seed_by_seed():
 )
 def test_unequal_twins_are_refused_and_paired_only_on_request(field, value, reason):
     plain, candidate = record(network="resnet20"), record(network="se_resnet20")
-    changed = {**getattr(candidate, field), **value} if isinstance(value, dict) else value
-    candidate = dataclasses.replace(candidate, **{field: changed})
+    candidate = altered(candidate, **{field: value})
     refused = pair_twins([plain, candidate])
     assert not refused.pairs
     assert all(reason in why for _, why in refused.unpaired)
@@ -320,7 +320,7 @@ def test_rows_that_disagree_with_the_record_give_no_interval(tmp_path):
 
 
 def test_references_stand_beside_with_a_verdict(tmp_path):
-    changes = {"dataset": {**record().dataset, "images": 400}}
+    changes = {"dataset": {"images": 400}}
     for network in ("resnet110", "se_resnet110"):
         write_classifier(tmp_path / network, network, **changes)
     table = build_table(*load_records([tmp_path]))
@@ -337,13 +337,14 @@ def write_published_detector(directory, annotations, seed=0):
     published = published_run(table, row)
     write_detector(
         directory, "se_resnet50", annotations, shift=4.0, seed=seed,
-        experiment={**published.experiment, "hash": f"{seed}"}, weights=published.weights,
+        experiment=dataclasses.replace(published.experiment, hash=f"{seed}"),
+        weights=published.weights,
     )  # fmt: skip
     ((made,), _) = load_records([directory])
-    counted = {key: published.dataset[key] for key in ("images", "train_images")}
-    dataset = {**made.dataset, **counted, "synthetic": False}
+    counted = {key: getattr(published.dataset, key) for key in ("images", "train_images")}
+    dataset = {**counted, "synthetic": False}
     metrics = {name: dataclasses.replace(m, n=5000) for name, m in made.metrics.items()}
-    write_record(dataclasses.replace(made, dataset=dataset, metrics=metrics), directory)
+    write_record(altered(made, dataset=dataset, metrics=metrics), directory)
 
 
 def judged_alone(runs, **options):
@@ -453,9 +454,9 @@ def test_the_headline_says_when_all_data_are_synthetic(tmp_path):
 def test_other_attentions_are_not_called_se():
     def said(options):
         candidate = record(metrics={"top1_error": Metric(30.0, "percent", False, 400)})
-        candidate.backbone["options"] = options
-        plain = dataclasses.replace(candidate, backbone=record(network="resnet20").backbone)
-        plain = dataclasses.replace(plain, experiment={**plain.experiment, "hash": "plain"})
+        candidate = altered(candidate, backbone={"options": options})
+        plain = altered(candidate, backbone=record(network="resnet20").backbone)
+        plain = altered(plain, experiment={"hash": "plain"})
         return candidate_word(build_table([plain, candidate]))
 
     assert said({"reduction": 8}) == "SE"
@@ -471,8 +472,8 @@ def test_pictures_are_read_by_the_reader_of_the_run(tmp_path):
     sample_data.make_cifar10(tmp_path, train_per_class=1, test_per_class=1)
     settings = load_experiment("classification", "cifar-preact", data_root=tmp_path).settings
     run = record(
-        experiment={**record().experiment, "settings": json.loads(json.dumps(settings))},
-        dataset={**record().dataset, "root": str(tmp_path)},
+        experiment={"settings": json.loads(json.dumps(settings))},
+        dataset={"root": str(tmp_path)},
     )
     image = _reader(run)("test/00003")
     assert image.size == (32, 32)
@@ -536,12 +537,11 @@ HOSTILE = [
 def hostile(tmp_path_factory):
     root = tmp_path_factory.mktemp("hostile")
     for network in ("resnet20", "se_resnet20"):
-        base = record(network=network)
         write_classifier(
             root / "runs" / network, network, names=HOSTILE,
-            dataset={**base.dataset, "name": HOSTILE[3], "split": HOSTILE[0]},
+            dataset={"name": HOSTILE[3], "split": HOSTILE[0]},
             protocol={"name": HOSTILE[2]},
-            experiment={**base.experiment, "recipe": HOSTILE[1]},
+            experiment={"recipe": HOSTILE[1]},
             command="".join(HOSTILE), versions={HOSTILE[0]: HOSTILE[0]},
             selection=HOSTILE[2],
         )  # fmt: skip
@@ -606,10 +606,10 @@ def test_hundreds_of_records_take_seconds(tmp_path):
     for number in range(150):
         for network in ("resnet20", "se_resnet20"):
             made = record(network=network, metrics=metrics)
-            group = {"hash": f"{number}{network}", "condition": str(number)}
+            group = {"hash": f"{number}{network}", "comparison_hash": str(number)}
             folder = tmp_path / "runs" / f"{network}-{number}"
             folder.mkdir(parents=True)
-            made = dataclasses.replace(made, experiment={**made.experiment, **group})
+            made = altered(made, experiment=group)
             write_record(made, folder)
     start = time.process_time()
     page = write_report([tmp_path / "runs"], tmp_path / "report")[0]

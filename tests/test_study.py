@@ -44,7 +44,7 @@ def test_the_plain_twin_of_an_se_network_joins_for_every_seed(tmp_path):
         ("se_resnet20", {}, 0),
         ("se_resnet20", {}, 1),
     ]
-    assert len({cell.experiment.condition for cell in cells}) == 1
+    assert len({cell.experiment.comparison_hash for cell in cells}) == 1
     alone = plan(load_study(_study(tmp_path, twins=False)), tmp_path / "out")
     assert [name for name, _, _ in _networks(alone)] == ["se_resnet20"]
 
@@ -214,7 +214,7 @@ def test_twins_differ_in_nothing_but_the_backbone(finished):
         assert candidate["backbone"]["twin"]["name"] == plain["backbone"]["name"]
         for key in ("dataset", "protocol", "git", "seed", "selection"):
             assert candidate[key] == plain[key]
-        assert candidate["experiment"]["condition"] == plain["experiment"]["condition"]
+        assert candidate["experiment"]["comparison_hash"] == plain["experiment"]["comparison_hash"]
         assert candidate["cost"]["parameters"] > plain["cost"]["parameters"]
 
 

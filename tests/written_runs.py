@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
+from pydantic import TypeAdapter
 
-from tools.experiments.record import METRICS, Metric, Record, write_record
+from tools.experiments.record import METRICS, Metric, Record, to_plain, write_record
 from tools.experiments.run import load_experiment
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -28,7 +29,7 @@ def record(task="classification", network="se_resnet20", *, seed=0, **changes):
     values = {
         "created": f"2026-01-0{seed + 1}T00:00:00+00:00",
         "experiment": {
-            "hash": f"{task}-{network}-{seed}", "condition": f"{task}-condition", "task": task,
+            "hash": f"{task}-{network}-{seed}", "comparison_hash": f"{task}-condition", "task": task,
             "action": "train", "recipe": "tiny" if detection else "cifar-preact",
             "settings": SETTINGS[task],
         },
@@ -38,7 +39,9 @@ def record(task="classification", network="se_resnet20", *, seed=0, **changes):
             "classes": 4, "class_names": CLASSES, "synthetic": False, "root": "/nowhere",
             "annotations": None, "sha256": "d" * 64,
         },
-        "protocol": {"name": "coco-bbox-800-1333" if detection else "full-image"},
+        "protocol": {
+            "name": "coco-bbox-800-1333" if detection else "full-image", "settings": {},
+        },
         "backbone": {
             "name": network, "options": {}, "family": "ResNet", "is_se": is_se, "twin": twin,
         },
@@ -59,7 +62,20 @@ def record(task="classification", network="se_resnet20", *, seed=0, **changes):
         "versions": {"python": "3.11"},
         "device": {"type": "cpu", "name": "a processor", "threads": 2, "processes": 1},
     }  # fmt: skip
-    return Record(**{**values, **changes})
+    return altered(TypeAdapter(Record).validate_python(values), **changes)
+
+
+def altered(run, **changes):
+    """The record with other parts; a mapping changes the keys of a part that it names."""
+    content = to_plain(run)
+    for name, value in changes.items():
+        if dataclasses.is_dataclass(value):
+            value = dataclasses.asdict(value)
+        if dataclasses.is_dataclass(getattr(run, name)):
+            value = {**content[name], **value}
+        content[name] = value
+    plain = json.loads(json.dumps(content, default=dataclasses.asdict))
+    return dataclasses.replace(TypeAdapter(Record).validate_python(plain), directory=run.directory)
 
 
 def published_run(table, row, **settings):
@@ -81,12 +97,11 @@ def published_run(table, row, **settings):
         table.task,
         row.backbone,
         experiment={
-            "hash": experiment.hash, "condition": experiment.condition, "task": table.task,
+            "hash": experiment.hash, "comparison_hash": experiment.comparison_hash, "task": table.task,
             "action": "train", "recipe": experiment.recipe,
             "settings": json.loads(json.dumps(experiment.settings)),
         },
         dataset={
-            **record(table.task).dataset,
             "name": "coco_2017" if coco else table.dataset["name"],
             "split": "val2017" if coco else split,
             "images": images,
@@ -112,17 +127,15 @@ def published_run(table, row, **settings):
 
 def evaluation_of(run, *, protocol=None, **changes):
     """What `evaluate` records of the weights that ``run`` trained."""
-    settings = {
-        k: v for k, v in run.experiment["settings"].items() if k not in ("train", "augment")
-    }
+    settings = {k: v for k, v in run.experiment.settings.items() if k not in ("train", "augment")}
     values = {
-        "experiment": {**run.experiment, "action": "evaluate", "hash": "e", "settings": settings},
-        "dataset": {**run.dataset, "train_images": None, "held_out_images": None},
-        "protocol": {"name": protocol or run.protocol["name"]},
-        "weights": {**run.weights, "initial": None, "ensemble": []},
+        "experiment": {"action": "evaluate", "hash": "e", "settings": settings},
+        "dataset": {"train_images": None, "held_out_images": None},
+        "protocol": {"name": protocol or run.protocol.name},
+        "weights": {"initial": None, "ensemble": []},
         "selection": "weights as given",
     }
-    return dataclasses.replace(run, **(values | changes))
+    return altered(run, **(values | changes))
 
 
 def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES, **changes):
@@ -146,7 +159,7 @@ def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES,
     text = "\n".join(map(json.dumps, curve)) + '\n{"step": 44, "lo'  # killed while it wrote
     (directory / "curve.jsonl").write_text(text)
     top1 = 100 * float(right.mean())
-    data = changes.pop("dataset", None) or record().dataset
+    data = changes.pop("dataset", {})
     made = record(
         network=network,
         seed=seed,
@@ -157,9 +170,9 @@ def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES,
         },
         per_class=[
             {
-                "class": name,
+                "name": name,
                 "images": int(np.sum(labels == k)),
-                "top1_accuracy": 100 * float(right[labels == k].mean()),
+                "value": 100 * float(right[labels == k].mean()),
             }
             for k, name in enumerate(names)
         ],
@@ -193,7 +206,6 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
     results = read_results(directory / "detections.json", truth)
     metrics, classes = MatchedDetections(truth, results).point()
     dataset = {
-        **record("detection").dataset,
         "annotations": str(annotations),
         "synthetic": True,
         "class_names": [entry["name"] for entry in content["categories"]],
@@ -207,7 +219,7 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
             for name, value in metrics.items()
         },
         per_class=[
-            {"class": entry["name"], "images": 8, "AP": ap}
+            {"name": entry["name"], "images": 8, "value": ap}
             for entry, ap in zip(content["categories"], classes, strict=True)
         ],
         files={"samples": None, "detections": "detections.json", "curve": None},

@@ -1,39 +1,57 @@
 """The record of one experiment: what was run, on what, how, and what came out.
 
-A record is written last and whole, so a run directory with a ``record.json`` is a finished run.
-`Record` explains every key of the file.
+A record is written last and whole, so a run directory with a ``record.json`` is a finished run. The
+types say what every key of the file means; ``record.schema.json`` is made from them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic_core
+from pydantic import Field, TypeAdapter, ValidationError
 
 from backbones import files
+from backbones.config import Count, WholeNumber, describe_error, printable
 from backbones.device import processor_name
+from backbones.result import (
+    ClassScore,
+    Cost,
+    Dataset,
+    Percent,
+    PlainValue,
+    Protocol,
+    Result,
+    Timing,
+    Weights,
+)
 from backbones.zoo import describe_backbone, twin_of
 
 if TYPE_CHECKING:
     from tools.experiments.run import Experiment
 
-SCHEMA = 2
+SCHEMA = 3
+_LARGEST_FILE = 64 << 20  # bytes of a record
 
 
 @dataclass(frozen=True)
 class MetricKind:
+    """What a metric is, whoever measured it."""
+
     label: str  # for people
     unit: str
     higher_is_better: bool
@@ -70,11 +88,69 @@ HEADLINE_METRICS = {
 
 @dataclass(frozen=True)
 class Metric:
-    value: float | None  # None: cannot be had, see reason
+    """One measured number, or why there is none."""
+
+    value: Annotated[float, Field(allow_inf_nan=False)] | None  # None: unavailable, see reason
     unit: str  # "percent": 0 to 100
     higher_is_better: bool
-    n: int  # images it was measured on: all of the split
+    n: Count  # images it was measured on: all of the split
     reason: str | None = None  # why there is no value
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which experiment this is the record of."""
+
+    hash: str  # equal for experiments that must give the same result
+    comparison_hash: str  # as `hash`, without backbone and seed: twins and repetitions share it
+    task: str
+    action: str  # "train" or "evaluate"
+    recipe: str
+    settings: dict[str, Any]  # all of them, nested as in a recipe
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone by name, with the options that are not its defaults."""
+
+    name: str
+    options: dict[str, PlainValue]
+
+
+@dataclass(frozen=True)
+class Backbone(Network):
+    """The network, and the plain one it is compared with."""
+
+    family: str
+    is_se: bool  # whether it holds SE or another attention
+    twin: Network | None  # None: it is plain itself
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of files beside the record; None: the run has no such file."""
+
+    samples: str | None = None  # parquet, one row per image
+    detections: str | None = None  # COCO's results format
+    curve: str | None = None  # JSON lines of the training
+
+
+@dataclass(frozen=True)
+class Git:
+    """The checkout of this suite that ran; None where there is none."""
+
+    commit: str | None = None
+    dirty: bool | None = None  # whether files differed from the commit
+
+
+@dataclass(frozen=True)
+class Device:
+    """The machine."""
+
+    type: str  # "cpu" or "cuda"
+    name: str
+    threads: Count
+    processes: Count
 
 
 @dataclass(frozen=True)
@@ -82,133 +158,60 @@ class Record:
     """One finished run. Plain values throughout, so that it is equal to its JSON file."""
 
     created: str  # UTC, ISO 8601
-    experiment: dict[str, Any]  # hash, condition (twins share it), task, action, recipe, settings
-    dataset: dict[
-        str, Any
-    ]  # name, split, images, classes, class_names, synthetic, root, sha256, ..
-    protocol: dict[str, Any]  # name and settings of the evaluation
-    backbone: dict[str, Any]  # name, options, family, is_se, twin: {name, options} or None
-    weights: dict[str, Any]  # path, sha256 and format of what was evaluated; initial: started from
-    seed: int
+    experiment: Setup
+    dataset: Dataset
+    protocol: Protocol
+    backbone: Backbone
+    weights: Weights
+    seed: WholeNumber
     metrics: dict[str, Metric]  # keys of METRICS
-    per_class: list[dict[str, Any]]  # class, images, and top1_accuracy or AP in percent, or None
-    # parameters, multiply_adds, input_size [3, H, W], scope; latency of one picture alone in
-    # milliseconds: median_ms, fastest_ms, slowest_ms, repeats, or median_ms None and the reason
-    cost: dict[str, Any]
-    # seconds, images/s (of an evaluation by the networks_in_pass together), peak_memory_bytes
-    timing: dict[str, Any]
-    selection: str  # the rule by which the weights were chosen
-    files: dict[str, str | None]  # samples, detections, curve: names in the run directory
+    per_class: list[ClassScore]
+    cost: Cost
+    timing: Timing
+    selection: str  # the rule by which the weights were chosen, e.g. "last epoch"
+    files: Files
     command: str  # as typed
-    git: dict[str, Any]  # commit of this suite's checkout and dirty; None where there is none
-    versions: dict[str, str]  # python and the packages that make the numbers
-    device: dict[str, Any]  # type, name, threads, processes
-    input_format: dict[str, Any] = field(default_factory=dict)  # channel order, mean, std, ...
+    git: Git
+    versions: dict[str, str]  # Python and the packages that make the numbers
+    device: Device
+    input_format: dict[str, PlainValue] = field(default_factory=dict)  # channel order, mean, ...
+    chance: Percent | None = None  # the headline metric of guessing
+    steps: WholeNumber | None = None  # optimizer steps that were trained
     schema: int = SCHEMA
     # Where it was read from; not in the file.
     directory: Path | None = field(default=None, compare=False)
 
     @property
     def task(self) -> str:
-        return self.experiment["task"]
+        return self.experiment.task
 
     @property
     def hash(self) -> str:
-        return self.experiment["hash"]
+        return self.experiment.hash
 
     @property
-    def condition(self) -> str:
-        return self.experiment["condition"]
+    def comparison_hash(self) -> str:
+        return self.experiment.comparison_hash
 
     @property
     def synthetic(self) -> bool:
-        """Whether the numbers come from made data, and say nothing of the world."""
-        return bool(self.dataset["synthetic"])
+        """Whether the numbers come from synthetic data, and say nothing of the world."""
+        return self.dataset.synthetic
 
     def file(self, kind: str) -> Path | None:
         """Path of the samples, detections or curve, if the run has such a file."""
-        name = self.files.get(kind)
+        name = getattr(self.files, kind)
         path = self.directory / name if name and self.directory else None
         return path if path and path.is_file() else None
 
 
-def build_record(
-    experiment: Experiment,
-    result: dict[str, Any],
-    directory: Path,
-    command: str | None = None,
-    git: dict[str, Any] | None = None,
-) -> Record:
-    """Check what a benchmark returned and join it with where it came from.
-
-    ``command`` and ``git`` are this process's and this moment's unless given.
-
-    Raises:
-        ValueError: an unknown, infinite or unexplained metric, or images that do not add up.
-    """
-    images = result["dataset"]["images"]
-    missing = result.get("missing") or {}
-    metrics = {}
-    for name, value in result["metrics"].items():
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
-        kind = METRICS[name]
-        metrics[name] = Metric(value, kind.unit, kind.higher_is_better, images, missing.get(name))
-    settings = experiment.config.backbone
-    info = describe_backbone(settings.name)
-    twin = twin_of(settings.name, settings.options)
-    if settings.twin:
-        twin = (settings.twin, settings.twin_options)
-    record = Record(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        experiment={
-            "hash": experiment.hash,
-            "condition": experiment.condition,
-            "task": experiment.task,
-            "action": experiment.action,
-            "recipe": experiment.recipe,
-            "settings": experiment.settings,
-        },
-        dataset=result["dataset"],
-        protocol=result["protocol"],
-        backbone={
-            "name": settings.name,
-            "options": settings.options,
-            "family": info.family,
-            "is_se": info.is_se,
-            "twin": {"name": twin[0], "options": twin[1]} if twin else None,
-        },
-        weights=result["weights"],
-        seed=experiment.config.seed,
-        metrics=metrics,
-        per_class=result["per_class"],
-        cost=result["cost"],
-        timing=result["timing"],
-        selection=result["selection"],
-        files={kind: result.get(kind) for kind in ("samples", "detections", "curve")},
-        command=command or shlex.join(["sebench", *sys.argv[1:]]),
-        git=git or read_git(),
-        versions=describe_versions(),
-        device=_device(experiment.config.device),
-        input_format=result.get("input_format") or {},
-    )
-    # A tuple becomes a list, so that what is returned equals what will be read back.
-    record = _from_json(json.loads(json.dumps(_to_json(record))), Path(directory))
-    _check(record)
-    samples = record.file("samples")
-    if samples is not None:
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_metadata(samples).num_rows
-        if rows != images:
-            raise ValueError(f"{samples} has {rows} rows for {images} images")
-    return record
+# The file ----------------------------------------------------------------------------------------
 
 
 def write_record(record: Record, directory: Path) -> Path:
     """Write ``record.json`` into ``directory``, whole or not at all."""
     path = Path(directory) / files.RECORD
-    files.write_whole(path, json.dumps(_to_json(record), indent=1, allow_nan=False) + "\n")
+    files.write_whole(path, json.dumps(to_plain(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -220,22 +223,24 @@ def read_record(path: Path) -> Record:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ValueError(f"larger than {_LARGEST_FILE >> 20} MB")
+        content = pydantic_core.from_json(text, allow_inf_nan=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+        raise ValueError(f"{path}: not readable as JSON: {printable(str(error))}") from None
     try:
-        record = _from_json(_upgrade(content), path.parent)
-        _check(record)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}: not a sound record: {what}") from error
-    return record
+        return record_from(content, path.parent)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a sound record: {error}") from None
 
 
 def load_records(paths: Iterable[Path | str]) -> tuple[list[Record], list[str]]:
     """Read every record in or under ``paths``, which are record files or folders.
 
-    Returns the records, oldest first, and one warning for each file that was skipped.
+    Returns:
+        The records, oldest first, and one warning for each file that was skipped.
 
     Raises:
         ValueError: a path does not exist.
@@ -257,68 +262,204 @@ def load_records(paths: Iterable[Path | str]) -> tuple[list[Record], list[str]]:
     return sorted(records, key=lambda record: record.created), warnings
 
 
-# The file ----------------------------------------------------------------------------------------
-
-
-def _to_json(record: Record) -> dict[str, Any]:
+def to_plain(record: Record) -> dict[str, Any]:
+    """The content of the record's file."""
     content = dataclasses.asdict(record)
     del content["directory"]
     return {"schema": content.pop("schema"), **content}
 
 
-def _from_json(content: dict[str, Any], directory: Path) -> Record:
-    """Keys that this version does not know are left out."""
-    known = {item.name for item in dataclasses.fields(Record)} - {"directory"}
-    values = {key: value for key, value in content.items() if key in known}
-    values["metrics"] = {name: Metric(**metric) for name, metric in content["metrics"].items()}
-    return Record(**values, directory=directory)
+def record_from(content: object, directory: Path | None = None) -> Record:
+    """A record from the content of its file, of any schema so far; unknown keys are left out.
+
+    Raises:
+        ValueError: a key is missing or of the wrong type, or numbers do not add up.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("expected keys with values")
+    content = _upgrade({key: value for key, value in content.items() if key != "directory"})
+    try:
+        # As JSON: among Python's values a strict check wants objects of the classes.
+        text = pydantic_core.to_json(content, inf_nan_mode="constants")
+        record = _adapter().validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ValueError(f"it lacks {place}") from None
+        raise ValueError(describe_error(first, printable(place))) from None
+    _check(record)
+    return dataclasses.replace(record, directory=directory)
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON schema of a record's file."""
+    schema = _adapter().json_schema()
+    del schema["properties"]["directory"]
+    schema["required"].append("schema")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Bring a record of an earlier schema to this one."""
-    schema = content["schema"]
-    if schema == 1:
-        missing = {"median_ms": None, "reason": "records of schema 1 hold no latency"}
-        content = content | {"schema": SCHEMA, "cost": content["cost"] | {"latency": missing}}
-    elif schema != SCHEMA:
+    """Bring the content of a record of an earlier schema to this one."""
+    schema = content.get("schema")
+    if schema not in (1, 2, SCHEMA) or isinstance(schema, bool):
         raise ValueError(f"schema {schema!r}; this version reads 1 to {SCHEMA}")
+    if schema == SCHEMA:
+        return content
+    content["schema"] = SCHEMA
+    if schema == 1 and isinstance(content.get("cost"), dict):
+        missing = {"median_ms": None, "reason": "records of schema 1 hold no latency"}
+        content["cost"] = content["cost"] | {"latency": missing}
+    if isinstance(setup := content.get("experiment"), dict) and "condition" in setup:
+        content["experiment"] = setup | {"comparison_hash": setup["condition"]}
+    return _upgrade_result(content)
+
+
+def _upgrade_result(content: dict[str, Any]) -> dict[str, Any]:
+    """Bring what a task's entry point returned as a plain mapping, in schema 2, to this one."""
+    if isinstance(protocol := content.get("protocol"), dict) and "settings" not in protocol:
+        settings = {key: value for key, value in protocol.items() if key != "name"}
+        names = {key: value for key, value in protocol.items() if key == "name"}
+        content["protocol"] = names | {"settings": settings}
+    if isinstance(rows := content.get("per_class"), list):
+        content["per_class"] = [
+            {
+                "name": row.get("class"),
+                "images": row.get("images"),
+                "value": next((row[key] for key in ("top1_accuracy", "AP") if key in row), None),
+                "reason": row.get("reason"),
+            }
+            if isinstance(row, dict) and "class" in row
+            else row
+            for row in rows
+        ]
     return content
 
 
 def _check(record: Record) -> None:
-    for key in ("hash", "condition", "task", "action", "recipe", "settings"):
-        if key not in record.experiment:
-            raise ValueError(f"experiment lacks {key!r}")
-    for key in ("name", "split", "images", "classes", "synthetic"):
-        if key not in record.dataset:
-            raise ValueError(f"dataset lacks {key!r}")
-    for key in ("name", "options", "family", "is_se", "twin"):
-        if key not in record.backbone:
-            raise ValueError(f"backbone lacks {key!r}")
-    for kind, name in record.files.items():
+    """Raise a ValueError for what types cannot say."""
+    try:
+        datetime.fromisoformat(record.created)
+    except ValueError:
+        raise ValueError(f"created={record.created!r}: no date and time") from None
+    for kind, name in dataclasses.asdict(record.files).items():
         # The name of a file beside the record: it must not lead to another folder.
         if name is not None and (not name or name == ".." or set(name) & set("/\\\0")):
             raise ValueError(f"files.{kind}={name!r}: must be the name of a file beside the record")
-    latency = record.cost["latency"]
-    if latency["median_ms"] is None and not latency.get("reason"):
+    for key in ("backbone", "data", "train", "evaluate"):
+        if not isinstance(record.experiment.settings.get(key, {}), dict):
+            raise ValueError(f"experiment.settings.{key}: expected keys with values")
+    latency = record.cost.latency
+    if latency.median_ms is None and not latency.reason:
         raise ValueError("cost.latency has neither a median nor a reason")
-    images = record.dataset["images"]
-    if not isinstance(images, int) or images < 1:
-        raise ValueError(f"dataset.images={images!r}: must be a whole number above 0")
     if not record.metrics:
         raise ValueError("no metric")
+    images = record.dataset.images
     for name, metric in record.metrics.items():
         if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}")
+            known = ", ".join(METRICS)
+            raise ValueError(f"unknown metric {printable(name)!r}; there are {known}")
         if metric.n != images:
             raise ValueError(f"metric {name} counts {metric.n} of {images} images")
         if metric.value is None:
             if not metric.reason:
                 raise ValueError(f"metric {name} has neither a value nor a reason")
-        elif not (isinstance(metric.value, (int, float)) and math.isfinite(metric.value)):
-            raise ValueError(f"metric {name}={metric.value!r}: must be a finite number")
         elif metric.unit == "percent" and not 0 <= metric.value <= 100:
             raise ValueError(f"metric {name}={metric.value}: percent are from 0 to 100")
+
+
+# Making one --------------------------------------------------------------------------------------
+
+
+def build_record(
+    experiment: Experiment,
+    result: Result | Mapping[str, Any],
+    directory: Path,
+    command: str | None = None,
+    git: Git | None = None,
+) -> Record:
+    """Check what a task's entry point returned and join it with where it came from.
+
+    ``command`` and ``git`` are this process's and this moment's unless given.
+
+    Raises:
+        ValueError: an unknown, infinite or unexplained metric, or images that do not add up.
+    """
+    found = dataclasses.asdict(result) if isinstance(result, Result) else dict(result)
+    # A tuple becomes a list, so that what is returned equals what will be read back.
+    found = _upgrade_result(json.loads(json.dumps(found)))
+    settings = experiment.config.backbone
+    info = describe_backbone(settings.name)
+    twin = twin_of(settings.name, settings.options)
+    if settings.twin:
+        twin = (settings.twin, settings.twin_options)
+    content = {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "experiment": {
+            "hash": experiment.hash,
+            "comparison_hash": experiment.comparison_hash,
+            "task": experiment.task,
+            "action": experiment.action,
+            "recipe": experiment.recipe,
+            "settings": experiment.settings,
+        },
+        "backbone": {
+            "name": settings.name,
+            "options": settings.options,
+            "family": info.family,
+            "is_se": info.is_se,
+            "twin": {"name": twin[0], "options": twin[1]} if twin else None,
+        },
+        "seed": experiment.config.seed,
+        "metrics": _metrics(found),
+        "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
+        "command": command or shlex.join(["sebench", *sys.argv[1:]]),
+        "git": dataclasses.asdict(git or read_git()),
+        "versions": describe_versions(),
+        "device": _device(experiment.config.device),
+        **{key: found[key] for key in _TAKEN if key in found},
+    }
+    record = record_from(json.loads(json.dumps(content)), Path(directory))
+    _check_rows(record)
+    return record
+
+
+_TAKEN = (
+    *("dataset", "protocol", "weights", "per_class", "cost", "timing", "selection"),
+    *("input_format", "chance", "steps"),
+)
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:
+    missing = found.get("missing") or {}
+    metrics = {}
+    for name, value in found["metrics"].items():
+        kind = METRICS.get(name, MetricKind(name, "", True))  # unknown ones are refused with all
+        metrics[name] = {
+            "value": value,
+            "unit": kind.unit,
+            "higher_is_better": kind.higher_is_better,
+            "n": found["dataset"]["images"],
+            "reason": missing.get(name),
+        }
+    return metrics
+
+
+def _check_rows(record: Record) -> None:
+    samples = record.file("samples")
+    if samples is not None:
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_metadata(samples).num_rows
+        if rows != record.dataset.images:
+            raise ValueError(f"{samples} has {rows} rows for {record.dataset.images} images")
 
 
 # Where it ran ------------------------------------------------------------------------------------
@@ -326,7 +467,7 @@ def _check(record: Record) -> None:
 _PACKAGES = ("sebench", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco")
 
 
-def read_git() -> dict[str, Any]:
+def read_git() -> Git:
     """Commit of the checkout this package lies in; a foreign repository around it is not ours."""
     home = Path(__file__).resolve().parents[2]
 
@@ -341,9 +482,9 @@ def read_git() -> dict[str, Any]:
 
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != home:
-        return {"commit": None, "dirty": None}
+        return Git()
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    return Git(git("rev-parse", "HEAD"), None if status is None else bool(status))
 
 
 def describe_versions() -> dict[str, str]:
@@ -369,3 +510,8 @@ def _device(asked: str) -> dict[str, Any]:
         name, kind = processor_name(), "cpu"
     threads = torch.get_num_threads()
     return {"type": kind, "name": name, "threads": threads, "processes": processes}
+
+
+if __name__ == "__main__":  # write the schema anew
+    schema = json.dumps(record_schema(), indent=1) + "\n"
+    Path(__file__).with_name("record.schema.json").write_text(schema, encoding="utf-8")

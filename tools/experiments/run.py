@@ -4,7 +4,7 @@
     record = run_experiment(experiment, Path("runs/resnet20-1"))
 
 Two experiments are the same when everything that can change the result is the same: that is what
-`Experiment.hash` covers. `Experiment.condition` leaves out backbone and seed as well, so that a
+`Experiment.hash` covers. `Experiment.comparison_hash` leaves out backbone and seed as well, so that a
 network and its twin share it.
 """
 
@@ -28,7 +28,7 @@ import yaml
 from backbones import files
 from backbones.config import unknown
 from backbones.zoo import describe_backbone, load_user_module, twin_of
-from tools.experiments.record import Record, build_record, read_record, write_record
+from tools.experiments.record import Git, Record, build_record, read_record, write_record
 from tools.experiments.settings import build_settings, parse_override, read_yaml
 
 ACTIONS = ("train", "evaluate")
@@ -103,7 +103,7 @@ class Experiment:
         return _hash(self.identity)
 
     @cached_property
-    def condition(self) -> str:
+    def comparison_hash(self) -> str:
         """As `hash`, without backbone and seed: what twins and repetitions have in common."""
         shared = {k: v for k, v in self.identity.items() if k not in ("backbone", "seed")}
         return _hash(shared)
@@ -201,7 +201,7 @@ def run_experiment(
     *,
     resume: bool = False,
     command: str | None = None,
-    git: dict[str, Any] | None = None,
+    git: Git | None = None,
 ) -> Record | None:
     """Run, evaluate and record an experiment; the record is written last and whole.
 
@@ -242,9 +242,9 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
     for directory, experiment in runs.items():
         shared = hasattr(experiment.door(), "evaluate_together")
         if shared and read_recorded(experiment, directory) is None:
-            key = (experiment.condition,)
+            key = (experiment.comparison_hash,)
         else:
-            key = (experiment.condition, str(directory))
+            key = (experiment.comparison_hash, str(directory))
         passes.setdefault(key, []).append(directory)
     for directories in passes.values():
         if len(directories) == 1:
@@ -304,7 +304,7 @@ def read_recorded(experiment: Experiment, directory: Path) -> Record | None:
         record = read_record(path)
     except ValueError:
         return None
-    return record if record.experiment["hash"] == experiment.hash else None
+    return record if record.hash == experiment.hash else None
 
 
 def prepare_directory(experiment: Experiment, directory: Path, resume: bool = False) -> None:
@@ -338,7 +338,7 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
         "action": experiment.action,
         "recipe": experiment.recipe,
         "experiment": experiment.hash,
-        "condition": experiment.condition,
+        "comparison_hash": experiment.comparison_hash,
         "config": experiment.settings,
     }
     directory.mkdir(parents=True, exist_ok=True)

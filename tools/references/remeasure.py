@@ -89,9 +89,9 @@ def remeasure(
         except ValueError as error:
             row["reason"] = str(error)
         else:
-            row["backbone"] = record.backbone["name"]
-            row["protocol"] = record.protocol["name"]
-            row["images"] = record.dataset["images"]
+            row["backbone"] = record.backbone.name
+            row["protocol"] = record.protocol.name
+            row["images"] = record.dataset.images
             values = {name: record.metrics[name].value for name in METRICS}
         references = checkpoint.published.references if checkpoint.published else ()
         for name in METRICS:

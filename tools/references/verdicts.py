@@ -19,9 +19,10 @@ from typing import Any
 
 from backbones.config import flatten
 from backbones.files import RECORD
+from backbones.result import WeightsFile
 from backbones.zoo import EXTERNAL, PAIRS
 from classification.protocols import PROTOCOLS
-from tools.experiments.record import METRICS, Record, read_record
+from tools.experiments.record import METRICS, Network, Record, read_record
 from tools.experiments.run import TASKS, load_experiment, settings_class
 from tools.references.tables import Reference, Row, Table, load_references
 
@@ -91,13 +92,13 @@ def training_of(record: Record, trainings: Mapping[str, Record]) -> Record | Non
         trainings: known training runs by the SHA-256 of the weights they wrote. Where it is not
             among them, a record beside the file of weights is looked for.
     """
-    sha256 = record.weights.get("sha256")
-    if record.experiment["action"] != "evaluate" or not sha256:
+    sha256 = record.weights.sha256
+    if record.experiment.action != "evaluate" or not sha256:
         return None
     if sha256 in trainings:
         return trainings[sha256]
-    beside = _record_beside(record.weights.get("path"))
-    return beside if beside is not None and beside.weights.get("sha256") == sha256 else None
+    beside = _record_beside(record.weights.path)
+    return beside if beside is not None and beside.weights.sha256 == sha256 else None
 
 
 def judge(
@@ -137,20 +138,20 @@ def not_comparable(
 ) -> str | None:
     """Say what forbids to compare a run with a published number; None where nothing does."""
     table, row = published.table, published.row
-    protocol = str(record.protocol.get("name"))
+    protocol = str(record.protocol.name)
     expected = published.reference.protocol
     if record.synthetic or (training is not None and training.synthetic):
         return "synthetic data"
     if reason := _other_data(record, table):
         return reason
-    if record.weights.get("ensemble"):
-        members = 1 + len(record.weights["ensemble"])
+    if record.weights.ensemble:
+        members = 1 + len(record.weights.ensemble)
         return f"an ensemble of {members} networks; published of one"
     if _canonical(protocol, table) != _canonical(expected, table):
         return f"other protocol: {protocol}, published with {expected}"
     if table.initial == "released":
         return _other_weights(record, row)
-    trained = record if record.experiment["action"] == "train" else training
+    trained = record if record.experiment.action == "train" else training
     if trained is None:
         return "weights of unknown training: no record of the run that wrote them was found"
     if reason := _other_initial(trained, table) or _other_training(trained, table):
@@ -165,31 +166,30 @@ def not_comparable(
 
 def _other_data(record: Record, table: Table) -> str | None:
     data, wanted = record.dataset, table.dataset
-    same = data["name"] == wanted["name"] and data["split"] == wanted["split"]
+    same = data.name == wanted["name"] and data.split == wanted["split"]
     if wanted["name"] == "coco":
-        same = str(data["name"]).startswith("coco") and data["split"] in _COCO_VAL
+        same = str(data.name).startswith("coco") and data.split in _COCO_VAL
     if not same:
         return (
-            f"other data: {data['name']} {data['split']}, published on"
-            f" {wanted['name']} {wanted['split']}"
+            f"other data: {data.name} {data.split}, published on {wanted['name']} {wanted['split']}"
         )
-    if data["images"] != wanted["images"]:
-        return f"other data: {data['images']} of {wanted['images']} images"
+    if data.images != wanted["images"]:
+        return f"other data: {data.images} of {wanted['images']} images"
     return None
 
 
 def _other_training(trained: Record, table: Table) -> str | None:
     """Whether the training saw other images than the published network."""
     data, wanted = trained.dataset, table.dataset["train_images"]
-    seen = data.get("train_images")
+    seen = data.train_images
     if wanted is not None:
         if seen is None:
             return f"the record does not say that {wanted} images were trained on"
-        seen += data.get("held_out_images") or 0
+        seen += data.held_out_images or 0
         if seen != wanted:
             return f"other data: {seen} images of training, published with {wanted}"
     for key, what in (("skipped_train_images", "images"), ("bad_boxes", "boxes")):
-        left_out = data.get(key) or 0
+        left_out = getattr(data, key) or 0
         if left_out > (10 if key == "bad_boxes" else 0):  # COCO's own boxes without height
             return f"other data: {left_out} {what} were left out"
     return None
@@ -214,16 +214,16 @@ def _canonical(protocol: str, table: Table) -> tuple[str, frozenset[str]]:
 # Weights -----------------------------------------------------------------------------------------
 
 
-def _is_released(row: Row, weights: Mapping[str, Any]) -> bool:
+def _is_released(row: Row, weights: WeightsFile) -> bool:
     """Whether weights are those of a row, by the name a library has them by or their SHA-256."""
-    if row.download is not None and weights.get("path") == row.download:
+    if row.download is not None and weights.path == row.download:
         return True
     begins = row.weights.rsplit("-", 1)[-1] if row.weights else None
-    return begins is not None and str(weights.get("sha256") or "").startswith(begins)
+    return begins is not None and str(weights.sha256 or "").startswith(begins)
 
 
 def _other_weights(record: Record, row: Row) -> str | None:
-    if record.experiment["action"] == "train":
+    if record.experiment.action == "train":
         return "other training: the published weights were trained elsewhere"
     if not _is_released(row, record.weights):
         return f"other weights than the released {row.weights or row.network}"
@@ -232,26 +232,26 @@ def _other_weights(record: Record, row: Row) -> str | None:
 
 def _other_initial(trained: Record, table: Table) -> str | None:
     """Whether a training started from other weights than the published one."""
-    initial = trained.weights.get("initial")
-    given = _leaves(trained.experiment["settings"]).get("backbone.weights")
+    initial = trained.weights.initial
+    given = _leaves(trained.experiment.settings).get("backbone.weights")
     if table.initial == "scratch":
-        path = initial.get("path") if isinstance(initial, dict) else given
+        path = initial.path if initial is not None else given
         return f"started from {path}, published from scratch" if path else None
-    if not isinstance(initial, dict) or not initial.get("sha256"):
+    if initial is None or not initial.sha256:
         return "trained from scratch, published from ImageNet weights"
-    if missing := initial.get("missing"):
+    if missing := initial.missing:
         return f"{len(missing)} tensors were not in the initial weights"
     if _knows_imagenet(initial):
         return None
     return (
-        f"initial weights of unknown training: {initial.get('path')}; known are released files,"
+        f"initial weights of unknown training: {initial.path}; known are released files,"
         " names of timm and torchvision, and weights with the record of their training beside them"
     )
 
 
-def _knows_imagenet(initial: Mapping[str, Any]) -> bool:
+def _knows_imagenet(initial: WeightsFile) -> bool:
     """Whether weights are known to be those of an ImageNet classifier."""
-    path = str(initial.get("path"))
+    path = initial.path
     if path.startswith(EXTERNAL):
         return "in1k" in path.lower() or "imagenet1k" in path.lower()
     tables = load_references().values()
@@ -261,9 +261,9 @@ def _knows_imagenet(initial: Mapping[str, Any]) -> bool:
     training = _record_beside(path)
     return (
         training is not None
-        and training.weights.get("sha256") == initial["sha256"]
-        and training.dataset["name"] == "imagenet"
-        and training.dataset["classes"] == 1000
+        and training.weights.sha256 == initial.sha256
+        and training.dataset.name == "imagenet"
+        and training.dataset.classes == 1000
         and not training.synthetic
     )
 
@@ -284,14 +284,14 @@ def _record_beside(path: str | None) -> Record | None:
 def _other_recipe(trained: Record, table: Table, row: Row) -> str | None:
     if not row.recipes:
         return "no recipe of this suite trains as the published network was trained"
-    used = _leaves(trained.experiment["settings"])
+    used = _leaves(trained.experiment.settings)
     changes = {
         name: list(_changed(used, table, _expected(trained.task, name, _frozen(row.settings))))
         for name in row.recipes
     }
     if not all(changes.values()):
         return None
-    named = trained.experiment["recipe"]
+    named = trained.experiment.recipe
     if named not in changes:
         return f"other recipe: {named}, the row's is {' or '.join(row.recipes)}"
     return f"the recipe was changed: {', '.join(changes[named][:3])}"
@@ -336,7 +336,7 @@ def _changed(used: Mapping[str, Any], table: Table, expected: _Expected) -> Iter
 
 def _added_keys(record: Record, trained: Record) -> list[str]:
     """Keys of Detectron2 that an evaluation sets otherwise than the training."""
-    here, there = (_leaves(r.experiment["settings"]) for r in (record, trained))
+    here, there = (_leaves(r.experiment.settings) for r in (record, trained))
     keys = sorted(key for key in {*here, *there} if key.startswith("detectron2."))
     return [f"{key}={here.get(key)}" for key in keys if not _equal(here.get(key), there.get(key))]
 
@@ -361,10 +361,10 @@ def _frozen(settings: Mapping[str, Any]) -> str:
 # Networks ----------------------------------------------------------------------------------------
 
 
-def _same_network(row: Row, backbone: Mapping[str, Any]) -> bool:
-    if row.backbone != backbone["name"]:
+def _same_network(row: Row, backbone: Network) -> bool:
+    if row.backbone != backbone.name:
         return False
-    ours, published = backbone["options"], row.options
+    ours, published = backbone.options, row.options
     names = set(_DEFAULT_OPTIONS) | set(published) | set(ours)
     if "se_bias" not in published:
         names.discard("se_bias")

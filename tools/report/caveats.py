@@ -28,7 +28,7 @@ def marks_of(pair: Pair, trained: Sequence[Record]) -> tuple[str, ...]:
     marks = [f"unequal twins: {text}" for text in pair.unequal]
     if len(pair.candidate) == 1:
         marks.append("one seed: the noise of training is not in the interval")
-    if any(record.git.get("dirty") for record in runs):
+    if any(record.git.dirty for record in runs):
         marks.append("made with uncommitted changes to the suite")
     if any(not str(record.selection).startswith("last") for record in runs):
         marks.append(f"selection: {runs[0].selection}")
@@ -71,17 +71,17 @@ def near_chance(record: Record) -> str | None:
 
 
 def _chance(record: Record, name: str) -> float:
-    classes = record.dataset["classes"]
+    classes = record.dataset.classes
     return 100 * (1 - 1 / classes) if name.startswith("top1") else 0.0
 
 
 def very_short(record: Record) -> str | None:
     """How long a training was, where that was hardly any."""
-    train = record.experiment["settings"].get("train")
-    if record.experiment["action"] != "train" or not isinstance(train, dict):
+    train = record.experiment.settings.get("train")
+    if record.experiment.action != "train" or not isinstance(train, dict):
         return None
     steps, batch = train.get("iterations"), train.get("batch_size")
-    images = record.dataset.get("train_images")
+    images = record.dataset.train_images
     if not (isinstance(steps, int) and isinstance(batch, int) and isinstance(images, int)):
         return None
     passes = steps * batch / images if images else 0.0
@@ -102,8 +102,8 @@ def variants(records: Sequence[Record]) -> list[str]:
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for place, record in enumerate(records):
         data, network = record.dataset, record.backbone
-        key = (record.task, data["name"], data["split"], data["images"], record.synthetic)
-        groups[key, network["name"], str(network["options"])].append(place)
+        key = (record.task, data.name, data.split, data.images, record.synthetic)
+        groups[key, network.name, str(network.options)].append(place)
     found = [""] * len(records)
     for places in groups.values():
         if len({_condition(records[place]) for place in places}) > 1:
@@ -116,22 +116,22 @@ def variants(records: Sequence[Record]) -> list[str]:
 
 
 def _condition(record: Record) -> tuple[Any, ...]:
-    return record.condition, record.protocol.get("name"), record.experiment["action"]
+    return record.comparison_hash, record.protocol.name, record.experiment.action
 
 
 def _describe(record: Record) -> dict[str, Any]:
     free = _free_settings(record.task)
     settings = {
         key: value
-        for key, value in flatten(record.experiment["settings"]).items()
+        for key, value in flatten(record.experiment.settings).items()
         if key not in free and not key.startswith(("backbone.", "evaluate.")) and value != {}
     }
     return {
-        "protocol": record.protocol.get("name"),
-        "action": record.experiment["action"],
-        "recipe": record.experiment["recipe"],
+        "protocol": record.protocol.name,
+        "action": record.experiment.action,
+        "recipe": record.experiment.recipe,
         **settings,
-        "commit": str(record.git.get("commit") or "none")[:9],
+        "commit": str(record.git.commit or "none")[:9],
     }
 
 

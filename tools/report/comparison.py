@@ -140,11 +140,11 @@ def compare_pair(
         pair,
         key,
         task,
-        f"{data['name']} {data['split']}",
-        data["images"],
+        f"{data.name} {data.split}",
+        data.images,
         first.synthetic or plain.synthetic,
-        str(first.protocol.get("name")),
-        first.experiment["recipe"],
+        str(first.protocol.name),
+        first.experiment.recipe,
         describe_network(plain.backbone),
         describe_network(first.backbone),
         tuple(record.seed for record in pair.candidate),
@@ -154,7 +154,7 @@ def compare_pair(
         "AP" if task == "detection" else "top1_accuracy",
         tuple(_class_rows(pair, classes)),
         costs,
-        first.cost.get("scope"),
+        first.cost.scope,
         tide,
         tuple(_pair_references(pair, {row.name: row.difference for row in metrics}, trainings)),
     )
@@ -182,7 +182,7 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
         accuracy = statistics.compare_accuracy(plain, candidate, resamples, seed)
         found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, accuracy.mirrored()
         if k == 1:
-            names = pair.candidate[0].dataset.get("class_names") or []
+            names = pair.candidate[0].dataset.class_names
             by_class, _ = statistics.compare_classes(first.label, plain, candidate)
             classes = {
                 name: by_class[index] for index, name in enumerate(names) if index in by_class
@@ -227,7 +227,7 @@ def _tide(truth: Annotations, plain: Results, candidate: Results) -> dict[str, t
 
 
 def _annotations(record: Record) -> Annotations:
-    annotations = record.dataset.get("annotations")
+    annotations = record.dataset.annotations
     if not annotations:
         raise ValueError("the record names no annotation file")
     return read_annotations(annotations)
@@ -236,7 +236,7 @@ def _annotations(record: Record) -> Annotations:
 def _file(record: Record, kind: str):
     path = record.file(kind)
     if path is None:
-        raise ValueError(f"seed {record.seed} of {record.backbone['name']} has no {kind} file")
+        raise ValueError(f"seed {record.seed} of {record.backbone.name} has no {kind} file")
     return path
 
 
@@ -287,9 +287,8 @@ def _from_records(name: str, pair: Pair, why: str) -> Difference:
 
 
 def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
-    key = "AP" if pair.candidate[0].task == "detection" else "top1_accuracy"
     sides = [
-        [{row.get("class"): row for row in record.per_class} for record in side]
+        [{row.name: row for row in record.per_class} for record in side]
         for side in (pair.plain, pair.candidate)
     ]
     adjusted = dict(
@@ -297,32 +296,32 @@ def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
     )
     rows = []
     for name, row in sides[1][0].items():
-        values = [[table.get(name, {}).get(key) for table in side] for side in sides]
+        values = [[getattr(table.get(name), "value", None) for table in side] for side in sides]
         known = None not in (*values[0], *values[1])
         plain, candidate = (sum(side) / len(side) if known else None for side in values)
         found = classes.get(name)
         rows.append(
             ClassRow(
                 str(name),
-                row.get("images"),
+                row.images,
                 plain,
                 candidate,
                 candidate - plain if known else None,
                 found.low if found else None,
                 found.high if found else None,
                 adjusted.get(name),
-                None if known else row.get("reason", "not measured in every run"),
+                None if known else row.reason or "not measured in every run",
             )
         )
     return sorted(rows, key=lambda row: (row.difference is None, -(row.difference or 0), row.name))
 
 
 COSTS: dict[str, Callable[[Record], float | None]] = {
-    "parameters": lambda record: record.cost.get("parameters"),
-    "multiply_adds": lambda record: record.cost.get("multiply_adds"),
-    "latency_ms": lambda record: record.cost["latency"]["median_ms"],
-    "train_seconds": lambda record: record.timing.get("train_seconds"),
-    "peak_memory_bytes": lambda record: record.timing.get("peak_memory_bytes"),
+    "parameters": lambda record: record.cost.parameters,
+    "multiply_adds": lambda record: record.cost.multiply_adds,
+    "latency_ms": lambda record: record.cost.latency.median_ms,
+    "train_seconds": lambda record: record.timing.train_seconds,
+    "peak_memory_bytes": lambda record: record.timing.peak_memory_bytes,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from backbones.config import printable
-from tools.experiments.record import Record
+from tools.experiments.record import Record, record_from, to_plain
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 _LATEX = {
@@ -32,20 +32,13 @@ def harmless(record: Record) -> Record:
             return {walk(key): walk(entry) for key, entry in value.items()}
         return [walk(entry) for entry in value] if isinstance(value, list) else value
 
-    keys = (
-        "created", "experiment", "dataset", "protocol", "backbone", "per_class", "selection",
-        "command", "git", "versions", "device", "cost", "metrics",
-    )  # fmt: skip
     # Most records hold plain text throughout, which their JSON shows at once.
-    text = msgspec.json.encode([getattr(record, key) for key in keys])
+    text = msgspec.json.encode(replace(record, directory=None))
     if text.isascii() and b"\\" not in text and b"\x7f" not in text:
         return record
-    metrics = {
-        name: replace(metric, reason=metric.reason and printable(metric.reason))
-        for name, metric in record.metrics.items()
-    }
-    cleaned = {key: walk(getattr(record, key)) for key in keys if key != "metrics"}
-    return replace(record, metrics=metrics, **cleaned)
+    content = to_plain(record)
+    kept = {key: content[key] for key in ("files", "weights")}
+    return record_from({**walk(content), **kept}, record.directory)
 
 
 def escape_markdown(text: object) -> str:

@@ -73,7 +73,7 @@ def _classifications(comparison: Comparison) -> list[Picture]:
     if not chosen:
         return []
     read = _reader(candidate)
-    names = candidate.dataset["class_names"]
+    names = candidate.dataset.class_names
     pictures = []
     for index in chosen:
         said = [names[found.top[index, 0]] for found in rows]
@@ -93,13 +93,13 @@ def _spread(indices: np.ndarray) -> list[int]:
 
 def _reader(record: Record) -> Callable[[str], Image.Image]:
     """Images of the reported split by their name, through the reader the run itself used."""
-    root = Path(record.dataset["root"])
+    root = Path(record.dataset.root or "")
     if not root.is_dir():
         raise ValueError(f"the data are no longer at {root}")
     task = TASKS[record.task]
-    given = {**record.experiment["settings"]}
+    given = {**record.experiment.settings}
     config = build_settings(settings_class(task), [("the record", given)])
-    read, split = importlib.import_module(task.door).READERS[record.dataset["name"]]
+    read, split = importlib.import_module(task.door).READERS[record.dataset.name]
     dataset = read(config.data, split)
     places = {image: place for place, image in enumerate(dataset.ids)}
 
@@ -115,7 +115,7 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
 
 def _detections(comparison: Comparison) -> list[Picture]:
     plain, candidate = comparison.pair.plain[0], comparison.pair.candidate[0]
-    annotations = Path(candidate.dataset["annotations"])
+    annotations = Path(candidate.dataset.annotations or "")
     truth = read_annotations(annotations)
     sides, quality = [], []
     for record in (plain, candidate):
@@ -167,8 +167,8 @@ def _detections(comparison: Comparison) -> list[Picture]:
 
 
 def _image_folder(record: Record, annotations: Path) -> Path:
-    data = record.experiment["settings"].get("data", {})
-    split = record.dataset["split"]
+    data = record.experiment.settings.get("data", {})
+    split = record.dataset.split
     root = annotations.parent.parent
     year = "val2014" if "2014" in split else split
     places = [root / split, root / year, root / f"coco_{year}", annotations.parent]

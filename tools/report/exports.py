@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from backbones.result import Dataset
 from tools.experiments.record import METRICS
 from tools.report import wording
 from tools.report.comparison import Comparison, ReferenceRow
@@ -38,7 +39,7 @@ def as_json(table: Table) -> str:
                 "dataset": _dataset(run.record.dataset),
                 "seed": run.record.seed,
                 "experiment": run.record.hash,
-                "condition": run.record.condition,
+                "condition": run.record.comparison_hash,
                 "metrics": run.record.metrics,
                 "cost": run.record.cost,
                 "paired": run.paired,
@@ -113,14 +114,14 @@ def runs_csv(table: Table) -> str:
             rows.append(
                 {
                     "task": record.task,
-                    "dataset": record.dataset["name"],
-                    "split": record.dataset["split"],
+                    "dataset": record.dataset.name,
+                    "split": record.dataset.split,
                     "synthetic": record.synthetic,
-                    "protocol": record.protocol.get("name"),
-                    "recipe": record.experiment["recipe"],
+                    "protocol": record.protocol.name,
+                    "recipe": record.experiment.recipe,
                     "variant": run.variant,
                     "network": run.network,
-                    "is_se": record.backbone["is_se"],
+                    "is_se": record.backbone.is_se,
                     "seed": record.seed,
                     "metric": name,
                     "unit": metric.unit,
@@ -128,11 +129,11 @@ def runs_csv(table: Table) -> str:
                     "value": metric.value,
                     "n": metric.n,
                     "reason": metric.reason,
-                    "parameters": record.cost.get("parameters"),
-                    "multiply_adds": record.cost.get("multiply_adds"),
-                    "train_seconds": record.timing.get("train_seconds"),
-                    "evaluate_images_per_second": record.timing.get("evaluate_images_per_second"),
-                    "commit": record.git.get("commit"),
+                    "parameters": record.cost.parameters,
+                    "multiply_adds": record.cost.multiply_adds,
+                    "train_seconds": record.timing.train_seconds,
+                    "evaluate_images_per_second": record.timing.evaluate_images_per_second,
+                    "commit": record.git.commit,
                     "experiment": record.hash,
                     "paired": run.paired,
                     "why_not_paired": run.why_not,
@@ -200,10 +201,10 @@ def as_markdown(table: Table, title: str) -> str:
             wording.number(metric.value) if metric.value is not None else f"– ({e(metric.reason)})"
         )
         paired = "yes" if run.paired else f"no: {e(run.why_not)}"
-        data = f"{e(record.dataset['name'])} {e(record.dataset['split'])}{made}"
+        data = f"{e(record.dataset.name)} {e(record.dataset.split)}{made}"
         data += f" ({e(run.variant)})" if run.variant else ""
         lines.append(
-            f"| {e(run.network)} | {data} | {e(record.experiment['recipe'])} | {record.seed} |"
+            f"| {e(run.network)} | {data} | {e(record.experiment.recipe)} | {record.seed} |"
             f" {METRICS[name].label} | {value} | {paired} |"
         )
     if len(table.runs) > _MARKDOWN_RUNS:
@@ -285,9 +286,9 @@ def as_model_index(table: Table) -> str:
         result = {
             "task": {"type": kinds.get(c.task, c.task), "name": wording.TASKS.get(c.task, c.task)},
             "dataset": {
-                "type": c.pair.candidate[0].dataset["name"],
+                "type": c.pair.candidate[0].dataset.name,
                 "name": f"{c.benchmark}{made}",
-                "split": c.pair.candidate[0].dataset["split"],
+                "split": c.pair.candidate[0].dataset.split,
                 "args": {"images": c.images, "protocol": c.protocol, "seeds": list(c.seeds)},
             },
             "metrics": metrics,
@@ -325,8 +326,10 @@ def _comparison(c: Comparison) -> dict[str, Any]:
     }
 
 
-def _dataset(dataset: dict[str, Any]) -> dict[str, Any]:
-    return {key: dataset.get(key) for key in ("name", "split", "images", "classes", "synthetic")}
+def _dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        key: getattr(dataset, key) for key in ("name", "split", "images", "classes", "synthetic")
+    }
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -89,7 +89,7 @@ def _run_row(run: Run) -> dict:
     record = run.record
     name = HEADLINE_METRICS.get(record.task, ("top1_error",))[0]
     metric = record.metrics.get(name)
-    rate = record.timing.get("evaluate_images_per_second")
+    rate = record.timing.evaluate_images_per_second
     return {"run": run, "metric": name, "value": metric, "rate": rate}
 
 
@@ -97,8 +97,8 @@ def _reasons(table: Table) -> list[tuple[str, int]]:
     """Why runs with a plain twin are in no pair, and how many for each reason."""
     reasons: dict[str, int] = defaultdict(int)
     for run in table.runs:
-        if run.why_not and run.record.backbone["twin"] is not None:
-            reasons[f"{run.network} on {run.record.dataset['name']}: {run.why_not}"] += 1
+        if run.why_not and run.record.backbone.twin is not None:
+            reasons[f"{run.network} on {run.record.dataset.name}: {run.why_not}"] += 1
     return sorted(reasons.items(), key=lambda item: -item[1])[:ROWS]
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from tools.experiments.record import Record
+from tools.experiments.record import Network, Record
 
 NEAR_MISSES = 200  # runs of the twin looked at for what differs, where none is equal
 
@@ -52,13 +52,13 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
     taken: set[tuple] = set()  # plain runs of a group of candidates: each serves one seed
     paired: set[int] = set()
     reasons: dict[int, str] = {}
-    candidates = [record for record in latest.values() if record.backbone["twin"] is not None]
-    twins = {id(r): exact.get(_identity(r, r.backbone["twin"])) for r in candidates}
+    candidates = [record for record in latest.values() if record.backbone.twin is not None]
+    twins = {id(r): exact.get(_identity(r, r.backbone.twin)) for r in candidates}
     for candidate in sorted(candidates, key=lambda record: twins[id(record)] is None):
-        twin = candidate.backbone["twin"]
+        twin = candidate.backbone.twin
         group = (
-            candidate.task, _network(candidate.backbone), candidate.condition, _data(candidate),
-            _key(candidate.protocol), candidate.experiment["action"], _commit(candidate),
+            candidate.task, _network(candidate.backbone), candidate.comparison_hash, _data(candidate),
+            _protocol(candidate), candidate.experiment.action, _commit(candidate),
         )  # fmt: skip
         plain, differences = twins[id(candidate)], ()
         if plain is None:
@@ -84,7 +84,7 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
         if id(record) not in paired:
             without = (
                 "no run of a network it is the plain twin of"
-                if record.backbone["twin"] is None
+                if record.backbone.twin is None
                 else "no twin"
             )
             unpaired.append((record, reasons.get(id(record), without)))
@@ -96,28 +96,28 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
     return Pairing(pairs, unpaired)
 
 
-def describe_network(backbone: dict[str, Any]) -> str:
+def describe_network(backbone: Network) -> str:
     """Name and options of a backbone, as in "se_resnet50 (reduction=4)"."""
-    options = ", ".join(f"{key}={value}" for key, value in sorted(backbone["options"].items()))
-    return f"{backbone['name']} ({options})" if options else backbone["name"]
+    options = ", ".join(f"{key}={value}" for key, value in sorted(backbone.options.items()))
+    return f"{backbone.name} ({options})" if options else backbone.name
 
 
 def _differences(plain: Record, candidate: Record) -> tuple[str, ...]:
     """What twins must have in common and these have not."""
     checks = {
-        "recipe": (plain.experiment["recipe"], candidate.experiment["recipe"]),
-        "action": (plain.experiment["action"], candidate.experiment["action"]),
+        "recipe": (plain.experiment.recipe, candidate.experiment.recipe),
+        "action": (plain.experiment.action, candidate.experiment.action),
         "data": (_data_name(plain), _data_name(candidate)),
-        "protocol": (plain.protocol.get("name"), candidate.protocol.get("name")),
+        "protocol": (plain.protocol.name, candidate.protocol.name),
         "commit": ((_commit(plain) or "")[:9], (_commit(candidate) or "")[:9]),
         "seed": (plain.seed, candidate.seed),
     }
     found = [f"{what}: {one} and {other}" for what, (one, other) in checks.items() if one != other]
     if _data(plain) != _data(candidate) and _data_name(plain) == _data_name(candidate):
         found.append("data: other content")
-    if plain.condition != candidate.condition and not found:
+    if plain.comparison_hash != candidate.comparison_hash and not found:
         found.append(f"settings: {_unequal_settings(plain, candidate)}")
-    elif _key(plain.protocol) != _key(candidate.protocol) and not found:
+    elif _protocol(plain) != _protocol(candidate) and not found:
         found.append("protocol: other settings")
     return tuple(found)
 
@@ -132,11 +132,11 @@ def _untangle(differences: tuple[str, ...]) -> tuple[str, ...]:
     return tuple("unequal seeds" if text.startswith("seed") else text for text in differences)
 
 
-def _identity(record: Record, backbone: dict[str, Any]) -> tuple:
+def _identity(record: Record, backbone: Network) -> tuple:
     """What a run of ``backbone`` has in common with its twin ``record``, and nothing else has."""
     return (
-        record.task, _network(backbone), record.condition, record.experiment["recipe"],
-        record.experiment["action"], _data(record), _key(record.protocol), _commit(record),
+        record.task, _network(backbone), record.comparison_hash, record.experiment.recipe,
+        record.experiment.action, _data(record), _protocol(record), _commit(record),
         record.seed,
     )  # fmt: skip
 
@@ -149,7 +149,7 @@ def _unequal_settings(plain: Record, candidate: Record) -> str:
             flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
         return flat
 
-    one, other = flatten(plain.experiment["settings"]), flatten(candidate.experiment["settings"])
+    one, other = flatten(plain.experiment.settings), flatten(candidate.experiment.settings)
     names = [
         name
         for name in sorted(one.keys() | other.keys())
@@ -159,23 +159,27 @@ def _unequal_settings(plain: Record, candidate: Record) -> str:
     return ", ".join(shown) or "data or weights"
 
 
-def _network(backbone: dict[str, Any]) -> tuple[str, str]:
-    return backbone["name"], _key(backbone["options"])
+def _network(backbone: Network) -> tuple[str, str]:
+    return backbone.name, _key(backbone.options)
 
 
 def _data(record: Record) -> tuple[str, ...]:
     keys = ("name", "split", "images", "sha256", "synthetic")
-    return tuple(str(record.dataset.get(key)) for key in keys)
+    return tuple(str(getattr(record.dataset, key)) for key in keys)
 
 
 def _data_name(record: Record) -> str:
     data = record.dataset
-    made = "synthetic " if data["synthetic"] else ""
-    return f"{made}{data['name']} {data['split']}, {data['images']} images"
+    made = "synthetic " if data.synthetic else ""
+    return f"{made}{data.name} {data.split}, {data.images} images"
+
+
+def _protocol(record: Record) -> str:
+    return _key([record.protocol.name, record.protocol.settings])
 
 
 def _commit(record: Record) -> str | None:
-    return record.git.get("commit")
+    return record.git.commit
 
 
 def _key(value: Any) -> str:

@@ -70,12 +70,12 @@ def build_table(
     order = {"classification": 0, "scene": 1, "detection": 2}
     pairs = sorted(
         pairing.pairs,
-        key=lambda p: (order.get(p.candidate[0].task, 9), p.candidate[0].dataset["name"]),
+        key=lambda p: (order.get(p.candidate[0].task, 9), p.candidate[0].dataset.name),
     )
     trainings = {
-        record.weights["sha256"]: record
+        record.weights.sha256: record
         for record in records
-        if record.experiment["action"] == "train" and record.weights.get("sha256")
+        if record.experiment.action == "train" and record.weights.sha256
     }
     comparisons = [
         compare_pair(

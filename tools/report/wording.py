@@ -106,8 +106,7 @@ def candidate_word(table: Table) -> str:
     """What the candidates are called where they stand for all: "SE", or "candidate" for others."""
     networks = [comparison.pair.candidate[0].backbone for comparison in table.comparisons]
     only_se = all(
-        network["is_se"] and network["options"].get("attention", "se") == "se"
-        for network in networks
+        network.is_se and network.options.get("attention", "se") == "se" for network in networks
     )
     return "SE" if only_se else "candidate"
 
