@@ -6,6 +6,8 @@ torch's vectorised resizing wants, and what a network in channels-last computes 
 
 import io
 import math
+import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,18 +18,28 @@ from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
+LARGEST_FILE = 2**29  # bytes
+
 
 def read_image(path: str | Path) -> Tensor:
-    """Read a file of any format PIL knows.
+    """Read an image file, as torchvision's and timm's readers of image folders do.
 
     The pixels of a JPEG are those of PIL to the bit: simplejpeg calls libjpeg-turbo as PIL does, and
     hands them over without two copies. Where a file is damaged, too large or out of the ordinary,
-    PIL says what becomes of it.
+    PIL says what becomes of it. Transparency is dropped and a camera's note of how it was held (EXIF
+    orientation) not followed: the published numbers were measured so.
 
     Raises:
-        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: as PIL does.
+        OSError: the file cannot be read, or is none (a pipe, a device).
+        ValueError: it is no image of `FORMATS`, damaged, or too large to unpack.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise ValueError(f"{path}: {status.st_size} bytes, an image has {LARGEST_FILE} or less")
         content = file.read()
     if content.startswith(b"\xff\xd8"):
         with suppress(ValueError):
@@ -35,8 +47,28 @@ def read_image(path: str | Path) -> Tensor:
             is_plain = colours in ("YCbCr", "Gray")
             if is_plain and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
                 return torch.from_numpy(decode_jpeg(content, "RGB")).permute(2, 0, 1)
-    with Image.open(io.BytesIO(content)) as image:
-        return from_pil(image.convert("RGB"))
+    try:
+        # Named formats only: PIL would run Ghostscript for a file that says it is PostScript.
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return from_pil(_as_rgb(image))
+    except OSError:
+        raise
+    except Exception as error:  # every decoder of PIL has errors of its own
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would be waited for
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """PIL's conversion, but for 16-bit greys: it would make white of all above 255."""
+    # PIL has pixels of 32 bits for a PPM of 16.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 255):
+        raise ValueError("grey values of 32 bits: which of them is white is not known")
+    return image.convert("RGB")
 
 
 def from_pil(image: Image.Image) -> Tensor:

@@ -4,16 +4,20 @@ So a run that is resumed in the middle of an epoch, or reads with another number
 the same images with the same augmentation.
 """
 
+import multiprocessing
 import os
+import re
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from classification.config import AugmentSettings, DataSettings
 from classification.crop_cache import CropCache
@@ -22,6 +26,12 @@ from classification.distributed import Processes
 from classification.images import read_image, stack
 from classification.protocols import Protocol
 from classification.transforms import augment_batch, build_train_transform, build_views
+
+_LOOK_EVERY = 10.0  # seconds between looks at processes that are waited for
+_PATIENCE = 300.0  # seconds without an image before a file counts as one that never comes
+# What a reading process tells of itself: its number, the image it reads, how many it has begun.
+_PROCESS, _IMAGE, _BEGUN = range(3)
+_NONE = -1
 
 
 @dataclass
@@ -138,21 +148,40 @@ class SampleOrder:
 
 
 class _Images(torch.utils.data.Dataset):
-    """Opens and transforms single images; an unreadable one is returned by its name."""
+    """Opens and transforms single images; an unreadable one is returned by its name.
+
+    It goes to the reading processes as a pickle, and so does all that it holds.
+    """
 
     def __init__(
-        self, dataset: ImageArray | ImageFiles, transform: Callable[[Tensor, int], Tensor]
+        self,
+        dataset: ImageArray | ImageFiles,
+        transform: Callable[[Tensor, int], Tensor],
+        progress: Tensor,
     ) -> None:
-        self._dataset, self._transform = dataset, transform
+        self._dataset, self._transform, self._progress = dataset, transform, progress
         self._folder = str(dataset.folder) if isinstance(dataset, ImageFiles) else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int] | str:
         index, seed = key
-        try:
-            image = self._open(index)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return self._dataset.ids[index]
-        return self._transform(image, seed), int(self._dataset.labels[index]), index, seed
+        with self._noted(index):
+            try:
+                image = self._open(index)
+            except (OSError, ValueError):
+                return self._dataset.ids[index]
+            return self._transform(image, seed), int(self._dataset.labels[index]), index, seed
+
+    @contextmanager
+    def _noted(self, index: int) -> Iterator[None]:
+        """Tell the process that waits for batches which image is being read."""
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        mine = self._progress[worker.id]
+        mine[_IMAGE], mine[_BEGUN] = index, mine[_BEGUN] + 1
+        yield
+        mine[_IMAGE] = _NONE
 
     def _open(self, index: int) -> Tensor:
         if isinstance(self._dataset, ImageArray):
@@ -175,6 +204,8 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    worker = get_worker_info()
+    worker.dataset._progress[worker.id, _PROCESS] = os.getpid()
 
 
 def _read(
@@ -184,20 +215,86 @@ def _read(
     workers: int,
     device: torch.device,
 ) -> Iterator[Batch]:
+    """A batch for each of `keys`, read by `workers` processes that live as long as the iterator.
+
+    Raises:
+        ChildProcessError: a reading process died.
+        TimeoutError: the reading processes wait for a file without end.
+    """
     if workers < 0:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(8, max(1, (os.cpu_count() or 1) // local))
         if isinstance(dataset, ImageArray):
             workers = 0
-    yield from DataLoader(
-        _Images(dataset, transform),
+    if workers and multiprocessing.get_start_method() == "forkserver":
+        # Imported once, by the server, and not by every process of every pass.
+        multiprocessing.set_forkserver_preload(["__main__", __name__])
+    progress = torch.full((workers, 3), _NONE).share_memory_()
+    loader = DataLoader(
+        _Images(dataset, transform, progress),
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # or it would draw from the generator that training draws from
         pin_memory=device.type == "cuda",
+        timeout=_LOOK_EVERY if workers else 0,
     )
+    with _keep_signal("SIGCHLD"):
+        batches = iter(loader)
+    before, waits = progress.clone(), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise ChildProcessError(_describe_death(str(error), progress, dataset)) from error
+            if "DataLoader timed out" not in str(error):
+                raise
+            waits = waits + 1 if torch.equal(before, progress) else 0
+            before = progress.clone()
+            if waits * _LOOK_EVERY >= _PATIENCE:
+                raise TimeoutError(
+                    f"no image was read for {waits * _LOOK_EVERY:.0f} s; the processes that read wait "
+                    f"for {_being_read(progress, dataset)}: is the disk or network still there?"
+                ) from None
+            continue
+        waits = 0
+        yield batch
+
+
+@contextmanager
+def _keep_signal(name: str) -> Iterator[None]:
+    """Leave a signal's handler as it is.
+
+    DataLoader's handler of SIGCHLD would raise in the middle of whatever is being computed; without
+    it the death of a worker is noticed when its batch is waited for.
+    """
+    number = getattr(signal, name, None)
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(number) if number is not None and is_main else None
+    yield
+    if handler is not None:
+        signal.signal(number, handler)
+
+
+def _describe_death(message: str, progress: Tensor, dataset: ImageArray | ImageFiles) -> str:
+    dead = {int(number) for number in re.findall(r"\d+", message)}
+    theirs = progress[[process in dead for process in progress[:, _PROCESS].tolist()]]
+    text = "a process that reads images was ended"
+    if "Bus error" in message:
+        return f"{text}: /dev/shm is full; enlarge it, or lower data.workers"
+    reading = _being_read(theirs, dataset)
+    at = f" while it read {reading}" if reading else ""
+    return f"{text}{at}, perhaps because memory ran out: lower data.workers, or look at that file"
+
+
+def _being_read(progress: Tensor, dataset: ImageArray | ImageFiles) -> str:
+    indices = [index for index in progress[:, _IMAGE].tolist() if index != _NONE]
+    folder = f"{dataset.folder}/" if isinstance(dataset, ImageFiles) else ""
+    return some([f"{folder}{dataset.ids[index]}" for index in indices])
 
 
 def train_batches(
@@ -210,19 +307,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Augmented batches, one for each of `parts`. Small images in memory go a batch at a time."""
     if not _fits_whole(dataset, augment):
-        transform = build_train_transform(augment, interpolation)
-
-        def augmented(image: Tensor, seed: int) -> Tensor:
-            # Of the CPU alone: torch.manual_seed would note the call stack for each GPU to come.
-            generator = torch.default_generator
-            state = generator.get_state()
-            generator.manual_seed(seed)
-            try:
-                return transform(image)
-            finally:
-                generator.set_state(state)
-
-        yield from _read(dataset, augmented, parts, data.workers, device)
+        transform = partial(_augment, build_train_transform(augment, interpolation))
+        yield from _read(dataset, transform, parts, data.workers, device)
         return
     images = dataset.images.to(device)
     for part in parts:
@@ -230,6 +316,18 @@ def train_batches(
         labels = torch.from_numpy(dataset.labels[indices.numpy()])
         batch = augment_batch(images[indices.to(device)], augment, seeds)
         yield Batch(batch, labels, indices, seeds)
+
+
+def _augment(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) -> Tensor:
+    """What `transform` makes of `image` with draws from `seed`; the generator is left as it was."""
+    # Of the CPU alone: torch.manual_seed would note the call stack for each GPU to come.
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        return transform(image)
+    finally:
+        generator.set_state(state)
 
 
 def _fits_whole(dataset: ImageArray | ImageFiles, augment: AugmentSettings) -> bool:

@@ -4,6 +4,7 @@ Images stay uint8 until they are on the device; `normalize` is the one place tha
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,18 +56,10 @@ def build_train_transform(
     if settings.size == 0:
         raise ValueError("augment.size=0: files of many sizes need a crop, e.g. augment.size=224")
     size = settings.size
-    random_region = v2.RandomResizedCrop(size, tuple(settings.scale), tuple(settings.ratio))
-
-    def resized(image: Tensor) -> Tensor:
-        region = random_region.make_params([image])
-        top, left = region["top"], region["left"]
-        chosen = image[:, top : top + region["height"], left : left + region["width"]]
-        return resize(chosen, (size, size), interpolation)
-
-    def centred(image: Tensor) -> Tensor:
-        whole = shorter_side(image, size)
-        return resize(image, whole, interpolation, centre(whole, size))
-
+    # Partial functions, no closures: the processes that read images get them as pickles.
+    region = v2.RandomResizedCrop(size, tuple(settings.scale), tuple(settings.ratio))
+    resized = partial(_crop_region, region=region, size=size, interpolation=interpolation)
+    centred = partial(_crop_centre, size=size, interpolation=interpolation)
     padding_mode = {"zeros": "constant", "reflect": "reflect"}[settings.padding_mode]
     crops = {
         "resized": [resized],
@@ -78,6 +71,20 @@ def build_train_transform(
     if settings.policy != "none":  # on PIL images, as the policies' papers and recipes did
         steps += [to_pil, policies[settings.policy](), from_pil]
     return v2.Compose(steps)
+
+
+def _crop_region(
+    image: Tensor, *, region: v2.RandomResizedCrop, size: int, interpolation: str
+) -> Tensor:
+    drawn = region.make_params([image])
+    top, left = drawn["top"], drawn["left"]
+    chosen = image[:, top : top + drawn["height"], left : left + drawn["width"]]
+    return resize(chosen, (size, size), interpolation)
+
+
+def _crop_centre(image: Tensor, *, size: int, interpolation: str) -> Tensor:
+    whole = shorter_side(image, size)
+    return resize(image, whole, interpolation, centre(whole, size))
 
 
 # Training: a batch at a time, for sets held in memory ----------------------------------------------
@@ -144,28 +151,31 @@ def build_views(
     protocol: Protocol, interpolation: str = "bilinear"
 ) -> Callable[[Tensor, int], Tensor]:
     """Build uint8 (3, H, W) and the seed of a corruption -> uint8 (V, 3, H, W), the views of it."""
+    return partial(_views, protocol, interpolation)
 
-    def scaled(image: Tensor) -> Iterator[Tensor]:
-        for length in protocol.resize:
-            whole = (length, length)
-            if protocol.resize_mode == "shorter":
-                whole = shorter_side(image, length)
-            if protocol.crops == "center":
-                yield resize(image, whole, interpolation, centre(whole, protocol.crop))
-            else:
-                yield from v2.functional.ten_crop(
-                    resize(image, whole, interpolation), [protocol.crop]
-                )
 
-    def views(image: Tensor, seed: int = 0) -> Tensor:
-        cropped = [image] if protocol.crops == "full" else list(scaled(image))
-        if protocol.corruption is not None:
-            cropped = [protocol.corruption.apply(view, seed) for view in cropped]
-        if protocol.flip:
-            cropped += [view.flip(2) for view in cropped]
-        return stack(cropped)
+def _views(protocol: Protocol, interpolation: str, image: Tensor, seed: int = 0) -> Tensor:
+    cropped = [image]
+    if protocol.crops != "full":
+        cropped = list(_crops_of_all_scales(protocol, interpolation, image))
+    if protocol.corruption is not None:
+        cropped = [protocol.corruption.apply(view, seed) for view in cropped]
+    if protocol.flip:
+        cropped += [view.flip(2) for view in cropped]
+    return stack(cropped)
 
-    return views
+
+def _crops_of_all_scales(
+    protocol: Protocol, interpolation: str, image: Tensor
+) -> Iterator[Tensor]:
+    for length in protocol.resize:
+        whole = (length, length)
+        if protocol.resize_mode == "shorter":
+            whole = shorter_side(image, length)
+        if protocol.crops == "center":
+            yield resize(image, whole, interpolation, centre(whole, protocol.crop))
+        else:
+            yield from v2.functional.ten_crop(resize(image, whole, interpolation), [protocol.crop])
 
 
 def shorter_side(image: Tensor, length: int) -> tuple[int, int]:

@@ -1,11 +1,15 @@
 """Order and augmentation depend on seed and position alone; every image is seen as often as said."""
 
+import os
+import signal
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from classification import images, loader
 from classification.config import AugmentSettings, DataSettings
 from classification.datasets import read_cifar, read_folder
 from classification.distributed import Processes
@@ -113,3 +117,49 @@ def test_an_unreadable_file_is_named_up_to_the_number_allowed():
     bad.add(["a.jpg"])
     with pytest.raises(ValueError, match=r"2 unreadable images under root: a\.jpg, b\.jpg"):
         bad.add(["b.jpg"])
+
+
+# Reading processes -------------------------------------------------------------------------------
+
+def read_all(files):
+    """Places of all images, in the order they come in from two reading processes."""
+    protocol, alone = PROTOCOLS["imagenet-256-224"], Processes(0, 1, CPU)
+    batches = evaluation_batches(files, protocol, 4, alone, 2, "bilinear")
+    return [index for batch in batches for index in batch.indices.tolist()]
+
+
+def test_a_dead_reading_process_is_told_with_the_file_that_it_read(files, monkeypatch):
+    def read_image(path):
+        if path.endswith(files.ids[7]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images.read_image(path)
+
+    monkeypatch.setattr(loader, "read_image", read_image)
+    handler = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(ChildProcessError, match=rf"ended while it read \S+{files.ids[7]}, perhaps"):
+        read_all(files)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+def test_a_file_that_never_comes_is_named_after_a_while(files, monkeypatch):
+    def read_image(path):
+        if path.endswith(files.ids[7]):
+            time.sleep(1000)
+        return images.read_image(path)
+
+    monkeypatch.setattr(loader, "read_image", read_image)
+    monkeypatch.setattr(loader, "_LOOK_EVERY", 0.5)
+    monkeypatch.setattr(loader, "_PATIENCE", 1.5)
+    with pytest.raises(TimeoutError, match=rf"no image was read for 2 s.*/{files.ids[7]}: is the"):
+        read_all(files)
+
+
+def test_a_slow_disk_is_waited_for(files, monkeypatch):
+    def read_image(path):
+        time.sleep(0.4)
+        return images.read_image(path)
+
+    monkeypatch.setattr(loader, "read_image", read_image)
+    monkeypatch.setattr(loader, "_LOOK_EVERY", 0.3)
+    monkeypatch.setattr(loader, "_PATIENCE", 0.9)
+    assert read_all(files) == list(range(15))

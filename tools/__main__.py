@@ -1,4 +1,4 @@
-from tools.cli import main
-
 if __name__ == "__main__":
+    from tools.cli import main  # not at the top: processes that read images import this file too
+
     main()

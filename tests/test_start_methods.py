@@ -1,0 +1,73 @@
+"""Whatever way processes start here, a run that reads files gives the same weights to the bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import sample_data
+
+# Trains on each set and evaluates the first one's weights, as the command line does.
+RUNS = """
+import multiprocessing
+import sys
+from pathlib import Path
+
+from tools.experiments.run import load_experiment, run_experiment
+
+SETTINGS = ["train.epochs=2", "train.batch_size=6", "augment.size=32", "device=cpu",
+            "evaluate.resize=40", "evaluate.crop=32", "train.tensorboard=false"]
+
+if __name__ == "__main__":
+    method, imagenet, places, output = sys.argv[1:5]
+    output = Path(output)
+    if method != "none":
+        multiprocessing.set_start_method(method)
+    workers = ["data.workers=0"] if method == "none" else []
+    here = {"backbone": "se_resnet_tiny", "data_root": imagenet}
+    settings = [*SETTINGS, *workers, "data.classes=folders"]
+    train = load_experiment("classification", "imagenet-paper", settings, **here)
+    run_experiment(train, output / "imagenet")
+    here |= {"action": "evaluate", "weights": output / "imagenet" / "weights.safetensors"}
+    run_experiment(load_experiment("classification", "imagenet-paper", settings, **here), output / "again")
+    here = {"backbone": "se_resnet_tiny", "data_root": places}
+    settings = [*SETTINGS, *workers, "train.schedule.warmup=0", "train.precision=float32"]
+    run_experiment(load_experiment("scene", "places365-short", settings, **here), output / "places")
+"""
+FILES = [
+    f"{run}/{name}"
+    for run in ("imagenet", "again", "places")
+    for name in ("weights.safetensors", "samples.parquet")
+    if (run, name) != ("again", "weights.safetensors")
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    imagenet = sample_data.make_imagenet(folder / "i", 2, train_per_class=3, val_per_class=2, size=40)
+    places = sample_data.make_places365(folder / "p", 2, train_per_class=3, val_per_class=2, size=40)
+    script = folder / "runs.py"
+    script.write_text(RUNS)
+
+    def run(method):
+        output = folder / method
+        command = [sys.executable, script, method, imagenet, places, output]
+        subprocess.run(list(map(str, command)), check=True, timeout=300)
+        return {name: (output / name).read_bytes() for name in FILES}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def without_workers(run):
+    return run("none")
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_default_workers_give_the_weights_and_samples_of_none(run, without_workers, method):
+    found = run(method)
+    assert [name for name in FILES if found[name] != without_workers[name]] == []
