@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from classification.config import AugmentSettings, DataSettings
 from classification.crop_cache import CropCache
-from classification.datasets import ImageArray, ImageFiles, some
+from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
+from classification.folders import some
 from classification.images import read_image, stack
 from classification.protocols import Protocol
 from classification.transforms import augment_batch, build_train_transform, build_views

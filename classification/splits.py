@@ -1,25 +1,28 @@
 """The images of an experiment: trained on, chosen on, reported; and whether they are fit for it."""
 
+import hashlib
+import logging
+import os
+import unicodedata
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from backbones.config import check_choice
+from backbones.files import sha256
 from classification.config import ClassificationConfig, DataSettings
-from classification.datasets import (
-    INSPECTED_UP_FRONT,
-    ImageArray,
-    ImageFiles,
-    find_bad_images,
-    read_cifar,
-    read_fashion_mnist,
-    read_folder,
-    select_listed,
-    split_holdout,
-)
-from classification.imagenet import read_imagenet
+from classification.datasets import ImageArray, ImageFiles
+from classification.folders import read_lines, require, some
+from classification.images import FORMATS, read_image
 from classification.loader import BadImages
+from classification.readers import read_cifar, read_fashion_mnist, read_folder, read_imagenet
+
+logger = logging.getLogger(__name__)
 
 Split = ImageArray | ImageFiles
 Reader = Callable[[DataSettings, str], Split]
@@ -33,6 +36,10 @@ READERS: Readers = {
     "imagenet": (read_imagenet, "val"),
     "folder": (read_folder, "val"),
 }
+# Of sets up to this many files each file is looked at before anything is computed: decoded where
+# they have no more bytes than the second number together, else by its head and tail.
+INSPECTED_UP_FRONT = 20_000
+DECODED_UP_FRONT = 2**28
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def load_splits(config: ClassificationConfig, training: bool, readers: Readers) 
     train, held_out = read(data, "train"), None
     if list(train.class_names) != list(reported.class_names):
         raise ValueError(f"{reported.root}: train and {reported.split} have different classes")
+    _warn_of_shared_images(train, reported)
     if data.holdout:
         kept, held = split_holdout(train.labels, data.holdout)
         train, held_out = train.subset(kept), train.subset(held)
@@ -93,6 +101,174 @@ def _inspected(splits: Splits, data: DataSettings) -> Splits:
         if isinstance(split, ImageFiles) and len(split) <= INSPECTED_UP_FRONT:
             BadImages(data.skip_bad_images, split.root).add(find_bad_images(split))
     return splits
+
+
+# Parts of a set ------------------------------------------------------------------------------------
+
+
+def split_holdout(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices kept for training and indices held out, the same `fraction` of every class.
+
+    The choice is the same for every seed, so that networks and seeds are chosen on the same
+    images. At least one image of each class is held out and one kept.
+
+    Raises:
+        ValueError: a class has a single image.
+    """
+    held = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise ValueError(f"data.holdout={fraction}: class {label} has one image, none to spare")
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held.append(np.random.default_rng([365, int(label)]).permutation(members)[:count])
+    held_out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def select_listed(dataset: Split, path: Path) -> Split:
+    """Keep the images listed in the file at `path`: ids, file names or stems, one a line.
+
+    Raises:
+        ValueError: a line names no image of the set, more than one, or the same as another line.
+    """
+    require(path, "the list of images")
+    wanted = [line.strip() for line in read_lines(path) if not line.startswith("#")]
+    index: dict[str, set[int]] = {}
+    for position, image_id in enumerate(dataset.ids):
+        file_name = image_id.rsplit("/", 1)[-1]
+        for key in {image_id, file_name, file_name.rsplit(".", 1)[0]}:
+            index.setdefault(_form(key), set()).add(position)
+    found = [index.get(_form(name)) or index.get(_form(name.replace("\\", "/"))) for name in wanted]
+    unknown = [name for name, places in zip(wanted, found, strict=True) if not places]
+    if unknown or not wanted:
+        what = some(unknown) if unknown else "nothing"
+        raise ValueError(f"{path}: lists {what}, not an image of {dataset.name} {dataset.split}")
+    ambiguous = [name for name, places in zip(wanted, found, strict=True) if len(places or ()) > 1]
+    if ambiguous:
+        raise ValueError(
+            f"{path}: {some(ambiguous)} is the name of several images; give its folder"
+        )
+    chosen = np.array([min(places or ()) for places in found])
+    if len(np.unique(chosen)) != len(chosen):
+        raise ValueError(f"{path}: lists an image twice; every image counts once")
+    return dataset.subset(np.sort(chosen))
+
+
+def _form(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+# Are they fit for it? ------------------------------------------------------------------------------
+
+
+def find_bad_images(dataset: ImageFiles) -> list[str]:
+    """Ids of images that are missing, damaged or none.
+
+    Every file of a small set is decoded. Of others, head and tail are looked at, and decoded are
+    those without an end marker near their end; so damage in the middle of one may stay unseen.
+    """
+    paths = [dataset.folder / image_id for image_id in dataset.ids]
+    small = sum(_size(path) for path in paths) <= DECODED_UP_FRONT
+    with ThreadPoolExecutor() as threads:
+        good = list(threads.map(_is_readable if small else _is_whole, paths))
+    return [image_id for image_id, is_good in zip(dataset.ids, good, strict=True) if not is_good]
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with Image.open(path, formats=FORMATS) as image:
+            marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
+        if marker is not None:
+            with open(path, "rb") as file:
+                file.seek(max(0, os.path.getsize(path) - 4096))
+                if marker in file.read():
+                    return True
+    except Exception:  # every decoder of PIL has errors of its own
+        return False
+    return _is_readable(path)
+
+
+def _warn_of_shared_images(train: Split, reported: Split) -> None:
+    """Log which of the reported images are trained on, as far as it is cheap to know."""
+    if isinstance(train, ImageArray) and isinstance(reported, ImageArray):
+        how, trained = "content", set(_pixel_hashes(train))
+        shared = [
+            image_id
+            for image_id, pixels in zip(reported.ids, _pixel_hashes(reported), strict=True)
+            if pixels in trained
+        ]
+    elif isinstance(train, ImageFiles) and isinstance(reported, ImageFiles):
+        how, shared = "path", find_shared_files(train, reported)
+        if not shared and max(len(train), len(reported)) <= INSPECTED_UP_FRONT:
+            how, shared = "content", _find_equal_files(train, reported)
+    if shared:
+        logger.warning(
+            "%d of the %d %s images of %s are among those trained on, by their %s (%s): what is "
+            "reported of them is memory",
+            *(len(shared), len(reported), reported.split, reported.name, how, some(shared)),
+        )
+
+
+def _pixel_hashes(dataset: ImageArray) -> list[bytes]:
+    rows = dataset.images.contiguous().flatten(1).numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+def find_shared_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
+    """Ids of reported images whose file, links to folders resolved, is one of train's."""
+    trained = set(_real_paths(train))
+    pairs = zip(reported.ids, _real_paths(reported), strict=True)
+    return [image_id for image_id, path in pairs if path in trained]
+
+
+def _real_paths(dataset: ImageFiles) -> list[tuple[str, str]]:
+    """Directory and name of each file; one look at the disk a directory."""
+    real: dict[str, str] = {}
+    paths = []
+    for image_id in dataset.ids:
+        directory, _, name = image_id.rpartition("/")
+        if directory not in real:
+            real[directory] = os.path.realpath(dataset.folder / directory)
+        paths.append((real[directory], name))
+    return paths
+
+
+def _find_equal_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
+    """Ids of reported images whose file has the bytes of one of train's."""
+    by_size: dict[int, list[Path]] = {}
+    for image_id in train.ids:
+        path = train.folder / image_id
+        by_size.setdefault(_size(path), []).append(path)
+    hashes: dict[int, set[str]] = {}
+    shared = []
+    for image_id in reported.ids:
+        path = reported.folder / image_id
+        size = _size(path)
+        if not size or size not in by_size:
+            continue
+        if size not in hashes:
+            hashes[size] = {sha256(other) for other in by_size[size] if other.is_file()}
+        if path.is_file() and sha256(path) in hashes[size]:
+            shared.append(image_id)
+    return shared
 
 
 def check_batches(config: ClassificationConfig, train: Split, processes: int) -> int:

@@ -165,9 +165,7 @@ def _views(protocol: Protocol, interpolation: str, image: Tensor, seed: int = 0)
     return stack(cropped)
 
 
-def _crops_of_all_scales(
-    protocol: Protocol, interpolation: str, image: Tensor
-) -> Iterator[Tensor]:
+def _crops_of_all_scales(protocol: Protocol, interpolation: str, image: Tensor) -> Iterator[Tensor]:
     for length in protocol.resize:
         whole = (length, length)
         if protocol.resize_mode == "shorter":

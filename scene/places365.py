@@ -8,24 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from classification.config import DataSettings
-from classification.datasets import (
-    ImageFiles,
-    Names,
-    check_listed,
+from classification.datasets import ImageFiles, Names
+from classification.folders import (
+    is_number,
     list_folders,
+    match_listed,
     read_class_folders,
+    read_labels,
+    read_lines,
     require,
     require_root,
     some,
 )
 
 CATEGORIES = "categories_places365.txt"
+OFFICIAL = Path(__file__).with_name(CATEGORIES)  # as published
 
 
 def read_places365(settings: DataSettings, split: str) -> ImageFiles:
     """Read one split.
 
-    `root` holds `categories_places365.txt` and either
+    `root` holds
 
     - `places365_train_{standard,challenge}.txt` and `places365_val.txt`, with the images in
       `data_large` or `data_256` (as the archives unpack) or `data_large_standard` and the like (as
@@ -33,7 +36,8 @@ def read_places365(settings: DataSettings, split: str) -> ImageFiles:
     - the easyformat archive's `train/<class>/` and `val/<class>/`, class names flattened.
 
     A list may hold a part of the official one; every file it lists must be there. Labels go by the
-    class's name in the category file, never by the order of folders.
+    class's name in `categories_places365.txt`, never by the order of folders. Where the root has
+    no such file, the classes are the 365 official ones.
 
     Args:
         settings: `edition` and `size` choose among lists and folders.
@@ -42,16 +46,18 @@ def read_places365(settings: DataSettings, split: str) -> ImageFiles:
         ValueError: a list, folder or file is missing, or a label disagrees with its class's name.
     """
     root = require_root(settings)
-    classes = read_categories(require(root / CATEGORIES, "the category file of Places365"))
+    named = root / CATEGORIES
+    classes = read_categories(named if named.exists() else OFFICIAL)
     name = f"places365_train_{settings.edition}.txt" if split == "train" else "places365_val.txt"
     if not (root / name).is_file() and (root / split).is_dir():
         return _read_easyformat(settings, split, root, classes)
     listed = require(root / name, f"the {split} list of Places365 {settings.edition}")
-    names, labels = _read_list(listed, classes)
+    names, labels = read_labels(listed, len(classes))
+    names = [name.lstrip("/\\") for name in names]
+    folder = _find_folder(settings, split, root)
+    names = match_listed(names, folder, listed)
     if split == "train":
         _check_names(listed, names, labels, classes)
-    folder = _find_folder(settings, split, root)
-    check_listed(names, folder, listed)
     return ImageFiles(settings.name, split, Names(names), labels, classes, root, folder)
 
 
@@ -62,32 +68,16 @@ def read_categories(path: Path) -> list[str]:
         ValueError: a line is not '/<letter>/<name> <label>', or labels are not 0, 1, 2, ...
     """
     classes = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         name, _, label = line.rpartition(" ")
-        if not (name.startswith("/") and name.count("/") >= 2 and label.isdigit()):
+        if not (name.startswith("/") and name.count("/") >= 2 and is_number(label)):
             raise ValueError(f"{path}, line {number}: {line!r}, wanted '/a/airfield 0'")
+        if int(label) in classes:
+            raise ValueError(f"{path}, line {number}: label {label} has a class already")
         classes[int(label)] = name[3:]
     if sorted(classes) != list(range(len(classes))) or not classes:
         raise ValueError(f"{path}: labels are not 0 to {len(classes) - 1}, each once")
     return [classes[label] for label in range(len(classes))]
-
-
-def _read_list(path: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
-    """Relative paths and labels of a list's lines."""
-    names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdigit():
-            raise ValueError(f"{path}, line {number}: {line!r}, wanted '<file> <label>'")
-        if int(label) >= len(classes):
-            raise ValueError(
-                f"{path}, line {number}: label {label}, but {CATEGORIES} has {len(classes)} classes"
-            )
-        names.append(name.lstrip("/"))
-        labels.append(int(label))
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path} lists a file twice")
-    return names, np.array(labels, np.int64)
 
 
 def _check_names(path: Path, names: list[str], labels: np.ndarray, classes: list[str]) -> None:

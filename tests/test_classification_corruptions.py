@@ -10,11 +10,11 @@ from PIL import Image
 from classification import corruptions
 from classification.config import CORRUPTIONS, DataSettings, EvaluateSettings
 from classification.corruptions import Corruption
-from classification.datasets import read_folder
 from classification.distributed import Processes
 from classification.images import from_pil
 from classification.loader import evaluation_batches
 from classification.protocols import PROTOCOLS, choose_protocol
+from classification.readers import read_folder
 from classification.transforms import build_views
 from tools import sample_data
 

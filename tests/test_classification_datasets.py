@@ -1,6 +1,8 @@
 """Readers on files written in the published layouts, and what they refuse."""
 
+import csv
 import gzip
+import os
 import pickle
 import shutil
 
@@ -9,18 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from classification.config import DataSettings
-from classification.datasets import (
-    Names,
-    find_bad_images,
+from classification.config import ClassificationConfig, DataSettings
+from classification.datasets import Names
+from classification.readers import (
     read_cifar,
     read_fashion_mnist,
     read_folder,
     read_idx,
+    read_imagenet,
+)
+from classification.splits import (
+    READERS,
+    find_bad_images,
+    load_splits,
     select_listed,
     split_holdout,
 )
-from classification.imagenet import read_imagenet
 from tools import sample_data
 
 
@@ -118,6 +124,58 @@ def test_a_missing_root_says_what_was_looked_for_and_where(tmp_path):
         read_cifar(DataSettings(name="cifar10"), "train")
 
 
+def write_cifar(root, key=str, **changes):
+    """CIFAR-10 with an image in each part, and keys of this type."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = {"data": np.zeros((1, 3072), np.uint8), "labels": [3]}
+    names = {"label_names": [str(i) for i in range(10)]}
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]:
+        content = (names if name == "batches.meta" else batch) | changes
+        content = {key(k): value for k, value in content.items()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
+    return settings("cifar10", root)
+
+
+def test_keys_and_class_names_may_be_bytes(tmp_path):
+    data = write_cifar(tmp_path, str.encode, label_names=[b"a"] * 3 + [b"cat"])
+    assert read_cifar(data, "test").class_names[3] == "cat"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": [[0] * 3072]},
+        {"data": np.zeros((1, 3072), np.float32)},
+        {"data": np.zeros((1, 32, 32, 3), np.uint8)},
+        {"data": None},
+        {"labels": ["cat"]},
+        {"labels": [3, 3]},
+        {"labels": [[3]]},
+        {"labels": [3.5]},
+        {"labels": [True]},
+        {"labels": 3},
+        {"labels": None},
+        {"labels": [2**70]},
+        {"labels": [10]},
+        {"labels": [-1]},
+        {"label_names": []},
+        {"label_names": None},
+        {"label_names": [1, 2, 3, 4]},
+        {"label_names": "abcdefghij"},
+    ],
+    ids=str,
+)
+def test_what_is_not_cifar_is_refused_by_name(tmp_path, change):
+    data = write_cifar(tmp_path, **change)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read_cifar(data, "test")
+    for content in ([1, 2], {"data": 1}, 7, None):
+        (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match=f"{tmp_path}.*"):
+            read_cifar(data, "test")
+
+
 # Fashion-MNIST -----------------------------------------------------------------------------------
 
 
@@ -152,6 +210,33 @@ def test_an_idx_file_that_is_shorter_than_its_header_says_is_refused(tmp_path):
     (tmp_path / "c").write_bytes(b"PK\x03\x04 not idx")
     with pytest.raises(ValueError, match="not an idx file"):
         read_idx(tmp_path / "c")
+
+
+@pytest.mark.parametrize("damage", ["deflate", "cut", "more", "bomb", "text"])
+def test_a_damaged_or_exploding_gzip_file_is_refused(tmp_path, damage):
+    write_idx(tmp_path / "a", np.zeros((5, 7), np.uint8))
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").unlink()
+    zipped = bytearray(gzip.compress(content))
+    if damage == "deflate":
+        zipped[10] ^= 0x07  # zlib.error: invalid block type
+    elif damage == "cut":
+        del zipped[-12:]
+    elif damage == "more":
+        zipped = gzip.compress(content + b"1")
+    elif damage == "bomb":
+        zipped = gzip.compress(content + bytes(10**8))
+    else:
+        zipped = b"<html>404</html>"
+    (tmp_path / "a.gz").write_bytes(zipped)
+    with pytest.raises(ValueError, match=r"a\.gz"):
+        read_idx(tmp_path / "a")
+
+
+def test_an_idx_file_that_announces_more_than_memory_is_refused_before_it_is_taken(tmp_path):
+    write_idx(tmp_path / "a", np.zeros(9, np.uint8), shape=(2**31 - 1, 2**31 - 1, 2**31 - 1))
+    with pytest.raises(ValueError, match="more than can be held"):
+        read_idx(tmp_path / "a")
 
 
 # Folders and ImageNet ----------------------------------------------------------------------------
@@ -237,6 +322,119 @@ def test_a_flat_val_is_read_by_a_list_and_missing_entries_are_named(tmp_path, fl
         read_imagenet(settings("imagenet", root, classes="folders"), "val")
 
 
+def images(*paths):
+    """Files of images, all different."""
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 90)).save(path, "PNG")
+
+
+def test_class_folders_of_whole_numbers_go_by_value_with_a_word(tmp_path, caplog):
+    images(*(tmp_path / split / str(n) / "a.png" for split in ("train", "val") for n in range(12)))
+    val = read_folder(settings("folder", tmp_path), "val")
+    assert list(val.class_names) == [str(n) for n in range(12)]
+    assert [image_id.split("/")[0] for image_id in val.ids] == list(val.class_names)
+    assert "ordered by the value" in caplog.text
+    images(tmp_path / "train" / "x1" / "a.png")
+    assert list(read_folder(settings("folder", tmp_path), "val").class_names)[:3] == [
+        "0",
+        "1",
+        "10",
+    ]
+
+
+def test_images_one_folder_deeper_are_read_and_other_files_counted(tmp_path, caplog):
+    one = tmp_path / "val" / "one"
+    images(one / "b.png", one / "deep" / "er" / "a.JPG", one / "c.TIFF", one / ".hidden.png")
+    (one / "note.txt").write_text("no image")
+    (one / "photo.heic").write_bytes(b"1")
+    (one / "circle").symlink_to(one)
+    val = read_folder(settings("folder", tmp_path), "val")
+    assert list(val.ids) == ["one/b.png", "one/c.TIFF", "one/deep/er/a.JPG"]
+    assert "2 files are no images by their names" in caplog.text
+    assert "1 of .heic" in caplog.text
+    for path in one.glob("**/*.*"):
+        if path.suffix in (".png", ".JPG", ".TIFF"):
+            path.unlink()
+    with pytest.raises(ValueError, match=r"one holds no image, only files of .*\.heic"):
+        read_folder(settings("folder", tmp_path), "val")
+
+
+def test_a_folder_set_with_test_but_no_val_reports_test(tmp_path):
+    images(*(tmp_path / s / c / "a.png" for s in ("train", "test") for c in ("cat", "dog")))
+    test = read_folder(settings("folder", tmp_path), "val")
+    assert (test.split, len(test)) == ("test", 2)
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(ValueError, match="val or valid or validation or test"):
+        read_folder(settings("folder", tmp_path), "val")
+
+
+def test_an_archive_that_was_not_unpacked_is_pointed_at(tmp_path):
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"unpack ILSVRC2012_img_val\.tar there first"):
+        read_imagenet(settings("imagenet", tmp_path), "val")
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path, name):
+    wnids = ["n01443537", "n01629819"]
+    for wnid in wnids:
+        images(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG")
+        (tmp_path / "train" / wnid / f"{wnid}_boxes.txt").write_text("0 0 9 9")
+    images(*(tmp_path / "val" / "images" / f"val_{n}.JPEG" for n in range(3)))
+    lines = [f"val_{n}.JPEG\t{wnids[n % 2]}\t0\t32\t44\t62\n" for n in range(3)]
+    (tmp_path / "val" / "val_annotations.txt").write_text("".join(lines))
+    data = settings(name, tmp_path, classes="folders")
+    train, val = (load_reader(name)(data, split) for split in ("train", "val"))
+    assert train.ids[0] == "n01443537/images/n01443537_0.JPEG"
+    assert (list(val.ids), val.labels.tolist()) == (
+        [f"images/val_{n}.JPEG" for n in range(3)],
+        [0, 1, 0],
+    )
+    assert list(train.class_names) == list(val.class_names) == wnids
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn00000000\n")
+    with pytest.raises(ValueError, match="'n00000000' are no classes"):
+        load_reader(name)(data, "val")
+
+
+def load_reader(name):
+    return {"folder": read_folder, "imagenet": read_imagenet}[name]
+
+
+@pytest.mark.parametrize("root", ["", "ILSVRC/Data/CLS-LOC"])
+def test_imagenet_is_read_as_kaggle_unpacks_it(tmp_path, root):
+    place = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    names = [f"ILSVRC2012_val_{n:08d}" for n in (1, 2, 3)]
+    images(*(place / "val" / f"{name}.JPEG" for name in names))
+    wnids = ["n15075141", "n01440764", "n01443537"]
+    with open(tmp_path / "LOC_val_solution.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ImageId", "PredictionString"])
+        rows.writerows(
+            [n, f"{w} 85 1 499 272 {w} 1 2 3 4 "] for n, w in zip(names, wnids, strict=True)
+        )
+    val = read_imagenet(settings("imagenet", tmp_path / root), "val")
+    assert (list(val.ids), val.labels.tolist()) == ([f"{n}.JPEG" for n in names], [999, 0, 1])
+    (place / "val" / f"{names[1]}.JPEG").unlink()
+    with pytest.raises(ValueError, match=f"1 files that are not in .*{names[1]}"):
+        read_imagenet(settings("imagenet", tmp_path / root), "val")
+
+
+@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0", b"PK\x03\x04", None])
+def test_a_damaged_devkit_is_refused_by_name(tmp_path, flat, content):
+    root = shutil.copytree(flat, tmp_path / "copy")
+    meta = root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
+    whole = meta.read_bytes()
+    meta.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"meta\.mat: not the devkit's, or damaged"):
+        read_imagenet(settings("imagenet", root, classes="folders"), "val")
+    meta.write_bytes(whole)
+    truth = meta.with_name("ILSVRC2012_validation_ground_truth.txt")
+    truth.write_text(truth.read_text().replace("1", "one", 1))
+    with pytest.raises(ValueError, match=r"truth\.txt: 'one' is no class number"):
+        read_imagenet(settings("imagenet", root, classes="folders"), "val")
+
+
 # Bad files, parts, names -------------------------------------------------------------------------
 
 
@@ -280,11 +478,74 @@ def test_a_listed_subset_counts_just_its_images(tmp_path, imagenet):
         select_listed(val, listed)
 
 
+def test_a_name_of_several_images_is_no_name_for_one(tmp_path):
+    images(*(tmp_path / "val" / c / "a.png" for c in ("cat", "dog")))
+    val = read_folder(settings("folder", tmp_path), "val")
+    listed = tmp_path / "kept.txt"
+    listed.write_text("a.png\n")
+    with pytest.raises(ValueError, match=r"a\.png is the name of several images"):
+        select_listed(val, listed)
+    listed.write_bytes("dog\\a.png\r\n".encode("utf-16"))
+    assert list(select_listed(val, listed).ids) == ["dog/a.png"]
+
+
+def splits_of(root, **more):
+    return load_splits(ClassificationConfig(data=settings("folder", root, **more)), True, READERS)
+
+
+@pytest.mark.parametrize("how", ["content", "path", "none"])
+def test_images_that_are_both_trained_on_and_reported_are_told(tmp_path, caplog, how):
+    images(*(tmp_path / "train" / c / "a.png" for c in ("cat", "dog")))
+    if how == "path":
+        (tmp_path / "val").symlink_to(tmp_path / "train")
+    else:
+        images(tmp_path / "x", tmp_path / "y", tmp_path / "val" / "dog" / "b.png")
+    if how == "content":
+        shutil.copy(tmp_path / "train" / "cat" / "a.png", tmp_path / "val" / "dog" / "c.png")
+    splits_of(tmp_path)
+    count = {"content": "1 of the 2", "path": "2 of the 2", "none": ""}[how]
+    assert (
+        f"{count} val images of folder are among those trained on, by their {how}" in caplog.text
+    ) == (how != "none")
+
+
+def test_arrays_that_are_both_trained_on_and_reported_are_told(tmp_path, caplog):
+    data = write_cifar(tmp_path)  # the same image everywhere
+    load_splits(ClassificationConfig(data=data), True, READERS)
+    assert "1 of the 1 test images of cifar10 are among those trained on" in caplog.text
+
+
+def test_damage_that_neither_head_nor_tail_shows_is_found_before_training(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "one").mkdir(parents=True)
+        Image.fromarray(noise).save(tmp_path / split / "one" / f"{split}.png")
+        Image.fromarray(noise // 2).save(tmp_path / split / "one" / f"{split}.jpg")
+    path = tmp_path / "train" / "one" / "train.png"
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 unreadable images .*: one/train\.png"):
+        splits_of(tmp_path)
+    assert len(splits_of(tmp_path, skip_bad_images=1).train) == 2
+
+
+def test_names_that_are_not_utf8_or_hold_line_ends_are_read(tmp_path):
+    images(tmp_path / "val" / "one" / "new\nline.png")
+    path = bytes(tmp_path) + b"/val/one/caf\xe9.png"
+    os.rename(bytes(tmp_path) + b"/val/one/new\nline.png", path)
+    images(tmp_path / "val" / "one" / "new\nline.png")
+    val = read_folder(settings("folder", tmp_path), "val")
+    assert [os.fsencode(name) for name in val.ids] == [b"one/caf\xe9.png", b"one/new\nline.png"]
+    assert find_bad_images(val) == []
+    assert val.sha256()
+
+
 def test_packed_names_read_like_a_list():
-    words = ["a", "", "b/ü", "last"]
+    words = ["a", "", "b/ü", "new\nline", os.fsdecode(b"\xe9"), "last"]
     packed = Names(words)
     assert list(packed) == words
-    assert (len(packed), packed[0], packed[-1]) == (4, "a", "last")
+    assert (len(packed), packed[0], packed[-1]) == (6, "a", "last")
     assert list(Names([])) == []
 
 

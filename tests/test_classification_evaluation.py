@@ -23,9 +23,9 @@ from classification.config import (
     OptimizerSettings,
     TrainSettings,
 )
-from classification.datasets import read_folder
 from classification.engine import Trainer
 from classification.images import read_image
+from classification.readers import read_folder
 from classification.transforms import build_views, normalize
 from tools import sample_data
 

@@ -11,10 +11,10 @@ import torch
 
 from classification import images, loader
 from classification.config import AugmentSettings, DataSettings
-from classification.datasets import read_cifar, read_folder
 from classification.distributed import Processes
 from classification.loader import BadImages, SampleOrder, evaluation_batches, train_batches
 from classification.protocols import PROTOCOLS
+from classification.readers import read_cifar, read_folder
 from tools import sample_data
 
 CPU = torch.device("cpu")
@@ -120,6 +120,7 @@ def test_an_unreadable_file_is_named_up_to_the_number_allowed():
 
 
 # Reading processes -------------------------------------------------------------------------------
+
 
 def read_all(files):
     """Places of all images, in the order they come in from two reading processes."""

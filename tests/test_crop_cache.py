@@ -15,10 +15,10 @@ from backbones import BackboneSettings, InputFormat, build_network, save_weights
 from classification import crop_cache, images, run
 from classification.config import ClassificationConfig, DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache, evict
-from classification.datasets import read_folder
 from classification.distributed import Processes
 from classification.loader import evaluation_batches
 from classification.protocols import choose_protocol
+from classification.readers import read_folder
 from tools import sample_data
 
 SETTINGS = EvaluateSettings("imagenet-256-224", resize=40, crop=33)  # 33 x 33 x 3: no whole words

@@ -1,6 +1,8 @@
 """Places365 in every layout of its archives, labels by name, and a network trained on it."""
 
+import os
 import shutil
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -16,7 +18,7 @@ from classification.config import (
     TrainSettings,
 )
 from scene import run
-from scene.places365 import read_categories, read_places365
+from scene.places365 import OFFICIAL, read_categories, read_places365
 from tools import sample_data
 
 SIZES = {"train_per_class": 2, "val_per_class": 1, "size": 40}
@@ -89,19 +91,39 @@ def test_list_entries_without_a_file_are_counted_and_named(copy):
         read_places365(settings(copy), "train")
 
 
-def test_a_missing_list_or_category_file_is_named(copy):
+def test_a_missing_list_is_named(copy):
     with pytest.raises(ValueError, match=r"challenge not found: looked for .*train_challenge\.txt"):
         read_places365(settings(copy, edition="challenge"), "train")
-    (copy / "categories_places365.txt").unlink()
-    with pytest.raises(ValueError, match=r"looked for .*categories_places365\.txt"):
+    (copy / "places365_val.txt").unlink()
+    with pytest.raises(ValueError, match=r"val list .* not found: looked for .*places365_val\.txt"):
         read_places365(settings(copy), "val")
+
+
+def test_without_a_category_file_the_official_classes_count(copy):
+    (copy / "categories_places365.txt").unlink()
+    with pytest.raises(ValueError, match=r"airport_terminal|is labelled 1"):
+        read_places365(settings(copy), "train")  # the synthetic labels are others
+    official = read_categories(OFFICIAL)
+    assert (len(official), official[0], official[364]) == (365, "airfield", "zen_garden")
+    for name in ("places365_train_standard.txt", "places365_val.txt"):
+        lines = (copy / name).read_text().splitlines()
+        relabelled = [
+            f"{path} {official.index(path[3:].rpartition('/')[0]) if '/' in path else 364}"
+            for path, _ in (line.split(" ") for line in lines)
+        ]
+        (copy / name).write_text("\n".join(relabelled))
+    train = read_places365(settings(copy), "train")
+    assert train.class_names == official
+    for image_id, label in zip(train.ids, train.labels, strict=True):
+        assert image_id[2:].rpartition("/")[0] == official[label]
+    assert set(read_places365(settings(copy), "val").labels) == {364}
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("a.jpg twelve", "wanted '<file> <label>'"),
-        ("a.jpg 12", "label 12, but .* has 12 classes"),
+        ("a.jpg twelve", "line 13: .*wanted '<file> <label 0..11>'"),
+        ("a.jpg 12", "line 13: .*wanted '<file> <label 0..11>'"),
         ("../../a.jpg 1", "leads out of"),
         ("Places365_val_00000001.jpg 1", "twice"),
     ],
@@ -118,6 +140,75 @@ def test_a_category_file_with_a_gap_is_refused(tmp_path):
     file.write_text("/a/airfield 0\n/b/beach 2")
     with pytest.raises(ValueError, match="not 0 to 1"):
         read_categories(file)
+
+
+NAMES = ["a.jpg", "b c.jpg", "caf\u00e9.jpg", "d/e.jpg", "line\u2028.jpg"]
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Writes the val list, and gives the ids that are read by it."""
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "val_large" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(number))
+
+    def read(content):
+        (tmp_path / "places365_val.txt").write_bytes(content)
+        return list(read_places365(settings(tmp_path), "val").ids)
+
+    return read
+
+
+LINES = "".join(f"{name} {label}\n" for label, name in enumerate(NAMES))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.encode(),
+        LINES.encode("utf-8-sig"),
+        LINES.encode("utf-16"),  # with its mark
+        LINES.replace("\n", "\r\n").encode(),
+        LINES.replace("d/e", "d\\e").encode(),  # Windows
+        LINES.replace("a.jpg", "./a.jpg").encode(),
+        unicodedata.normalize("NFD", LINES).encode(),  # as macOS writes names
+        LINES.replace(" ", "\t").replace("b\t", "b ").encode() + b"\n\n",
+    ],
+)
+def test_a_list_is_read_in_every_encoding_and_form_that_people_have(listed, content):
+    assert listed(content) == NAMES
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path, listed):
+    name = b"caf\xe9.jpg"  # Latin-1
+    with open(bytes(tmp_path) + b"/val_large/" + name, "wb") as file:
+        file.write(b"1")
+    (image_id,) = listed(name + b" 3\n")
+    assert os.fsencode(image_id) == name
+    assert (tmp_path / "val_large" / image_id).read_bytes() == b"1"
+    assert read_places365(settings(tmp_path), "val").sha256()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "lists nothing"),
+        (b"a.jpg 0\nb c.jpg 1\na.jpg 2\n", r"lists files twice: a\.jpg"),
+        (unicodedata.normalize("NFD", LINES).encode() + "caf\u00e9.jpg 2".encode(), "twice"),
+        (b"C:\\a.jpg 0", "leads out of"),
+        (b"d/../a.jpg 0", "leads out of"),
+        (b"a.jpg\0 0", "zero bytes"),
+        (b"\xff\xfea", "not UTF-16-LE"),
+        (b"a.jpg " + b"9" * 5000, "wanted '<file> <label"),
+        ("a.jpg \u00b2".encode(), "wanted '<file> <label"),
+        (b"a.jpg\x1b[31m 400", r"'a\.jpg\\x1b\[31m 400', wanted"),
+    ],
+)
+def test_what_is_no_list_is_refused_in_clean_text(listed, content, said):
+    with pytest.raises(ValueError, match=said) as error:
+        listed(content)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("joint", ["-", "_"])

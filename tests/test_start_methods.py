@@ -1,10 +1,7 @@
 """Whatever way processes start here, a run that reads files gives the same weights to the bit."""
 
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -48,8 +45,12 @@ FILES = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
-    imagenet = sample_data.make_imagenet(folder / "i", 2, train_per_class=3, val_per_class=2, size=40)
-    places = sample_data.make_places365(folder / "p", 2, train_per_class=3, val_per_class=2, size=40)
+    imagenet = sample_data.make_imagenet(
+        folder / "i", 2, train_per_class=3, val_per_class=2, size=40
+    )
+    places = sample_data.make_places365(
+        folder / "p", 2, train_per_class=3, val_per_class=2, size=40
+    )
     script = folder / "runs.py"
     script.write_text(RUNS)
 

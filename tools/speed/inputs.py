@@ -18,10 +18,11 @@ from torchvision import datasets, transforms
 from backbones import InputFormat
 from classification.config import AugmentSettings, DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache
-from classification.datasets import ImageFiles, read_folder
+from classification.datasets import ImageFiles
 from classification.distributed import Processes
 from classification.loader import evaluation_batches, train_batches
 from classification.protocols import choose_protocol
+from classification.readers import read_folder
 from classification.transforms import normalize
 from tools.speed.timing import Measurement, check_equal, compare
 
