@@ -33,7 +33,9 @@ class Corruption:
     def seed(self, image_id: str) -> int:
         """What an image is corrupted by in any batch, process or subset: its id alone decides."""
         text = f"{self.name} {self.severity} {image_id}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return int.from_bytes(
+            hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:4], "little"
+        )
 
     def apply(self, image: Tensor, seed: int) -> Tensor:
         """Corrupt uint8 (3, H, W) of 32 pixels a side or more; NumPy's generator is left as it was."""

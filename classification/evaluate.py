@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import InputFormat, check_finite
+from backbones.config import printable
 from backbones.files import write_whole
 from classification.config import DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache
@@ -211,7 +212,9 @@ def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> N
     """
     table = pa.table(
         {
-            "image": pa.array([ids[i] for i in predictions.indices.tolist()], pa.string()),
+            "image": pa.array(
+                [printable(ids[i]) for i in predictions.indices.tolist()], pa.string()
+            ),
             "label": pa.array(predictions.labels.astype(np.int32)),
             "top5": pa.array(predictions.top.tolist(), pa.list_(pa.int32())),
             "scores": pa.array(predictions.scores.tolist(), pa.list_(pa.float32())),

@@ -168,9 +168,8 @@ def read_class_folders(
         ids += [f"{class_name}/{image}" for image in images]
         labels += [label] * len(images)
     walk.report(folder)
-    return ImageFiles(
-        name, split, Names(ids), np.array(labels, np.int64), list(classes), root, folder
-    )
+    shown = [printable(class_name) for class_name in classes]
+    return ImageFiles(name, split, Names(ids), np.array(labels, np.int64), shown, root, folder)
 
 
 # What a list says ----------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def check(
     if training:
         summary["steps_per_epoch"] = steps
         summary["steps"] = config.train.iterations or steps * config.train.epochs
-        summary["warnings"] = doubts
+        summary["warnings"] = [*splits.doubts, *doubts]
     return summary
 
 
@@ -116,7 +116,7 @@ def train(
         reported = splits.reported
         _, protocol = _protocol(config, reported)
         _, doubts = check_training(config, _train_split(splits), processes.count)
-        for doubt in doubts if processes.is_first else ():
+        for doubt in (*splits.doubts, *doubts) if processes.is_first else ():
             logger.warning(doubt)
         torch.manual_seed(config.seed)
         initial = _load_initial(config, reported)

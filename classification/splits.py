@@ -1,10 +1,9 @@
 """The images of an experiment: trained on, chosen on, reported; and whether they are fit for it."""
 
 import hashlib
-import logging
 import os
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.config import check_choice
+from backbones.config import check_choice, printable
 from backbones.files import sha256
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import ImageArray, ImageFiles
@@ -21,8 +20,6 @@ from classification.folders import read_lines, require, some
 from classification.images import FORMATS, read_image
 from classification.loader import BadImages
 from classification.readers import read_cifar, read_fashion_mnist, read_folder, read_imagenet
-
-logger = logging.getLogger(__name__)
 
 Split = ImageArray | ImageFiles
 Reader = Callable[[DataSettings, str], Split]
@@ -44,9 +41,19 @@ DECODED_UP_FRONT = 2**28
 
 @dataclass(frozen=True)
 class Splits:
+    """The images of an experiment.
+
+    Attributes:
+        reported: whose numbers are reported.
+        train: None for an evaluation.
+        held_out: of train, for choosing an epoch; None where `data.holdout` is 0.
+        doubts: what is likely a mistake, a line each.
+    """
+
     reported: Split
     train: Split | None = None
     held_out: Split | None = None
+    doubts: Sequence[str] = ()
 
     def describe(self, skipped: list[str]) -> dict[str, Any]:
         """The reported set as plain values, for the result.
@@ -59,7 +66,7 @@ class Splits:
             "split": reported.split,
             "images": len(reported) - len(skipped),
             "images_in_set": len(reported),
-            "skipped_images": skipped,
+            "skipped_images": [printable(name) for name in skipped],
             "classes": len(reported.class_names),
             "class_names": list(reported.class_names),
             "synthetic": reported.synthetic,
@@ -89,11 +96,11 @@ def load_splits(config: ClassificationConfig, training: bool, readers: Readers) 
     train, held_out = read(data, "train"), None
     if list(train.class_names) != list(reported.class_names):
         raise ValueError(f"{reported.root}: train and {reported.split} have different classes")
-    _warn_of_shared_images(train, reported)
+    doubts = describe_shared_images(train, reported)
     if data.holdout:
         kept, held = split_holdout(train.labels, data.holdout)
         train, held_out = train.subset(kept), train.subset(held)
-    return _inspected(Splits(reported, train, held_out), data)
+    return _inspected(Splits(reported, train, held_out, doubts), data)
 
 
 def _inspected(splits: Splits, data: DataSettings) -> Splits:
@@ -206,25 +213,28 @@ def _is_whole(path: Path) -> bool:
     return _is_readable(path)
 
 
-def _warn_of_shared_images(train: Split, reported: Split) -> None:
-    """Log which of the reported images are trained on, as far as it is cheap to know."""
+def describe_shared_images(train: Split, reported: Split) -> list[str]:
+    """A line on the reported images that are trained on, as far as it is cheap to know; or none.
+
+    Sets in memory are compared by their pixels, small ones on disk by their files' content, large
+    ones by their files' paths.
+    """
     if isinstance(train, ImageArray) and isinstance(reported, ImageArray):
         how, trained = "content", set(_pixel_hashes(train))
-        shared = [
-            image_id
-            for image_id, pixels in zip(reported.ids, _pixel_hashes(reported), strict=True)
-            if pixels in trained
-        ]
+        pairs = zip(reported.ids, _pixel_hashes(reported), strict=True)
+        shared = [image_id for image_id, pixels in pairs if pixels in trained]
     elif isinstance(train, ImageFiles) and isinstance(reported, ImageFiles):
-        how, shared = "path", find_shared_files(train, reported)
+        how, shared = "path", _find_shared_files(train, reported)
         if not shared and max(len(train), len(reported)) <= INSPECTED_UP_FRONT:
             how, shared = "content", _find_equal_files(train, reported)
-    if shared:
-        logger.warning(
-            "%d of the %d %s images of %s are among those trained on, by their %s (%s): what is "
-            "reported of them is memory",
-            *(len(shared), len(reported), reported.split, reported.name, how, some(shared)),
-        )
+    else:
+        return []
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of the {len(reported)} {reported.split} images of {reported.name} are among "
+        f"those trained on, by their {how} ({some(shared)}): their numbers measure memory"
+    ]
 
 
 def _pixel_hashes(dataset: ImageArray) -> list[bytes]:
@@ -232,7 +242,7 @@ def _pixel_hashes(dataset: ImageArray) -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
 
 
-def find_shared_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
+def _find_shared_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
     """Ids of reported images whose file, links to folders resolved, is one of train's."""
     trained = set(_real_paths(train))
     pairs = zip(reported.ids, _real_paths(reported), strict=True)
