@@ -188,15 +188,17 @@ def choose_cache(
     if settings.cache == "auto":
         if len(dataset) < SMALL:
             return None
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        folder = home / "sebench" / "crops"
+        home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        if home.startswith("~"):
+            return None  # nobody's home
+        folder = Path(home, "sebench", "crops")
     else:
-        folder = Path(settings.cache)
+        folder = Path(os.path.expanduser(settings.cache))
     try:
         key = _key(dataset, protocol, interpolation)
     except OSError:
         return None  # a file is missing: reading it says so
-    path = folder.expanduser() / f"{key}.crops"
+    path = folder / f"{key}.crops"
     return CropCache(path, dataset, protocol, interpolation, 1e9 * settings.cache_gigabytes)
 
 

@@ -50,6 +50,9 @@ def read_image(path: str | Path) -> Tensor:
     try:
         # Named formats only: PIL would run Ghostscript for a file that says it is PostScript.
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:
+                raise ValueError(f"{pixels} pixels, more than PIL's limit of {most}")
             return from_pil(_as_rgb(image))
     except OSError:
         raise

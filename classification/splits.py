@@ -90,7 +90,7 @@ def load_splits(config: ClassificationConfig, training: bool, readers: Readers) 
     read, reported_name = readers[data.name]
     reported = read(data, reported_name)
     if config.evaluate.images is not None:
-        reported = select_listed(reported, Path(config.evaluate.images).expanduser())
+        reported = select_listed(reported, Path(os.path.expanduser(config.evaluate.images)))
     if not training:
         return _inspected(Splits(reported), data)
     train, held_out = read(data, "train"), None

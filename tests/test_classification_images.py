@@ -79,6 +79,12 @@ def test_a_file_too_large_to_unpack_is_refused_before_it_is(tmp_path, monkeypatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(ValueError, match="DecompressionBombError"):
         read_image(tmp_path / "bomb.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match="1600 pixels, more than"),
+    ):
+        read_image(tmp_path / "bomb.jpg")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
