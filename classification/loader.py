@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -243,6 +243,21 @@ def _read(
     )
     with _keep_signal("SIGCHLD"):
         batches = iter(loader)
+    try:
+        yield from _watched(batches, progress, dataset)
+    except BaseException:
+        # They heed no other signal, and one that waits for a file would keep this process from ending.
+        for process in progress[:, _PROCESS].tolist():
+            if process != _NONE:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        raise
+
+
+def _watched(
+    batches: Iterator[Batch], progress: Tensor, dataset: ImageArray | ImageFiles
+) -> Iterator[Batch]:
+    """The same batches; raises what `_read` says when no more come."""
     before, waits = progress.clone(), 0
     while True:
         try:

@@ -1,5 +1,6 @@
 """Order and augmentation depend on seed and position alone; every image is seen as often as said."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -153,6 +154,7 @@ def test_a_file_that_never_comes_is_named_after_a_while(files, monkeypatch):
     monkeypatch.setattr(loader, "_PATIENCE", 1.5)
     with pytest.raises(TimeoutError, match=rf"no image was read for 2 s.*/{files.ids[7]}: is the"):
         read_all(files)
+    assert multiprocessing.active_children() == []  # one that waited would be waited for at the end
 
 
 def test_a_slow_disk_is_waited_for(files, monkeypatch):

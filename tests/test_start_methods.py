@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools.experiments.run import load_experiment, run_experiment
 
-SETTINGS = ["train.epochs=2", "train.batch_size=6", "augment.size=32", "device=cpu",
+SETTINGS = ["train.epochs=2", "evaluate.every=0", "train.batch_size=6", "augment.size=32", "device=cpu",
             "evaluate.resize=40", "evaluate.crop=32", "train.tensorboard=false"]
 
 if __name__ == "__main__":
