@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from backbones.config import Count, Positive
 
 from backbones.config import BackboneSettings as BackboneSettings
 
@@ -24,12 +26,14 @@ class InputFormat:
     `mean` and `std` are in pixel units (0 to 255), in the order of `channel_order`.
     """
 
-    channel_order: str = "RGB"  # or "BGR"
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    channel_order: Literal["RGB", "BGR"] = "RGB"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
     interpolation: str = "bilinear"
-    size: int | None = None  # pixels a side; None: not told, the task's protocol decides
-    crop: float | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
+    size: Count | None = None  # pixels a side; None: not told, the task's protocol decides
+    crop: Positive | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
 
 
 @dataclass(frozen=True)

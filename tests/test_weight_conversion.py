@@ -152,3 +152,57 @@ def test_inspect_of_a_librarys_network_says_how_to_use_it(tmp_path):
     found = inspect_weights(tmp_path / "file")
     assert found["format"] == "unknown"
     assert "timm:NAME" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("se_resnet_tiny", {"reduction": 4}), ("resnet_tiny", {}), ("se_mobilenet", {})],
+)
+def test_a_converted_file_fills_our_backbone_through_detectron2s_checkpointer(
+    name, options, tmp_path
+):
+    import detectron2.config
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    from detection import add_sebench_config, register_backbones
+
+    ours = trained(name, **options)
+    file = save(ours, tmp_path / "ours.safetensors", name, **options)
+    out = tmp_path / "d2.pkl"
+    load_with = convert_weights(file, "detectron2", out)["load_with"]
+    assert f"MODEL.WEIGHTS={out}" in load_with
+    register_backbones()
+    cfg = detectron2.config.get_cfg()
+    add_sebench_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = f"build_{name}_fpn_backbone"
+    cfg.MODEL.SEBENCH.OPTIONS.update(options)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    detector = build_model(cfg)
+    DetectionCheckpointer(detector).load(str(out))
+    stages = detector.backbone.bottom_up.stages.state_dict()
+    wanted = ours.backbone.state_dict()
+    assert stages.keys() == wanted.keys()
+    assert all(torch.equal(stages[key], wanted[key]) for key in wanted)
+    back = read_weights(out)
+    assert (back.backbone, back.num_classes) == (BackboneSettings(name, options), 5)
+
+
+@pytest.mark.parametrize("target", ["safetensors", "timm", "detectron2"])
+def test_equal_weights_are_equal_bytes_whoever_writes_them(target, tmp_path):
+    """Not of the order of tensors and metadata, nor of the file's name or the process."""
+    ours = trained("resnet18")
+    state = ours.state_dict()
+    reverse = dict(sorted(state.items(), reverse=True))
+    digests = set()
+    for index in range(3):
+        folder = tmp_path / f"folder{index}"
+        folder.mkdir()
+        file = save(ours, folder / f"{index}.safetensors", "resnet18")
+        digests.add(convert_weights(file, target, folder / f"out{index}.pth")["sha256"])
+        ours.state_dict = lambda: reverse
+    assert len(digests) == 1

@@ -1,8 +1,7 @@
 """Weights between libraries: inspect a file, convert it, and prove that both networks agree."""
 
-import functools
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from backbones.features import Network
 from backbones.weights.files import save_detectron2, save_state, save_torch
 from backbones.weights.formats import FORMATS, SameOrder, WeightFormat, backbone_shapes, from_ours
 from backbones.weights.load import Weights, load_weights, read_weights, structure_of
+from backbones.weights.metadata import Metadata, NamedBackbone
 from backbones.zoo import EXTERNAL, PAIRS, describe_backbone
 
 TARGETS = ("safetensors", "timm", "torchvision", "detectron2")
@@ -32,9 +32,15 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
     """
     weights = read_weights(path)
     fit = weights.backbone
+    shapes = backbone_shapes(fit.name, **fit.options) if fit else None
     nearest = None if fit or weights.unfit else _nearest(weights)
     tasks, notes = [], []
-    if fit is not None:
+    if fit is not None and shapes is None:
+        notes.append(
+            f"{fit.name} with these options is no network of `sebench list backbones`; a network of"
+            " your own is registered by a file given with --import"
+        )
+    elif fit is not None:
         if weights.num_classes:
             tasks = ["scene"] if weights.num_classes == 365 else ["classification", "scene"]
         reason = describe_backbone(fit.name).detection
@@ -49,13 +55,16 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
             "no network of `sebench list backbones` is near; one of timm or torchvision takes its"
             " own weights: name it as backbone.name=timm:NAME"
         )
+    if weights.found_in:
+        notes.append(f"its state dict was found under {weights.found_in}")
     if weights.input_format is None and weights.format == "detectron2":
         notes.append("the names do not tell stride, channel order, mean and std")
     if weights.format == "torchvision":
         notes.append("timm's plain ResNets have the same names, but crop and interpolate otherwise")
-    wanted, given = set(), set()
-    if fit or nearest:
-        wanted = set(backbone_shapes(fit.name, **fit.options) if fit else backbone_shapes(nearest))
+    wanted: set[str] = set()
+    given: set[str] = set()
+    if shapes or nearest:
+        wanted = set(shapes or backbone_shapes(nearest))
         given = {name for name in weights.tensors if not name.startswith("head.")}
     return {
         "path": weights.path,
@@ -83,7 +92,7 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
         to: "safetensors" (this suite's names and metadata), "timm", "torchvision" or "detectron2".
         out: `.safetensors`, or else a state dict of torch; a pickle of arrays for Detectron2. What
             the names do not tell (input, classes, options) goes along in the file, so that it comes
-            back unchanged; only the batch counters of norms stay behind on the way to Detectron2.
+            back unchanged.
 
     Returns:
         What was written, and how to load it.
@@ -99,36 +108,31 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
         raise ValueError(
             f"{path}: its channel order, mean and std are unknown and could not go along"
         )
+    if weights.num_classes is None:  # what a detector has beside the backbone stays behind
+        kept = {n: t for n, t in weights.tensors.items() if n.startswith("backbone.")}
+        weights = replace(weights, tensors=kept)
     name, options = weights.backbone.name, weights.backbone.options
     with torch.device("meta"):
         network = build_network(name, weights.num_classes or 1000, **options)
     structure = structure_of(network.backbone)
-    metadata = {
-        "backbone": {"name": name, "options": dict(options)},
-        "structure": structure,
-        "num_classes": weights.num_classes,
-        "classes": weights.classes,
-        "input_format": asdict(weights.input_format),
-    }
+    metadata = Metadata(
+        backbone=NamedBackbone(name, dict(options)),
+        input_format=weights.input_format,
+        structure=structure,
+        num_classes=weights.num_classes,
+        classes=weights.classes,
+    )
+    write: Callable[..., str] = save_state
     if to == "safetensors":
-        tensors, write, load_with = weights.tensors, save_state, f"--weights {out}"
+        tensors, load_with = weights.tensors, f"--weights {out}"
     elif to == "detectron2":
-        is_se = describe_backbone(name).is_se
-        tensors = _for_detectron2(weights, structure, is_se)
-        # Detectron2 finds the tensors of its own ResNets by their last words, wherever they are.
-        write = functools.partial(save_detectron2, by_last_words=not is_se)
-        load_with = f"MODEL.SEBENCH.WEIGHTS={out}"
-        if not is_se:
-            load_with = (
-                f"MODEL.WEIGHTS={out}, MODEL.RESNETS.STRIDE_IN_1X1={structure.get('stride_in_1x1')},"
-                f" INPUT.FORMAT={weights.input_format.channel_order}, MODEL.PIXEL_MEAN and PIXEL_STD"
-                " as in input_format"
-            )
+        tensors, load_with = _for_detectron2(weights, structure, out)
+        write = save_detectron2
     else:
         tensors, theirs = _for_library(weights, to, structure)
         write = save_state if Path(out).suffix == ".safetensors" else save_torch
         load_with = f"{to}:{theirs}"
-    sha256 = write(out, tensors, metadata)
+    sha256 = write(out, tensors, asdict(metadata))
     _require_the_same(weights, read_weights(out))
     return {
         "path": str(out),
@@ -138,7 +142,7 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
         "to": to,
         "network": name,
         "load_with": load_with,
-        "input_format": metadata["input_format"],
+        "input_format": asdict(weights.input_format),
     }
 
 
@@ -231,17 +235,43 @@ def _for_library(
 
 
 def _for_detectron2(
-    weights: Weights, structure: Mapping[str, Any], is_se: bool
-) -> dict[str, Tensor]:
-    # SE networks are ours in Detectron2 too, and pool as they were trained.
-    if not is_se and structure.get("stem_pool") != "padded":
-        raise ValueError(
-            f"{weights.path}: Detectron2 names and builds ResNets whose stem pools with padding; these"
-            f" weights are of {weights.backbone.name} with stem_pool={structure.get('stem_pool')}"
-        )
-    weight_format = next(f for f in FORMATS if f.name == "detectron2")
-    tensors = {name: t for name, t in weights.tensors.items() if not name.endswith(_COUNTER)}
-    return from_ours(tensors, weight_format)
+    weights: Weights, structure: Mapping[str, Any], out: str | Path
+) -> tuple[dict[str, Tensor], str]:
+    """Name tensors so that Detectron2's checkpointer, which goes by suffixes, finds their places.
+
+    Our backbones, once registered there, hold theirs under `stages`. Detectron2's own ResNets,
+    where they compute the same, have other names for the norms; the file holds both.
+
+    Returns:
+        The tensors, and how to load them.
+    """
+    assert weights.backbone is not None
+    assert weights.input_format is not None
+    name, options = weights.backbone.name, weights.backbone.options
+    info = describe_backbone(name)
+    if info.detection is not None:
+        raise ValueError(f"{weights.path}: {name} cannot serve detection: {info.detection}")
+    named = {n.replace("backbone.", "stages.", 1): t for n, t in weights.tensors.items()}
+    known = weights.input_format
+    ways = [
+        f"MODEL.WEIGHTS={out}",
+        f"INPUT.FORMAT={known.channel_order}",
+        "MODEL.PIXEL_MEAN and PIXEL_STD as in input_format",
+    ]
+    if name.startswith(EXTERNAL):
+        ways.append(f"MODEL.BACKBONE.NAME=build_sebench_fpn_backbone, MODEL.SEBENCH.NAME={name}")
+    else:
+        ways.append(f"MODEL.BACKBONE.NAME=build_{name}_fpn_backbone")
+    if options:
+        ways.append(f"MODEL.SEBENCH.OPTIONS={dict(options)}")
+    if info.family == "ResNet" and not info.is_se and structure.get("stem_pool") == "padded":
+        weight_format = next(f for f in FORMATS if f.name == "detectron2")
+        counted = {n: t for n, t in weights.tensors.items() if not n.endswith(_COUNTER)}
+        named |= from_ours(counted, weight_format)
+        stride = structure.get("stride_in_1x1")
+        own = "" if stride is None else f" with MODEL.RESNETS.STRIDE_IN_1X1={stride}"
+        ways.append(f"or Detectron2's build_resnet_fpn_backbone{own}")
+    return named, ", ".join(ways)
 
 
 def _as_library(weights: Weights, against: str) -> dict[str, Tensor]:

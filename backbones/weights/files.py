@@ -4,39 +4,60 @@ What kind of file it is shows in its first bytes, never in its name. Nothing in 
 """
 
 import hashlib
-import io
 import json
-import os
 import pickle
-import zipfile
+import re
+import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from backbones.weights.pickles import UnsafePickle, load_pickle, read_pickle
+from backbones.files import RECORD, WEIGHTS, sha256, write_whole
+from backbones.weights.archives import open_zip, read_npy, read_npz, read_pickled, read_torch_zip
+from backbones.weights.pickled_objects import UnsafePickle
+from backbones.weights.state_dicts import find_state_dict, tensors_of
 
 # What we add to a file lies under this name, as JSON: in the metadata of safetensors, beside the
 # model in a Detectron2 pickle, and in the `_metadata` that every state dict of torch carries.
 _OURS = "sebench"
-# Where training scripts keep the state dict; averaged weights first, as timm prefers them too.
-_CONTAINERS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state",
-    "blobs",
-    "params",
+
+# What a folder of weights keeps them in, the first that is there.
+_IN_FOLDERS = (
+    WEIGHTS,
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
 )
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+# First bytes -> what the file is and how to get weights from it.
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the weights; fetch it with `git lfs pull`",
+    b"\x89HDF\r\n": "HDF5 (Keras, h5py); save its arrays by name with numpy.savez",
+    b"GGUF": "GGUF, for language models",
+    b"\x1f\x8b": "packed with gzip; unpack it first",
+    b"BZh": "packed with bzip2; unpack it first",
+    b"\xfd7zXZ": "packed with xz; unpack it first",
+    b"MATLAB 5.0": "a MATLAB file; save its arrays by name with numpy.savez",
+}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -49,48 +70,39 @@ class TensorFile:
     tensors: dict[str, Tensor] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)  # ours, if we wrote it
     author: str | None = None  # `__author__` of Detectron2's pickles
+    found_in: str = ""  # the keys that led to the state dict, e.g. "model_ema"
 
 
 def read_tensors(path: str | Path) -> TensorFile:
     """Read a file of tensors: safetensors, torch.save of any age, .npz, .npy or a plain pickle.
 
-    The state dict is found in what training scripts wrap around it, prefixes such as `module.` are
-    dropped, and lists of arrays (Caffe's blobs) become `NAME/0`, `NAME/1`, ...
+    A folder that a library saved is read by its index, or its one file of weights; the SHA-256 of
+    several files is that of the index and theirs. The state dict is found in what training scripts
+    wrap around it, prefixes such as `module.` are dropped, and lists of arrays (Caffe's blobs)
+    become `NAME/0`, `NAME/1`, ... The file is opened once.
 
     Raises:
         ValueError: no such file, not a whole one, or nothing like a state dict in it.
         UnsafePickle: (a ValueError) the file asks for code to be run.
     """
     path = Path(path)
+    if path.is_dir():
+        path = _file_in_folder(path)
     if not path.is_file():
         raise ValueError(f"no weights at {path}: no such file")
-    kind = _sniff(path)
-    metadata, author = {}, None
-    if kind == "safetensors":
-        content, metadata = read_state(path)
-    elif kind == "numpy":
-        content = _read_numpy(path)
-    else:
-        content = read_pickle(path)
-    if isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:
-        content = content.item()  # np.save of a dictionary
-    if isinstance(content, Mapping):
-        author = content.get("__author__")
-        if _OURS in content:
-            metadata = _parse(content[_OURS], path)
-    content = _state_dict(content, path)
-    told = getattr(content, "_metadata", None)
-    if isinstance(told, Mapping) and _OURS in told:
-        metadata = _parse(told[_OURS], path)
-    tensors = _flatten(content)
-    for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if not tensors:
-        raise ValueError(
-            f"{path} holds no tensors; a state dict or a dictionary of arrays is wanted"
+    content = path.read_bytes()
+    try:
+        if path.name.endswith(".index.json"):
+            return _read_sharded(path, content)
+        return _interpret(path, content)
+    except UnsafePickle as error:
+        raise UnsafePickle(f"{path}: {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        message = (
+            reason if reason.startswith(str(path.parent)) else f"{path} cannot be read: {reason}"
         )
-    return TensorFile(str(path), kind, file_sha256(path), tensors, metadata, author)
+        raise ValueError(message) from error
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,156 +115,212 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}: no such file")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    return tensors, _parse(metadata.get(_OURS, "{}"), path)
+        return _read_safetensors(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Write tensors and JSON-able metadata to a safetensors file, whole or not at all.
 
+    Equal tensors and metadata give equal bytes. (The safetensors library's own writer orders the
+    metadata at random.)
+
     Returns:
         The SHA-256 of the file.
     """
-    # Copies: safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    told = {_OURS: json.dumps(dict(metadata)), "format": "pt"}
-    return _write_whole(path, lambda part: safetensors.torch.save_file(tensors, part, told))
+    # Large items first, so that each tensor begins at a multiple of its item's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", _OURS: _as_json(metadata)}}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                file.write(_bytes_of(tensors[name]))
+
+    return _write(path, write)
 
 
 def save_torch(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Write a plain state dict, which `load_state_dict` of any library takes as it is."""
-    state = OrderedDict((name, tensor.detach().cpu()) for name, tensor in tensors.items())
-    state._metadata = {_OURS: json.dumps(dict(metadata))}
-    return _write_whole(path, lambda part: torch.save(state, part))
+    """Write a plain state dict, which `load_state_dict` of any library takes as it is.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    state = OrderedDict((name, tensors[name].detach().cpu().clone()) for name in sorted(tensors))
+    state._metadata = {_OURS: _as_json(metadata)}  # what modules keep their versions in
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:  # opened here: torch writes the name of a path into the file
+            torch.save(state, file)
+
+    return _write(path, write)
 
 
 def save_detectron2(
-    path: str | Path,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    by_last_words: bool,
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> str:
-    """Write a pickle of arrays for Detectron2's checkpointer.
+    """Write a pickle of arrays for Detectron2's checkpointer, which matches names by their suffix:
+    `res2.0.conv1.weight` goes to `backbone.bottom_up.res2.0.conv1.weight`.
 
-    Args:
-        by_last_words: let it match `res2.0.conv1.weight` to `backbone.bottom_up.res2.0.conv1.weight`;
-            what it cannot match it skips, with no more than a line in the log.
+    Returns:
+        The SHA-256 of the file.
     """
+    arrays: dict[int, np.ndarray] = {}  # one for tensors under two names
+    for tensor in tensors.values():
+        arrays.setdefault(id(tensor), np.array(tensor.detach().cpu().numpy(), order="C"))
     content = {
-        "model": {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
+        "model": {name: arrays[id(tensors[name])] for name in sorted(tensors)},
         "__author__": "sebench",
-        "matching_heuristics": by_last_words,
-        _OURS: json.dumps(dict(metadata)),
+        "matching_heuristics": True,
+        _OURS: _as_json(metadata),
     }
-    return _write_whole(path, lambda part: part.write_bytes(pickle.dumps(content, protocol=4)))
+    return _write(path, lambda part: part.write_bytes(pickle.dumps(content, protocol=4)))
 
 
-def file_sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _write(path: str | Path, write: Any) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, write)
+    return sha256(path)
 
 
-def _write_whole(path: str | Path, write: Callable[[Path], Any]) -> str:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _as_json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(dict(metadata), sort_keys=True)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+# Reading -------------------------------------------------------------------------------------------
+
+
+def _interpret(path: Path, content: bytes) -> TensorFile:
+    if len(content) < 8:
+        raise ValueError(f"it has {len(content)} bytes")
+    kind, held, metadata = _unpack(content)
+    if re.search(r"-\d{5}-of-\d{5}\.", path.name):
+        raise ValueError("one of several files that belong together; give the folder or its index")
+    author = None
+    if isinstance(held, Mapping):
+        author = held.get("__author__")
+        if _OURS in held:
+            metadata = _parse(held[_OURS])
+    state, found_in = find_state_dict(held)
+    told = getattr(state, "_metadata", None)
+    if isinstance(told, Mapping) and _OURS in told:
+        metadata = _parse(told[_OURS])
+    tensors = tensors_of(state)
+    digest = hashlib.sha256(content).hexdigest()
+    _compare_with_record(path, digest)
+    author = author if isinstance(author, str) else None
+    return TensorFile(str(path), kind, digest, tensors, metadata, author, found_in)
+
+
+def _compare_with_record(path: Path, digest: str) -> None:
+    """Compare weights with the SHA-256 that the record of their run has.
+
+    Raises:
+        ValueError: they changed since. What is wrong with the record itself is not told here.
+    """
     try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return file_sha256(path)
-
-
-def _sniff(path: Path) -> str:
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
+        record = json.loads((path.parent / RECORD).read_bytes())
+        told = record["weights"]
+        known = told["sha256"] if told["path"] == path.name else None
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return
+    if isinstance(known, str) and known != digest:
         raise ValueError(
-            f"{path} is a Git LFS pointer, not the weights; fetch it with `git lfs pull`"
+            f"it changed after its run: {RECORD} beside it has the SHA-256 {known[:16]}..., the file"
+            f" {digest[:16]}...; restore it, or move it elsewhere to use it as it is"
         )
-    if head.lstrip().startswith((b"<!DOCTYPE", b"<html", b"<!doctype", b"<HTML")):
-        raise ValueError(f"{path} is a web page, not weights: the download went wrong")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "safetensors"
+
+
+def _unpack(content: bytes) -> tuple[str, Any, dict[str, Any]]:
+    """Return the kind of a file, what it holds, and the metadata that we wrote into it."""
+    head = content[:64]
+    for beginning, what in _OTHERS.items():
+        if head.startswith(beginning):
+            raise ValueError(f"it is {what}")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError("it is a web page, not weights: the download went wrong")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < len(content):
+        return "safetensors", *_read_safetensors(content)
     if head.startswith(b"\x93NUMPY"):
-        return "numpy"
+        return "numpy", read_npy(content), {}
     if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                npz = all(name.endswith(".npy") for name in archive.namelist())
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is cut short or damaged: {error}") from error
-        return "numpy" if npz else "torch"
-    return "pickle"
+        with open_zip(content) as archive:
+            if all(name.endswith(".npy") for name in archive.namelist()):
+                return "numpy", read_npz(archive), {}
+            return "torch", read_torch_zip(archive), {}
+    return "pickle", read_pickled(content), {}
 
 
-def _read_numpy(path: Path) -> Any:
-    """Read .npy and .npz; arrays of objects, which are pickles, by the restricted reader."""
-    content = path.read_bytes()
+def _read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises ValueError where it is not a whole safetensors file."""
     try:
-        if content.startswith(b"\x93NUMPY"):
-            return _read_npy(content)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-            return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in names}
-    except UnsafePickle as error:
-        raise UnsafePickle(f"{path}: {error}") from None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as arrays of numpy: {error}") from error
+        tensors = dict(sorted(safetensors.torch.load(content).items()))  # the library has no order
+    except Exception as error:  # of the library, or of torch for a dtype that it has not
+        raise ValueError(f"not a whole safetensors file: {error}") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, _parse(header.get("__metadata__", {}).get(_OURS, "{}"))
 
 
-def _read_npy(content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read_header = np.lib.format.read_array_header_2_0
-    _, _, dtype = read_header(file)
-    if dtype.hasobject:
-        return load_pickle(file)
-    file.seek(0)
-    return np.load(file, allow_pickle=False)
-
-
-def _state_dict(content: Any, path: Path) -> Mapping[str, Any]:
-    """Find the state dict in what was wrapped around it."""
-    while isinstance(content, Mapping):
-        inner = next(
-            (content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None
-        )
-        if inner is None:
-            return content
-        content = inner
-    raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-
-
-def _flatten(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = {}
-    for name, value in content.items():
-        parts = {str(name): value}
-        if isinstance(value, (list, tuple)) or (
-            isinstance(value, np.ndarray) and value.dtype == object
+def _read_sharded(path: Path, content: bytes) -> TensorFile:
+    """Read the files that an index names; their one SHA-256 is that of all their SHA-256s."""
+    try:
+        files = sorted(set(json.loads(content)["weight_map"].values()))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError("not an index of weights: it has no weight_map") from error
+    digest = hashlib.sha256(content)
+    tensors: dict[str, Tensor] = {}
+    kind = "safetensors"
+    for name in files:
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not (path.parent / name).is_file()
         ):
-            parts = {f"{name}/{index}": part for index, part in enumerate(value)}
-        for key, part in parts.items():
-            if isinstance(part, np.ndarray) and part.dtype.kind in "fiub":
-                tensors[key] = torch.from_numpy(np.array(part, order="C"))
-            elif isinstance(part, Tensor):
-                tensors[key] = part.detach()
-    return tensors
+            raise ValueError(f"its file {str(name)[:80]!r} does not lie beside it")
+        part = (path.parent / name).read_bytes()
+        digest.update(hashlib.sha256(part).digest())
+        kind, held, _ = _unpack(part)
+        state, _ = find_state_dict(held)
+        tensors |= tensors_of(state)
+    return TensorFile(str(path), kind, digest.hexdigest(), tensors)
 
 
-def _parse(text: Any, path: Path) -> dict[str, Any]:
+def _file_in_folder(folder: Path) -> Path:
+    for name in _IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    if any(folder.glob("*.distcp")):
+        raise ValueError(
+            f"{folder} is a checkpoint of torch.distributed; join it with `python -m"
+            " torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+        )
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".pth", ".pt")]
+    if len(found) == 1:
+        return found[0]
+    words = ", ".join(p.name for p in found[:5]) or "no file of weights"
+    raise ValueError(f"{folder} is a folder with {words}; give one file of weights")
+
+
+def _parse(text: Any) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its metadata are damaged: {error}") from error
-    return metadata if isinstance(metadata, dict) else {}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata are damaged: {str(error)[:200]}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are damaged: not a JSON object")
+    return metadata

@@ -19,6 +19,7 @@ from backbones.zoo import PAIRS, BackboneSettings, InputFormat, Pair
 
 Tensors = Mapping[str, Tensor]
 
+_OF_DETECTORS = ("proposal_generator.", "roi_heads.", "backbone.fpn_", "head.cls_", "pixel_mean")
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -112,9 +113,17 @@ def to_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor]:
         if re.search(r"(\.se\.fc\d|^head\.fc)\.weight$", ours) and tensor.ndim == 4:
             tensor = tensor.flatten(1)
         renamed[ours] = tensor
-    for name in [name for name in renamed if name.endswith(".running_var")]:
-        renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return renamed
+    return with_counters(renamed)
+
+
+def with_counters(tensors: Tensors) -> dict[str, Tensor]:
+    """Add the batch counter of every norm that lacks it, as zero."""
+    added = dict(tensors)
+    for name in tensors:
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", "num_batches_tracked")
+            added.setdefault(counter, torch.tensor(0))
+    return added
 
 
 def from_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor]:
@@ -300,17 +309,25 @@ def _without_auxiliary(tensors: Tensors) -> Tensors:
 
 
 def _from_detectron2(tensors: Tensors) -> Tensors:
-    """Drop the path to the backbone inside a detector; a classifier has one of two names."""
+    """Drop the path to the backbone inside a detector; a classifier has one of two names.
+
+    A detector with a C4 head keeps res5 there. What else a detector has counts as a head.
+    """
+    is_detector = any(name.startswith(_OF_DETECTORS) for name in tensors)
     result = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^(backbone\.bottom_up\.|backbone\.)(?=stem\.|res\d\.)", "", name)
-        result[re.sub(r"^stem\.fc\.", "linear.", name)] = tensor
+        bare = re.sub(
+            r"^(backbone\.bottom_up\.|backbone\.|roi_heads\.)(?=stem\.|res\d\.)", "", name
+        )
+        if is_detector and not re.match(r"(stem|res\d)\.", bare):
+            bare = f"head.{name}"
+        result[re.sub(r"^stem\.fc\.", "linear.", bare)] = tensor
     return result
 
 
 def _torchvision_names(
     prefix: str = "",
-    gate: str = "se.fc{}",
+    gates: tuple[str, str] = ("se.fc1", "se.fc2"),
     head: str = "fc",
     legacy: bool = False,
     deep: bool = False,
@@ -329,7 +346,7 @@ def _torchvision_names(
         convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
         norms=tuple(f"{block}bn{i}" for i in (1, 2, 3)),
         shortcut=(f"{block}downsample.0", f"{block}downsample.1"),
-        gate=tuple(block + gate.format(i) for i in (1, 2)),
+        gate=tuple(block + gate for gate in gates),
         head=head,
     )
 
@@ -399,10 +416,11 @@ FORMATS: tuple[WeightFormat, ...] = (
         _msra_names(), _MSRA_INPUT, _strided_in_1x1, _from_msra),
     WeightFormat(
         "mmpretrain", "MMPretrain's ResNets", r"^backbone\.layer1\.0\.conv1\.weight$",
-        _torchvision_names("backbone.", "se_layer.conv{}.conv", "head.fc"), _RGB, _strided_in_3x3),
+        _torchvision_names("backbone.", ("se_layer.conv1.conv", "se_layer.conv2.conv"), "head.fc"), _RGB, _strided_in_3x3),
     WeightFormat(
         "timm-legacy", "timm's legacy SE networks, the same as Cadene's", r"^layer0\.conv1\.weight$",
-        _torchvision_names(gate="se_module.fc{}", head="last_linear", legacy=True),
+        _torchvision_names(
+            gates=("se_module.fc1", "se_module.fc2"), head="last_linear", legacy=True),
         _RGB, _strided_as_senet),
     WeightFormat(
         "detectron2", "Detectron2's ResNets", r"(^|\.)res2\.0\.conv1\.norm\.weight$",
@@ -413,6 +431,10 @@ FORMATS: tuple[WeightFormat, ...] = (
     WeightFormat(
         "timm", "timm's ResNets with SE", r"^layer1\.0\.se\.fc1\.weight$",
         _torchvision_names(), _RGB_BICUBIC, _strided_in_3x3),
+    WeightFormat(
+        "moskomule", "moskomule's SE-ResNets", r"^layer1\.0\.se\.fc\.0\.weight$",
+        _torchvision_names(gates=("se.fc.0", "se.fc.2")), _RGB, _strided_in_3x3,
+        convolutional_gate=False),
     WeightFormat(
         "torchvision", "torchvision's ResNets; timm's plain ones and Places365's have the same names",
         r"^layer1\.0\.conv1\.weight$",

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from backbones.features import Backbone, Network
 from backbones.squeeze_excite import SEBlock
 from backbones.weights.files import TensorFile, read_state, read_tensors, save_state
-from backbones.weights.formats import FORMATS, fitting_network, recognize, to_ours
+from backbones.weights.formats import (
+    FORMATS,
+    fitting_network,
+    recognize,
+    to_ours,
+    with_counters,
+)
+from backbones.weights.metadata import Metadata, NamedBackbone, read_metadata
 from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat, find_backbone
 
 __all__ = [
@@ -27,8 +34,10 @@ __all__ = [
     "save_weights",
 ]
 
-_OURS = r"^(backbone|head)\.(?!layer\d)"  # names of this suite; MMPretrain has backbone.layer1
 PLACES365 = 365
+_OURS = r"(backbone|head)\."  # how names of this suite begin; MMPretrain's begin so too
+# Our stages as the backbone of a detector: of this suite's own, or converted for Detectron2.
+_STAGES = r"(?:backbone\.)?(?:bottom_up\.)?stages\.(.*)"
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Weights:
     num_classes: int | None = None
     classes: list[str] | None = None
     input_format: InputFormat | None = None
+    found_in: str = ""  # keys that led to the state dict in a checkpoint, e.g. "model_ema"
     unfit: str | None = None  # why no network of the table may take them, though tensors fit
 
 
@@ -78,14 +88,14 @@ def save_weights(
     classes: Sequence[str] | None = None,
 ) -> str:
     """Write a network with all that is needed to use it elsewhere. Returns the file's SHA-256."""
-    metadata = {
-        "backbone": {"name": backbone.name, "options": dict(backbone.options)},
-        "structure": structure_of(network.backbone),
-        "num_classes": num_classes,
-        "classes": None if classes is None else list(classes),
-        "input_format": asdict(input_format),
-    }
-    return save_state(path, network.state_dict(), metadata)
+    metadata = Metadata(
+        backbone=NamedBackbone(backbone.name, dict(backbone.options)),
+        input_format=input_format,
+        structure=structure_of(network.backbone),
+        num_classes=num_classes,
+        classes=None if classes is None else list(classes),
+    )
+    return save_state(path, network.state_dict(), asdict(metadata))
 
 
 def read_weights(path: str | Path, network: str = "") -> Weights:
@@ -261,12 +271,21 @@ def structure_of(backbone: nn.Module) -> dict[str, Any]:
 
 
 def _interpret(file: TensorFile) -> Weights:
-    metadata = file.metadata
-    own = {"path": file.path, "sha256": file.sha256, "own_tensors": file.tensors}
-    if all(re.match(_OURS, name) for name in file.tensors):
+    """Say what network a file's tensors are of: by our own metadata, else by their names."""
+    own: dict[str, Any] = {
+        "path": file.path,
+        "sha256": file.sha256,
+        "own_tensors": file.tensors,
+        "found_in": file.found_in,
+    }
+    known = read_metadata(file)
+    if any(re.fullmatch(_STAGES, name) for name in file.tensors):
+        return _of_detector(file, known)
+    ours = all(re.match(_OURS, name) for name in file.tensors)
+    weight_format = None if ours and known else recognize(file.tensors)
+    if ours and weight_format is None:
         weights = Weights(**own, format="sebench", title="this suite's own", tensors=file.tensors)
-        return _with_metadata(weights, metadata)
-    weight_format = recognize(file.tensors)
+        return _with_metadata(weights, known)
     if weight_format is None:
         return Weights(**own, format="unknown", title="a format not known", tensors=file.tensors)
     tensors = to_ours(file.tensors, weight_format)
@@ -291,27 +310,46 @@ def _interpret(file: TensorFile) -> Weights:
     if weights.format == "detectron2" and file.author != "torchvision":
         # Detectron2's converter signs torchvision's weights; the rest may be MSRA's: BGR, 1x1.
         weights = replace(weights, structure={}, input_format=None)
-    if metadata:
-        return _with_metadata(weights, metadata)
+    if known:
+        return _with_metadata(weights, known)
     if unfit:
         return weights
     return replace(weights, backbone=fitting_network(tensors, weight_format, weights.structure))
 
 
-def _with_metadata(weights: Weights, metadata: Mapping[str, Any]) -> Weights:
-    """Take from the metadata that `save_weights` wrote what the tensors do not tell."""
-    if "backbone" not in metadata:
+def _of_detector(file: TensorFile, known: Metadata | None) -> Weights:
+    """Take our backbone out of a detector; the rest of it counts as a head, which is dropped."""
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        match = re.fullmatch(_STAGES, name)
+        if match:
+            tensors[f"backbone.{match[1]}"] = tensor
+        elif name.startswith("head."):  # the classifier beside converted stages
+            tensors[name] = tensor
+        elif known is None or known.structure is None:
+            tensors[f"head.{name}"] = tensor
+    weights = Weights(
+        path=file.path,
+        sha256=file.sha256,
+        format="sebench-detector",
+        title="a detector of this suite",
+        tensors=with_counters(tensors),
+        own_tensors=file.tensors,
+    )
+    return _with_metadata(weights, known)
+
+
+def _with_metadata(weights: Weights, known: Metadata | None) -> Weights:
+    """Take from our own metadata what the tensors do not tell."""
+    if known is None:
         return weights
-    values = metadata["input_format"]
     return replace(
         weights,
-        backbone=BackboneSettings(**metadata["backbone"]),
-        structure=metadata.get("structure", {}),
-        num_classes=metadata["num_classes"],
-        classes=metadata["classes"],
-        input_format=InputFormat(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        ),
+        backbone=BackboneSettings(known.backbone.name, known.backbone.options),
+        structure=known.structure or {},
+        num_classes=known.num_classes,
+        classes=known.classes,
+        input_format=known.input_format,
     )
 
 

@@ -235,6 +235,7 @@ def weights_convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     to: Annotated[str, typer.Option(help="safetensors, timm, torchvision or detectron2.")],
     as_json: JsonOption = False,
+    imports: ImportOption = None,
 ) -> None:
     """Write weights under another library's names, so that they load there strictly.
 
@@ -243,6 +244,7 @@ def weights_convert(
     check_file(path)
     from backbones.weights.convert import convert_weights
 
+    _import(imports)
     _print_nested(convert_weights(path, to, out), as_json)
 
 
@@ -252,6 +254,7 @@ def weights_verify(
     against: Annotated[str, typer.Option(help="timm:NAME or torchvision:NAME.")],
     size: Annotated[int | None, typer.Option(help="Pixels a side; default: theirs.")] = None,
     as_json: JsonOption = False,
+    imports: ImportOption = None,
 ) -> None:
     """Feed both networks the same picture: the largest difference of every stage and the logits.
 
@@ -260,6 +263,7 @@ def weights_verify(
     check_file(path)
     from backbones.weights.convert import verify_weights
 
+    _import(imports)
     found = verify_weights(path, against, size)
     _print_nested(found, as_json)
     if not found["equal"]:

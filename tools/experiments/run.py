@@ -342,6 +342,8 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
         "config": experiment.settings,
     }
     directory.mkdir(parents=True, exist_ok=True)
+    # A record there is damaged, or it would have been taken; it speaks of other weights.
+    (directory / files.RECORD).unlink(missing_ok=True)
     files.remove_partial_files(directory)
     files.write_whole(path, yaml.safe_dump(content, sort_keys=False))
 
