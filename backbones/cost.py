@@ -1,9 +1,13 @@
 """What a network costs: parameters, multiply-adds, latency.
 
-One rule for multiply-adds, throughout: one for each multiplication of a convolution, a fully
-connected layer or another matrix product, and one for each element of a residual addition. Norms,
-activations, pooling, gating and biases are not counted. With it ResNet-50, -101 and -152 have the
-3.86, 7.58 and 11.30 G that Table 2 of the paper prints.
+The rule for multiply-adds, wherever nothing else is said: one for each multiplication of a
+convolution, a fully connected layer or another matrix product, and one for each element of a
+residual addition. Norms, activations, pooling, gating and biases are not counted. With it ResNet-50,
+-101 and -152 have the 3.86, 7.58 and 11.30 G that Table 2 of the paper prints.
+
+Section 4 of the paper names two more parts of SE's cost. The second rule counts these too: one for
+each element that a global pooling reads, and one for each element that a gate scales. Neither rule
+gives every printed row: `sebench list backbones --paper` shows which digits each of them meets.
 """
 
 import copy
@@ -22,19 +26,31 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_multiply_adds(module: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
-    """Count the multiply-adds of one picture of `input_size` (channels, height, width).
+def count_multiply_adds(
+    module: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    with_gating: bool = False,
+) -> int:
+    """Count the multiply-adds of one image, on shapes alone; the module stays as it is.
 
-    Nothing is computed: the count runs on shapes alone. The module stays as it is.
+    Args:
+        input_size: channels, height, width.
+        with_gating: by the second rule, which counts global pooling and scaling by gates too.
     """
     module = copy.deepcopy(module).to("meta").eval()
-    picture = torch.empty(1, *input_size, device="meta", dtype=_dtype(module))
-    additions = {
+    image = torch.empty(1, *input_size, device="meta", dtype=_dtype(module))
+    counted = {
         torch.ops.aten.add: _residual_addition,
         torch.ops.aten.add_: _residual_addition,
     }
-    with FlopCounterMode(display=False, custom_mapping=additions) as counter, torch.no_grad():
-        module(picture)
+    if with_gating:
+        counted |= {
+            torch.ops.aten.mean: _global_pooling,
+            torch.ops.aten.amax: _global_pooling,
+            torch.ops.aten.mul: _scaling,
+        }
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter, torch.no_grad():
+        module(image)
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two operations
 
 
@@ -42,6 +58,20 @@ def _residual_addition(x_shape, y_shape, *args, out_shape=None, **kwargs) -> int
     """Count the sum of two feature maps of equal shape, in torch's unit of half multiply-adds."""
     if isinstance(y_shape, torch.Size) and len(x_shape) == 4 and x_shape == y_shape:
         return 2 * x_shape.numel()
+    return 0
+
+
+def _global_pooling(x_shape, dim=None, *args, out_shape=None, **kwargs) -> int:
+    """Count the elements of a map that becomes one number a channel."""
+    if len(x_shape) == 4 and isinstance(dim, (list, tuple)) and {d % 4 for d in dim} == {2, 3}:
+        return 2 * x_shape.numel()
+    return 0
+
+
+def _scaling(x_shape, y_shape, *args, out_shape=None, **kwargs) -> int:
+    """Count the elements of a map that is multiplied by a gate, of a channel or of a pixel."""
+    if isinstance(y_shape, torch.Size) and len(x_shape) == len(y_shape) == 4:
+        return 2 * max(x_shape.numel(), y_shape.numel())
     return 0
 
 

@@ -140,6 +140,7 @@ def describe(name: str) -> BackboneInfo:
         is_se=is_se,
         parameters=count_parameters(network),
         multiply_adds=count_multiply_adds(network, (3, side, side)),
+        multiply_adds_with_gating=count_multiply_adds(network, (3, side, side), with_gating=True),
         input_size=side,
         classes=1000,
         detection=plan.detection,

@@ -27,6 +27,8 @@ def test_the_table_of_networks_holds_what_is_counted(name):
     assert cost.count_parameters(network) == info.parameters
     size = (3, info.input_size, info.input_size)
     assert cost.count_multiply_adds(network, size) == info.multiply_adds
+    counted = cost.count_multiply_adds(network, size, with_gating=True)
+    assert counted == info.multiply_adds_with_gating
 
 
 @pytest.mark.parametrize("name", SE)
@@ -36,6 +38,23 @@ def test_se_adds_as_many_multiply_adds_as_it_has_weights(name):
     assert cost.count_parameters(network) == info.parameters
     added = info.multiply_adds - describe_backbone(info.twin).multiply_adds
     assert added == se_weights(network) > 0
+
+
+@pytest.mark.parametrize("name", ["se_resnet50", "se_vgg16_bn", "se_mobilenet", "se_shufflenet"])
+def test_the_second_rule_adds_what_se_pools_and_scales(name):
+    """By hand: each block pools the elements of its map once and scales them once."""
+    info = describe_backbone(name)
+    network = on_meta(name, info.classes)
+    elements = []
+    for module in network.modules():
+        if isinstance(module, SEBlock):
+            module.register_forward_hook(lambda _, inputs, out: elements.append(out.numel()))
+    with torch.device("meta"):
+        features = network.backbone(torch.empty(1, 3, info.input_size, info.input_size))
+        network.head(features)
+    last = list(features.values())[-1].numel()
+    pooled = last if "vgg" not in name else 0  # VGG has no global pooling of its own
+    assert info.multiply_adds_with_gating - info.multiply_adds == 2 * sum(elements) + pooled
 
 
 def se_weights(network):
@@ -197,6 +216,23 @@ def test_the_papers_rows_hold_what_is_counted():
                 counts = cost.count_parameters(network), multiply_adds
             counted[row.backbone, options] = counts
         assert (row.parameters, row.multiply_adds) == counted[row.backbone, options], row
+
+
+def test_the_second_counts_of_the_papers_rows_hold_what_is_counted():
+    for row in ROWS:
+        if row.with_gating is not None:
+            network = on_meta(row.backbone, **row.options)
+            assert cost.count_multiply_adds(network, with_gating=True) == row.with_gating, row
+
+
+def test_each_printed_digit_says_which_rule_gives_it():
+    rows = {(row["table"], row["row"]): row for row in paper_comparison()}
+    met = {key: row["met_by"] for key, row in rows.items()}
+    assert met[2, "ResNet-50"] == "both"
+    assert met[2, "SE-ResNet-50"] == "first"  # 3.866 and 3.877 G, printed 3.87
+    assert met[2, "SE-ResNet-101"] == "second"  # 7.584 and 7.602 G, printed 7.60
+    assert met[2, "SE-ResNet-152"] == "neither"
+    assert met[10, "SE, r = 2"] is None
 
 
 def test_the_comparison_notes_exactly_the_rows_that_leave_the_printed_digit():
