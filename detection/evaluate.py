@@ -21,16 +21,14 @@ from backbones.inference import prepare_for_inference
 from .annotations import Results, join_results
 from .coco import CocoPart, register_dataset
 from .detector import Detector
-from .scoring import Scorer, Scores, score
+from .scoring import Scorer, score
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in a data set."""
-
     results: Results
     images: int  # seen
-    scores: Scores
+    scores: dict[str, Any]  # what `scoring.score` returns
     seconds: float  # of reading, detecting and, with hotcoco, scoring as it went
 
 

@@ -49,8 +49,8 @@ def in_three_ways(path, results):
     matched, per_class = MatchedDetections(truth, found).point()
     scores = [score(truth, found, evaluator) for evaluator in ("hotcoco", "pycocotools")]
     assert scores[0] == scores[1]
-    assert per_class == pytest.approx([row.value for row in scores[0].per_class])
-    return scores[0].metrics, matched
+    assert per_class == pytest.approx([row["AP"] for row in scores[0]["per_class"]])
+    return scores[0]["metrics"], matched
 
 
 def pycocotools_alone(truth, found):
@@ -207,3 +207,11 @@ def test_broken_files_are_named(tmp_path, damage, message):
     truth.write_bytes(damage(truth.read_bytes()))
     with pytest.raises(ValueError, match=rf"truth\.json.*({message})"):
         read_annotations(truth)
+
+
+def test_a_file_whose_text_is_no_utf8_is_refused_by_name(tmp_path):
+    truth, _ = content()
+    path = tmp_path / "instances.json"
+    path.write_bytes(json.dumps(truth).encode().replace(b"category 1", b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"instances\.json is not JSON"):
+        read_annotations(path)

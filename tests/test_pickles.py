@@ -90,6 +90,18 @@ def test_training_checkpoints_of_torch_are_read(kind, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(6))
+def test_plain_containers_are_read_in_every_protocol(protocol, tmp_path):
+    content = {
+        "list": ["a", 1, [2.5, None, True]], "tuple": (1, (2, "é"), ()), "set": {1, 2}, "frozen": frozenset({"x"}),
+        "dict": {1: b"bytes", "empty": {}, "big": 2**70, "negative": -(2**40), "bytes": bytearray(b"ab")},
+        "ordered": OrderedDict(a=1), "complex": 1j,
+    }  # fmt: skip
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert read_pickle(file) == content
+
+
+@pytest.mark.parametrize("protocol", range(6))
 def test_arrays_of_numpy_are_read_in_every_protocol(protocol, tmp_path):
     array = np.arange(6, dtype="f4").reshape(2, 3)
     file = tmp_path / "file"

@@ -192,6 +192,14 @@ class PickleMachine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             into[key] = value
 
+    def _push_list(self) -> None:
+        items = self._pop_mark()  # before `self._stack` is looked up: it changes it
+        self._stack.append(items)
+
+    def _push_frozenset(self) -> None:
+        items = self._pop_mark()
+        self._stack.append(frozenset(items))
+
     def _push_dict(self) -> None:
         items = self._pop_mark()
         self._stack.append({})
@@ -319,9 +327,9 @@ _OPERATIONS: dict[str, Callable[[PickleMachine], Any]] = {
     "\x85": lambda m: m._tuple_of(1),
     "\x86": lambda m: m._tuple_of(2),
     "\x87": lambda m: m._tuple_of(3),
-    "l": lambda m: m._stack.append(m._pop_mark()),
+    "l": PickleMachine._push_list,
     "d": PickleMachine._push_dict,
-    "\x91": lambda m: m._stack.append(frozenset(m._pop_mark())),
+    "\x91": PickleMachine._push_frozenset,
     "a": lambda m: m._append([m._stack.pop()]),
     "e": lambda m: m._append(m._pop_mark()),
     "\x90": PickleMachine._add,

@@ -41,8 +41,8 @@ class Kind:
 
     @property
     def is_fast(self) -> bool:
-        """Whether it takes less than a tenth of a second."""
-        return not self.copied and self.check.split()[0] not in ("report", "run")
+        """Whether a few hundredths of a second are enough."""
+        return self.check in (_INSPECT, _SCORE)
 
 
 # Commands ----------------------------------------------------------------------------------------
@@ -105,7 +105,8 @@ def _reference_content(file: Path) -> Any:
         return safetensors.torch.load_file(file)
     if head.startswith(b"PK"):
         with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
+            bad = archive.testzip() or ""
+            if bad.endswith(".npy") or "/data" in bad:  # torch's other parts decide nothing
                 raise AssertionError("a checksum of the archive is wrong")
             if all(name.endswith(".npy") for name in archive.namelist()):
                 with np.load(file) as arrays:
