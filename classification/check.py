@@ -123,7 +123,8 @@ def _sizes(batches: Iterator[Batch], what: str) -> list[tuple[int, int, int]]:
         raise
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"{what} cannot be prepared: {_first_line(error)}") from None
-    return [tuple(batch.images.shape[-3:]) for batch in found if len(batch.labels)]
+    shapes = [batch.images.shape for batch in found if len(batch.labels)]
+    return [(shape[-3], shape[-2], shape[-1]) for shape in shapes]
 
 
 def _try_shape(network: nn.Module, shape: tuple[int, ...], mend: str) -> None:

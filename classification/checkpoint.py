@@ -65,8 +65,10 @@ class TrainingState:
 
 def capture_random_state(device: torch.device) -> dict[str, Any]:
     """The state of every generator that training draws from, as plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {
+    drawn = np.random.get_state(legacy=True)
+    assert isinstance(drawn, tuple)
+    kind, keys, position, has_gauss, gauss = drawn
+    state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
         "python": list(random.getstate()),

@@ -63,13 +63,14 @@ class TrainStep:
         self._input_format, self._processes = input_format, processes
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._memory_format = layout
-        self.network = network.to(device, memory_format=layout)
+        self.network = network.to(device).to(memory_format=layout)
         self.optimizer = build_optimizer(self.network, train.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-        self._parallel: nn.Module = self.network
+        self._shared: DistributedDataParallel | None = None
         if processes.count > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self._parallel = DistributedDataParallel(self.network, device_ids=ids)
+            self._shared = DistributedDataParallel(self.network, device_ids=ids)
+        self._forward = self._shared or self.network
         # After DDP has given every process the same weights.
         self._average = ModelEmaV3(self.network, decay=train.ema_decay) if train.ema_decay else None
         self._mix = self._erase = None
@@ -93,12 +94,13 @@ class TrainStep:
 
     def set_mode(self, freeze_norms: bool) -> None:
         """Training mode; with batch norms frozen neither statistics nor weights of them change."""
-        self._parallel.train()
+        self._forward.train()
         self._frozen_norms = []
         if freeze_norms:
-            norms = [m for m in self.network.modules() if isinstance(m, _BATCH_NORMS)]
-            self._frozen_norms = norms
-            for norm in norms:
+            self._frozen_norms.extend(
+                module for module in self.network.modules() if isinstance(module, _BATCH_NORMS)
+            )
+            for norm in self._frozen_norms:
                 norm.eval()
 
     def __call__(self, micro_batches: list[Batch], number: int) -> Tensor:
@@ -109,8 +111,8 @@ class TrainStep:
         """
         total = torch.zeros((), device=self._processes.device)
         for place, batch in enumerate(micro_batches, start=1):
-            waits = place < len(micro_batches) and self._processes.count > 1
-            with self._parallel.no_sync() if waits else nullcontext():
+            is_last = place == len(micro_batches)
+            with nullcontext() if is_last or not self._shared else self._shared.no_sync():
                 loss = self._loss(batch) / len(micro_batches)
                 self._scaler.scale(loss).backward()
             total += loss.detach()
@@ -144,7 +146,7 @@ class TrainStep:
         images = images.contiguous(memory_format=self._memory_format)
         precision = PRECISIONS[self._train.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = self._parallel(images)
+            logits = self._forward(images)
         return self._criterion(logits.float(), targets)
 
     def state_dict(self) -> dict[str, Any]:

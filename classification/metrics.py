@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from backbones.result import ClassScore
 
 SHOWN = 5  # best classes kept for each image
 _KS = (1, 5)
@@ -65,17 +66,15 @@ class TopK:
                 metrics[name], missing[name] = None, reason
         return metrics, missing
 
-    def compute_per_class(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    def compute_per_class(self, class_names: Sequence[str]) -> list[ClassScore]:
         """Top-1 accuracy in percent of each class, None where the set has no image of it."""
-        rows = []
         counts = zip(class_names, self._images.tolist(), self._correct[1].tolist(), strict=True)
-        for name, images, correct in counts:
-            row: dict[str, Any] = {"class": name, "images": images}
-            row["top1_accuracy"] = 100 * correct / images if images else None
-            if not images:
-                row["reason"] = "no image of this class"
-            rows.append(row)
-        return rows
+        return [
+            ClassScore(name, images, 100 * correct / images)
+            if images
+            else ClassScore(name, 0, None, "no image of this class")
+            for name, images, correct in counts
+        ]
 
 
 def chance_level(classes: int) -> float:

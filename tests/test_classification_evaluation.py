@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -104,8 +104,8 @@ def test_scores_are_those_of_the_network_on_the_protocols_views(photos, files, t
         assert rows["label"][place] == dataset.labels[place]
         np.testing.assert_allclose(rows["scores"][place], scores.sort(descending=True)[0][:5], 1e-4)
         right += rows["top5"][place][0] == rows["label"][place]
-    assert result["metrics"]["top1_accuracy"] == 100 * right / 18
-    assert result["input_format"]["channel_order"] == "BGR"
+    assert result.metrics["top1_accuracy"] == 100 * right / 18
+    assert result.input_format["channel_order"] == "BGR"
 
 
 def test_an_ensemble_averages_the_scores_of_its_members(photos, files, tmp_path):
@@ -122,12 +122,12 @@ def test_an_ensemble_averages_the_scores_of_its_members(photos, files, tmp_path)
     alone = [scores(file)[0] for file in files]
     together, result = scores(*files)
     np.testing.assert_allclose(together, sum(alone) / 3, atol=1e-6)
-    assert [member["path"] for member in result["weights"]["ensemble"]] == files[1:]
+    assert [member.path for member in result.weights.ensemble] == files[1:]
 
 
 def test_a_list_of_images_is_what_is_counted(photos, files, odd, tmp_path):
     result = run.evaluate(config(photos, files[0], images=odd), tmp_path)
-    assert result["dataset"]["images"] == result["dataset"]["images_in_set"] == 17
+    assert result.dataset.images == result.dataset.images_in_set == 17
     assert len(samples(tmp_path)["image"]) == 17
 
 
@@ -148,7 +148,7 @@ def test_an_ensemble_holds_different_networks_each_as_its_file_says(photos, file
             tmp_path / "other",
         ),
     ]
-    assert result["cost"]["parameters"] == sum(each["cost"]["parameters"] for each in alone)
+    assert result.cost.parameters == sum(each.cost.parameters for each in alone)
     first = {
         name: dict(
             zip(
@@ -184,7 +184,7 @@ def test_what_is_counted_and_averaged_shows_in_the_protocols_name(photos, files,
         config(photos, files[0], ensemble=files[1:3]),
     ]
     checked = [run.check(each, training=False)["protocol"]["name"] for each in settings]
-    ran = [run.evaluate(each, tmp_path / "run")["protocol"]["name"] for each in settings]
+    ran = [run.evaluate(each, tmp_path / "run").protocol.name for each in settings]
     assert ran == checked
     assert len(set(ran)) == len(ran)
     assert all(name.startswith(ran[0]) for name in ran)
@@ -220,16 +220,16 @@ def test_several_weights_are_evaluated_as_alone_and_every_image_is_read_once(
     together = run.evaluate_together(runs)
     assert len(read) == len(set(read)) == 18
     for index, (one, other) in enumerate(zip(alone, together, strict=True)):
-        assert one["metrics"] == other["metrics"]
-        assert one["weights"] == other["weights"]
+        assert one.metrics == other.metrics
+        assert one.weights == other.weights
         assert samples(tmp_path / f"alone{index}") == samples(tmp_path / f"together{index}")
-        assert other["timing"]["networks_in_pass"] == 3
-        assert other["cost"]["latency"]["median_ms"] > 0
+        assert other.timing.networks_in_pass == 3
+        assert other.cost.latency.median_ms > 0
 
     # Other pixels need another pass.
     mixed = run.evaluate_together([(config(photos, str(bicubic)), tmp_path / "other"), runs[0]])
     assert len(read) == 18 * 3
-    assert mixed[1]["metrics"] == alone[0]["metrics"]
+    assert mixed[1].metrics == alone[0].metrics
 
 
 def test_evaluation_without_weights_is_refused(photos, tmp_path):
@@ -247,7 +247,7 @@ def join(door, rank, count, port, settings, directory):
     result = door(settings, directory)
     assert (result is None) == (rank > 0)
     if rank == 0:
-        (directory / "result.json").write_text(json.dumps(result))
+        (directory / "result.json").write_text(json.dumps(asdict(result)))
 
 
 def in_processes(door, count, settings, directory, ends=0):
@@ -273,7 +273,7 @@ def test_several_processes_give_the_numbers_of_one(photos, files, odd, tmp_path,
     one = run.evaluate(settings, tmp_path / "one")
     many = in_processes(run.evaluate, count, settings, tmp_path / "many")
     for key in ("metrics", "per_class", "dataset", "protocol"):
-        assert many[key] == one[key]
+        assert many[key] == asdict(one)[key]
     assert samples(tmp_path / "many") == samples(tmp_path / "one")
 
 
@@ -302,7 +302,7 @@ def test_training_in_two_processes_gives_the_weights_of_one(photos, odd, tmp_pat
     # What two processes say of these weights is what one says.
     file = str(tmp_path / "two" / "weights.safetensors")
     again = run.evaluate(config(photos, file, images=odd), tmp_path / "again")
-    assert again["metrics"] == two["metrics"]
+    assert again.metrics == two["metrics"]
     assert samples(tmp_path / "again") == samples(tmp_path / "two")
 
 

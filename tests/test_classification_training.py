@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -105,17 +105,17 @@ def learned(tmp_path_factory):
 
 def test_a_tiny_network_learns_far_above_chance(learned):
     _, directory, result = learned
-    assert result["metrics"]["top1_accuracy"] > 30
-    assert result["dataset"]["images"] == result["dataset"]["images_in_set"] == 100
-    assert result["dataset"]["synthetic"] is True
-    assert result["selection"] == "last epoch"
-    assert (result["chance"], result["steps"]) == (90, 90)
+    assert result.metrics["top1_accuracy"] > 30
+    assert result.dataset.images == result.dataset.images_in_set == 100
+    assert result.dataset.synthetic is True
+    assert result.selection == "last epoch"
+    assert (result.chance, result.steps) == (90, 90)
     rows = curve(directory)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 90
     assert losses[-1] < losses[0]
     assert [row["epoch"] for row in rows if "val_top1_error" in row] == [3, 6, 9]
-    assert rows[-1]["val_top1_error"] == result["metrics"]["top1_error"]
+    assert rows[-1]["val_top1_error"] == result.metrics["top1_error"]
 
 
 def test_evaluating_the_kept_weights_gives_the_same_numbers(learned, tmp_path):
@@ -124,11 +124,10 @@ def test_evaluating_the_kept_weights_gives_the_same_numbers(learned, tmp_path):
     again = replace(settings, backbone=replace(TINY, weights=str(file)))
     result = run.evaluate(again, tmp_path / "evaluated")
     for key in ("metrics", "per_class", "input_format", "protocol"):
-        assert result[key] == trained[key]
-    latency = result["cost"]["latency"]  # measured anew, never the same
-    assert result["cost"] == trained["cost"] | {"latency": latency}
-    assert result["weights"]["sha256"] == trained["weights"]["sha256"]
-    json.dumps(result, allow_nan=False)
+        assert getattr(result, key) == getattr(trained, key)
+    assert result.cost == replace(trained.cost, latency=result.cost.latency)  # measured anew
+    assert result.weights.sha256 == trained.weights.sha256
+    json.dumps(asdict(result), allow_nan=False)
 
 
 def test_the_kept_weights_say_what_they_are_for(learned):
@@ -145,7 +144,7 @@ def test_published_weights_bring_their_own_preprocessing(learned, tmp_path):
     other = replace(settings.data, mean=[0, 0, 0], std=[255, 255, 255])
     again = replace(settings, data=other, backbone=replace(TINY, weights=file))
     result = run.evaluate(again, tmp_path / "evaluated")
-    assert result["metrics"] == trained["metrics"]
+    assert result.metrics == trained.metrics
 
 
 # Stopping and going on ---------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def test_a_plateau_and_the_best_epoch_survive_a_stop(root, tmp_path, monkeypatch
     monkeypatch.undo()
     resumed = run.train(settings, tmp_path / "stopped", resume=True)
     assert_same(tmp_path / "stopped", tmp_path / "unharmed")
-    assert resumed["selection"] == whole["selection"]
+    assert resumed.selection == whole.selection
     rates = [
         [row["lr"] for row in curve(tmp_path / d) if "lr" in row] for d in ("stopped", "unharmed")
     ]
@@ -272,9 +271,9 @@ def test_the_best_epoch_is_chosen_on_held_out_images_and_the_result_says_so(root
     points = [row for row in curve(tmp_path) if "val_top1_error" in row]
     best = min(points, key=lambda row: (row["val_top1_error"], row["epoch"]))
     expected = f"best epoch, {best['epoch']:.0f}, on 20 images held out of train"
-    assert result["selection"] == expected
-    assert result["dataset"]["train_images"] == 60
-    assert result["dataset"]["held_out_images"] == 20
+    assert result.selection == expected
+    assert result.dataset.train_images == 60
+    assert result.dataset.held_out_images == 20
 
 
 def test_choosing_on_the_reported_split_is_refused(root):
@@ -352,7 +351,7 @@ def test_training_starts_from_given_weights_with_a_new_classifier(root, tmp_path
     name = "backbone.res5.0.conv1.weight"
     torch.testing.assert_close(kept[name], given[name])
     assert kept["head.fc.weight"].shape[0] == 10
-    assert result["weights"]["initial"]["sha256"]
+    assert result.weights.initial.sha256
 
 
 # Nothing lost, nothing unsound -------------------------------------------------------------------
@@ -548,10 +547,10 @@ def test_a_plateau_at_its_floor_ends_training_and_a_resumed_run_knows(root, tmp_
     result = run.train(settings, tmp_path)
     epochs = curve(tmp_path)[-1]["epoch"]
     assert epochs < 40
-    assert result["selection"] == f"last epoch, {epochs:.0f}, after the last plateau"
+    assert result.selection == f"last epoch, {epochs:.0f}, after the last plateau"
     written = (tmp_path / "curve.jsonl").read_bytes()
     again = run.train(settings, tmp_path, resume=True)
-    assert again["metrics"] == result["metrics"]
+    assert again.metrics == result.metrics
     assert (tmp_path / "curve.jsonl").read_bytes() == written
 
 
@@ -626,9 +625,9 @@ def test_bad_files_stop_a_run_before_it_starts_or_are_skipped_and_counted(root, 
         run.check(settings)
     allowed = for_files(config(root, epochs=1), broken, skip_bad_images=1)
     result = run.train(allowed, tmp_path / "run")
-    data = result["dataset"]
-    assert (data["images_in_set"], data["images"], len(data["skipped_images"])) == (18, 17, 1)
-    assert data["skipped_images"][0].startswith("n01440764/")
+    data = result.dataset
+    assert (data.images_in_set, data.images, len(data.skipped_images)) == (18, 17, 1)
+    assert data.skipped_images[0].startswith("n01440764/")
 
 
 def test_whole_images_of_many_sizes_need_a_protocol_that_crops(root, photos):

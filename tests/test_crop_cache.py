@@ -255,6 +255,6 @@ def test_evaluation_from_kept_crops_gives_the_same_samples(photos, settings, tmp
     for name in ("first", "second"):
         config = ClassificationConfig(backbone, data, evaluate=settings, device="cpu")
         result = run.evaluate(config, tmp_path / name)
-        rows.append((result["metrics"], (tmp_path / name / "samples.parquet").read_bytes()))
+        rows.append((result.metrics, (tmp_path / name / "samples.parquet").read_bytes()))
     assert len(decoded) == len(photos)
     assert rows[0] == rows[1]

@@ -56,10 +56,9 @@ def test_top5_of_five_classes_is_missing_with_a_reason():
 def test_a_class_without_images_has_no_accuracy_but_a_reason():
     top = np.array([[0, 1], [1, 0], [1, 0]])
     rows = counted(np.array([0, 0, 1]), top, 3).compute_per_class(["a", "b", "c"])
-    assert [row["top1_accuracy"] for row in rows] == [50, 100, None]
-    assert [row["images"] for row in rows] == [2, 1, 0]
-    assert "reason" in rows[2]
-    assert "reason" not in rows[0]
+    assert [row.value for row in rows] == [50, 100, None]
+    assert [row.images for row in rows] == [2, 1, 0]
+    assert [row.reason for row in rows] == [None, None, "no image of this class"]
 
 
 def test_counts_of_parts_add_up_to_those_of_the_whole():

@@ -249,11 +249,11 @@ def test_a_network_trains_on_places_with_class_aware_sampling(tmp_path, places):
         device="cpu",
     )
     result = run.train(config, tmp_path / "run")
-    assert result["dataset"]["name"] == "places365"
-    assert result["dataset"]["images"] == 12
-    assert result["protocol"]["resize_mode"] == "warp"
-    assert Counter(row["images"] for row in result["per_class"]) == {1: 12}
-    assert result["per_class"][1]["class"] == "apartment_building/outdoor"
+    assert result.dataset.name == "places365"
+    assert result.dataset.images == 12
+    assert result.protocol.settings["resize_mode"] == "warp"
+    assert Counter(row.images for row in result.per_class) == {1: 12}
+    assert result.per_class[1].name == "apartment_building/outdoor"
     assert run.check(config)["steps"] == 4
 
 
