@@ -83,6 +83,10 @@ def report(
         bool,
         typer.Option("--allow-unequal", help="Pair twins of other recipe, data or commit; marked."),
     ] = False,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="A difference that does not matter, points [0.3 for top-k, 0.5 for AP]."),
+    ] = None,
 ) -> None:
     """Compare recorded runs, twin by twin: HTML, Markdown, CSV, JSON, LaTeX.
 
@@ -92,7 +96,7 @@ def report(
         check_file(path)
     from tools.report import write_report
 
-    for path in write_report(runs, output, title=title, allow_unequal=allow_unequal):
+    for path in write_report(runs, output, title=title, allow_unequal=allow_unequal, margin=margin):
         print(path)
 
 

@@ -22,6 +22,7 @@ def write_report(
     allow_unequal: bool = False,
     resamples: int = 1000,
     seed: int = 0,
+    margin: float | None = None,
 ) -> list[Path]:
     """Report on every record in or under ``paths``.
 
@@ -30,11 +31,13 @@ def write_report(
         allow_unequal: pair twins that differ in recipe, data, protocol, commit or seed, and mark
             them; otherwise they are listed with what differs.
         resamples, seed: of the bootstrap.
+        margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
 
     Returns the files written, ``report.html`` first.
 
     Raises:
-        ValueError: a path does not exist, or there is no sound record in any.
+        ValueError: a path does not exist, there is no sound record in any, or ``margin`` is not
+            above 0.
     """
     from tools.report import exports
     from tools.report.page import render_page
@@ -46,7 +49,12 @@ def write_report(
         skipped = f"; {warnings[0]}" if warnings else ""
         raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}{skipped}")
     table = build_table(
-        records, warnings, allow_unequal=allow_unequal, resamples=resamples, seed=seed
+        records,
+        warnings,
+        allow_unequal=allow_unequal,
+        resamples=resamples,
+        seed=seed,
+        margin=margin,
     )
     files = {
         "report.html": render_page(table, title),

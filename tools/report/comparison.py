@@ -16,9 +16,9 @@ from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
 from tools.references import judge, not_comparable, references_of, training_of
 from tools.report.caveats import marks_of, says_little
 from tools.report.pairs import Pair, describe_network
-from tools.statistics import Difference
+from tools.statistics import Difference, Variation
+from tools.statistics.outcomes import MARGIN_AP, MARGIN_TOP_K, UNTESTED, Outcome
 
-UNTESTED = "not tested"
 TOO_MANY = "too many to score in one report; report fewer runs"
 
 
@@ -34,8 +34,13 @@ class MetricRow:
     difference: Difference
     gain: float | None
     p_holm: float | None  # headline metrics only: corrected over all comparisons
-    verdict: str
+    outcome: Outcome  # of headline metrics; "not tested" of those that are not corrected
     effects: dict[str, float | None]
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a word."""
+        return self.outcome.word
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class ClassRow:
     difference: float | None
     low: float | None = None
     high: float | None = None
-    p_holm: float | None = None  # corrected over the classes of the comparison
+    shrunken: float | None = None  # the difference, drawn towards that of all classes
+    p_adjusted: float | None = None  # Benjamini and Hochberg's, over the classes of the comparison
     reason: str | None = None
 
 
@@ -86,6 +92,7 @@ class Comparison:
     metrics: tuple[MetricRow, ...]
     class_metric: str
     classes: tuple[ClassRow, ...]
+    variation: Variation | None  # of the classes: do their differences differ at all
     costs: dict[str, tuple[float | None, float | None]]  # plain, candidate
     cost_scope: str | None
     tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
@@ -108,17 +115,24 @@ class Comparison:
 
 
 def compare_pair(
-    key: str, pair: Pair, resamples: int, seed: int, trainings: Mapping[str, Record]
+    key: str,
+    pair: Pair,
+    resamples: int,
+    seed: int,
+    trainings: Mapping[str, Record],
+    margin: float | None = None,
 ) -> Comparison:
     """Compare twins; without ``resamples`` by their records alone.
 
     Args:
         trainings: training runs by the SHA-256 of the weights they wrote.
+        margin: a difference that does not matter, points; None for that of the metric.
     """
     first, plain = pair.candidate[0], pair.plain[0]
     task = first.task
     found: dict[str, Difference] = {}
     classes: dict[str, Difference] = {}
+    variation: Variation | None = None
     tide: dict[str, tuple[float, float]] = {}
     if resamples == 0:
         why = f"no interval: {TOO_MANY}"
@@ -126,14 +140,17 @@ def compare_pair(
         try:
             if task == "detection":
                 found, classes, tide = _compare_detectors(pair, resamples, seed)
+                variation = statistics.variation_of(list(classes.values()))
                 why = "no interval is computed for this metric"
             else:
-                found, classes = _compare_classifiers(pair, resamples, seed)
+                found, classes, variation = _compare_classifiers(pair, resamples, seed)
                 why = "no interval is computed for this metric"
         except ValueError as error:
             why = f"no interval: {error}"
     costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
-    metrics = tuple(_metric_row(name, pair, found, why, costs) for name in _shared_metrics(pair))
+    metrics = tuple(
+        _metric_row(name, pair, found, why, costs, margin) for name in _shared_metrics(pair)
+    )
     data = first.dataset
     trained = [training_of(run, trainings) or run for run in (*pair.plain, *pair.candidate)]
     return Comparison(
@@ -152,7 +169,8 @@ def compare_pair(
         says_little([*pair.plain, *pair.candidate], trained),
         metrics,
         "AP" if task == "detection" else "top1_accuracy",
-        tuple(_class_rows(pair, classes)),
+        tuple(_class_rows(pair, classes, variation)),
+        variation,
         costs,
         first.cost.scope,
         tide,
@@ -174,7 +192,9 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
         measured = record.metrics["top1_error"].value
         if measured is None or abs(100 * (1 - rows.correct(1).mean()) - measured) > 1e-6:
             raise ValueError(f"the per-image rows of seed {record.seed} disagree with its record")
-    found, classes = {}, {}
+    found: dict[str, Difference] = {}
+    classes: dict[str, Difference] = {}
+    variation: Variation | None = None
     for k in (1, 5):
         if first.top.shape[1] < k:
             continue
@@ -183,11 +203,13 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
         found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, accuracy.mirrored()
         if k == 1:
             names = pair.candidate[0].dataset.class_names
-            by_class, _ = statistics.compare_classes(first.label, plain, candidate)
+            by_class, varied = statistics.compare_classes(first.label, plain, candidate)
             classes = {
                 name: by_class[index] for index, name in enumerate(names) if index in by_class
             }
-    return found, classes
+            if varied is not None and len(classes) == len(by_class):  # every class has a name
+                variation = varied
+    return found, classes, variation
 
 
 def _compare_detectors(pair: Pair, resamples: int, seed: int):
@@ -245,7 +267,7 @@ def _shared_metrics(pair: Pair) -> list[str]:
     return [name for name in METRICS if all(name in record.metrics for record in runs)]
 
 
-def _metric_row(name: str, pair: Pair, found, why: str, costs) -> MetricRow:
+def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | None) -> MetricRow:
     kind = METRICS[name]
     difference = found.get(name)
     if difference is None:
@@ -262,8 +284,13 @@ def _metric_row(name: str, pair: Pair, found, why: str, costs) -> MetricRow:
     headline = name == HEADLINE_METRICS.get(pair.candidate[0].task, ("top1_error",))[0]
     return MetricRow(
         name, kind.label, kind.unit, kind.higher_is_better, headline, difference, gain, None,
-        UNTESTED, effects,
+        Outcome(UNTESTED, margin or margin_of(name), difference.about_weights), effects,
     )  # fmt: skip
+
+
+def margin_of(metric: str) -> float:
+    """A difference in the metric that does not matter, points, for want of a reader's own."""
+    return MARGIN_TOP_K if metric.startswith("top") else MARGIN_AP
 
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:
@@ -286,14 +313,18 @@ def _from_records(name: str, pair: Pair, why: str) -> Difference:
     )
 
 
-def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
+def _class_rows(
+    pair: Pair, classes: dict[str, Difference], variation: Variation | None
+) -> list[ClassRow]:
     sides = [
         [{row.name: row for row in record.per_class} for record in side]
         for side in (pair.plain, pair.candidate)
     ]
-    adjusted = dict(
-        zip(classes, statistics.holm([found.p_value for found in classes.values()]), strict=True)
-    )
+    p_values = statistics.benjamini_hochberg([found.p_value for found in classes.values()])
+    adjusted = dict(zip(classes, p_values, strict=True))
+    compared = [name for name, found in classes.items() if found.standard_error is not None]
+    guesses = variation.shrunken if variation is not None else ()
+    shrunken = dict(zip(compared, guesses, strict=True)) if len(guesses) == len(compared) else {}
     rows = []
     for name, row in sides[1][0].items():
         values = [[getattr(table.get(name), "value", None) for table in side] for side in sides]
@@ -309,6 +340,7 @@ def _class_rows(pair: Pair, classes: dict[str, Difference]) -> list[ClassRow]:
                 candidate - plain if known else None,
                 found.low if found else None,
                 found.high if found else None,
+                shrunken.get(name),
                 adjusted.get(name),
                 None if known else row.reason or "not measured in every run",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from importlib import resources
 from typing import Any
@@ -13,9 +14,10 @@ import yaml
 from backbones.result import Dataset
 from tools.experiments.record import METRICS
 from tools.report import wording
-from tools.report.comparison import Comparison, ReferenceRow
+from tools.report.comparison import Comparison, MetricRow, ReferenceRow
 from tools.report.escape import escape_csv, escape_latex, escape_markdown
 from tools.report.table import Table
+from tools.statistics import Difference, Variation
 
 SCHEMA = "report.schema.json"
 _MARKDOWN_REFERENCES, _MARKDOWN_RUNS = 200, 500
@@ -24,12 +26,17 @@ _READABLE = 500  # runs
 
 def as_json(table: Table) -> str:
     """Everything, as ``report.schema.json`` describes it."""
+    candidate = wording.candidate_word(table)
     content = {
         "$schema": SCHEMA,
         "schema": 1,
         "headline": wording.headline(table),
         "synthetic": table.synthetic,
         "comparisons": [_comparison(comparison) for comparison in table.comparisons],
+        "across": [
+            {**vars(found), "sentence": wording.across_sentence(found, candidate)}
+            for found in table.across
+        ],
         "runs": [
             {
                 "directory": str(run.record.directory),
@@ -94,6 +101,14 @@ def differences_csv(table: Table) -> str:
                     "p_value": found.p_value,
                     "p_holm": row.p_holm,
                     "verdict": row.verdict,
+                    "margin": row.outcome.margin,
+                    "about": "these weights" if row.outcome.about_weights else "the networks",
+                    "detectable": found.detectable,
+                    "compatible": found.compatible,
+                    **_on_these_images(found),
+                    "seed_sd": found.seed_sd,
+                    "churn_sd": found.churn_sd,
+                    "image_sd": found.image_sd,
                     "interval_method": found.interval_method,
                     "p_value_method": found.p_value_method,
                     **{f"effect_{name}": value for name, value in row.effects.items()},
@@ -155,8 +170,9 @@ def as_markdown(table: Table, title: str) -> str:
     if table.comparisons:
         lines += [
             "| Benchmark | Candidate | Plain | Metric | Plain % | Candidate % | Difference |"
-            " 95 % interval | p (Holm) | Verdict | Parameters | Multiply-adds | Seeds |",
-            "|---|---|---|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+            " 95 % interval | On these images | p (Holm) | Verdict | Parameters | Multiply-adds |"
+            " Seeds |",
+            "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
         ]
     for c in table.comparisons:
         row, found = c.headline, c.headline.difference
@@ -170,8 +186,9 @@ def as_markdown(table: Table, title: str) -> str:
             wording.number(found.candidate),
             f"{wording.signed(found.difference)} ({wording.change_in_words(row)})",
             wording.interval(found.low, found.high) or "–",
+            e(wording.these_images(found)) or "–",
             e(wording.p_text(row.p_holm)),
-            row.verdict,
+            row.outcome.phrase + (", these weights" if row.outcome.about_weights else ""),
             wording.more(c.costs["parameters"]),
             wording.more(c.costs["multiply_adds"]),
             str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
@@ -187,6 +204,8 @@ def as_markdown(table: Table, title: str) -> str:
     ]
     if notes:
         lines += ["", *notes]
+    candidate = wording.candidate_word(table)
+    lines += [f"\n{e(wording.across_sentence(found, candidate))}" for found in table.across]
     references = [row for c in table.comparisons for row in c.references]
     references += [row for run in table.runs for row in run.references]
     if references:
@@ -227,10 +246,10 @@ def as_latex(table: Table) -> str:
     candidate = wording.candidate_word(table)
     lines = [
         r"% \usepackage{booktabs}",
-        r"\begin{tabular}{lllrrrrrr}",
+        r"\begin{tabular}{lllrrrrlrr}",
         r"\toprule",
-        f"Benchmark & Network & Metric & Plain & {candidate} & Difference (95\\,\\%) & $p$ & Params &"
-        r" Mult-adds \\",
+        f"Benchmark & Network & Metric & Plain & {candidate} & Difference (95\\,\\%) & $p$ & Outcome &"
+        r" Params & Mult-adds \\",
         r"\midrule",
     ]
     for c in table.comparisons:
@@ -245,6 +264,7 @@ def as_latex(table: Table) -> str:
             _latex_number(wording.number(found.candidate)),
             _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
             f"${p_value}$" if p_value != "–" else "--",
+            e(row.outcome.word) + _latex_mark(row),
             _latex_number(wording.more(c.costs["parameters"])),
             _latex_number(wording.more(c.costs["multiply_adds"])),
         ]
@@ -252,7 +272,11 @@ def as_latex(table: Table) -> str:
     lines += [r"\bottomrule", r"\end{tabular}"]
     notes = ["In percent; arrows point to better; $p$ after Holm's correction."]
     if any(len(c.seeds) == 1 for c in table.comparisons):
-        notes.append("$^{1}$One seed.")
+        notes.append("$^{1}$One seed: about these weights, not about the networks.")
+    for c in table.comparisons:
+        phrase = c.headline.outcome.phrase
+        if phrase != c.headline.verdict:
+            notes.append(f"{e(c.candidate)}, {e(c.benchmark)}: {_latex_phrase(e(phrase))}.")
     if table.synthetic:
         notes.append(r"$^{\dagger}$Synthetic data, which say nothing of the world.")
     notes += [
@@ -312,8 +336,9 @@ def _comparison(c: Comparison) -> dict[str, Any]:
             "plain": [record.hash for record in c.pair.plain],
             "candidate": [record.hash for record in c.pair.candidate],
         },
-        "metrics": c.metrics,
+        "metrics": [_metric(row) for row in c.metrics],
         "classes": c.classes,
+        "variation": _variation(c.variation),
         "costs": {
             name: {"plain": plain, "candidate": candidate}
             for name, (plain, candidate) in c.costs.items()
@@ -330,6 +355,23 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     return {
         key: getattr(dataset, key) for key in ("name", "split", "images", "classes", "synthetic")
     }
+
+
+def _on_these_images(found: Difference) -> dict[str, float | None]:
+    here = found.on_these_images
+    names = ("low", "high", "p_value")
+    return {f"{name}_these_images": getattr(here, name) if here else None for name in names}
+
+
+def _metric(row: MetricRow) -> dict[str, Any]:
+    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    outcome = {**vars(row.outcome), "phrase": row.outcome.phrase}
+    return {**fields, "outcome": outcome, "verdict": row.verdict}
+
+
+def _variation(found: Variation | None) -> dict[str, float] | None:
+    keys = ("q", "p_value", "mean", "sd")
+    return None if found is None else {key: getattr(found, key) for key in keys}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -356,6 +398,14 @@ def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
         )
     notes = dict.fromkeys((row.where, note) for row in rows for note in row.notes)
     return [*lines, "", *(f"- {e(where)}: {e(note)}" for where, note in notes)]
+
+
+def _latex_mark(row: MetricRow) -> str:
+    return r"$^{1}$" if row.outcome.about_weights else ""
+
+
+def _latex_phrase(text: str) -> str:
+    return text.replace("±", r"$\pm$")
 
 
 def _latex_number(text: str) -> str:

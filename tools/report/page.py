@@ -13,7 +13,8 @@ from tools.experiments.record import HEADLINE_METRICS, METRICS
 from tools.report import plots, wording
 from tools.report.comparison import Comparison
 from tools.report.examples import find_pictures
-from tools.report.table import BETTER, WORSE, Run, Table
+from tools.report.table import Run, Table
+from tools.statistics.outcomes import BETTER, WORSE
 
 # What a browser should be asked to show; the CSV and JSON files hold everything.
 CARDS, PICTURED, ROWS, SETTINGS = 12, 10, 500, 120
@@ -39,6 +40,9 @@ def render_page(table: Table, title: str) -> str:
         "more": wording.more,
         "p": wording.p_text,
         "change": wording.change_in_words,
+        "here": wording.these_images,
+        "noise": wording.noise,
+        "classes_sentence": wording.classes_sentence,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "tone": _tone,
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
@@ -61,7 +65,11 @@ def render_page(table: Table, title: str) -> str:
         runs=[_run_row(run) for run in table.runs[:ROWS]],
         settings=table.runs[:SETTINGS],
         refused=_reasons(table),
-        forest=_markup(plots.forest_plot(comparisons[:40])),
+        forest=_markup(plots.forest_plot(comparisons[:40], table.across)),
+        across=[
+            wording.across_sentence(found, wording.candidate_word(table)) for found in table.across
+        ],
+        these_weights=wording.THESE_WEIGHTS,
         cost_plots=_cost_plots(comparisons),
         unfolded=len(detailed) <= OPEN,
         tasks=wording.TASKS,

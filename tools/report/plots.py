@@ -13,7 +13,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from tools.experiments.record import METRICS, Record
+from tools.report.across import Across
 from tools.report.comparison import ClassRow, Comparison
+from tools.statistics.outcomes import BETTER, WORSE
 
 # Colours that stand for the page's own, so that one SVG serves light and dark.
 _INK, _LINE, _PLAIN, _CANDIDATE = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -50,17 +52,33 @@ CURVE_POINTS = 150
 CLASSES_SHOWN = 24
 
 
-def forest_plot(comparisons: Sequence[Comparison]) -> str | None:
-    """Headline differences with their intervals, better to the right."""
+def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()) -> str | None:
+    """Headline differences with their intervals, better to the right; below, means over data sets
+    as diamonds, with a thin line to where the next data set is expected."""
     rows = [c for c in comparisons if c.headline.gain is not None]
     if not rows:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure((_WIDTH, 0.75 + 0.52 * len(rows)), layout="constrained")
+        figure = Figure((_WIDTH, 0.75 + 0.52 * (len(rows) + len(across))), layout="constrained")
         axes = figure.subplots()
+        for place, found in enumerate(across, start=1):
+            pooled, y = found.pooled, -place
+            if pooled.prediction_low is not None:
+                reach = (pooled.prediction_low, pooled.prediction_high)
+                axes.plot(reach, [y, y], color=_INK, linewidth=0.8)
+            shape = (
+                [pooled.low, pooled.mean, pooled.high, pooled.mean],
+                [y, y + 0.16, y, y - 0.16],
+            )
+            axes.fill(*shape, color=_INK)
+            made = ", synthetic" if found.synthetic else ""
+            axes.annotate(
+                f"mean over {pooled.tasks} data sets, {found.label}{made}", (0, y + 0.25), (0, 0),
+                textcoords="offset points", xycoords=("axes fraction", "data"), fontsize=9,
+            )  # fmt: skip
         for place, comparison in enumerate(reversed(rows)):
             row, found = comparison.headline, comparison.headline.difference
-            colour = {"better": _BETTER, "worse": _WORSE}.get(row.verdict, _INK)
+            colour = {BETTER: _BETTER, WORSE: _WORSE}.get(row.verdict, _INK)
             if found.low is not None:
                 bounds = sorted((found.low, found.high))
                 if not row.higher_is_better:
@@ -73,7 +91,7 @@ def forest_plot(comparisons: Sequence[Comparison]) -> str | None:
                 xycoords=("axes fraction", "data"), fontsize=9,
             )  # fmt: skip
         axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_ylim(-0.5, len(rows) - 0.3)
+        axes.set_ylim(-0.5 - len(across), len(rows) - 0.3)
         axes.set_yticks([])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("← worse      percent points      better →")

@@ -9,10 +9,10 @@ from itertools import islice
 from backbones.config import printable
 from tools import statistics
 from tools.experiments.record import Record
+from tools.report.across import Across, pool_datasets
 from tools.report.caveats import variants
 from tools.report.comparison import (
     Comparison,
-    MetricRow,
     ReferenceRow,
     compare_pair,
     judged_by_bootstrap,
@@ -20,10 +20,9 @@ from tools.report.comparison import (
 )
 from tools.report.escape import harmless
 from tools.report.pairs import describe_network, pair_twins
+from tools.statistics.outcomes import decide
 
-LEVEL = 0.05  # of the p-value after Holm's correction
 STATISTICS_FOR = 200  # pairs and single detectors; reading the files of more takes too long
-BETTER, WORSE, UNCLEAR = "better", "worse", "no clear difference"
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Table:
     comparisons: tuple[Comparison, ...]
     runs: tuple[Run, ...]
     warnings: tuple[str, ...]  # files that were skipped
+    across: tuple[Across, ...] = ()  # one line over several data sets
 
     @property
     def synthetic(self) -> bool:
@@ -56,6 +56,7 @@ def build_table(
     allow_unequal: bool = False,
     resamples: int = 1000,
     seed: int = 0,
+    margin: float | None = None,
 ) -> Table:
     """Pair the twins and compare them.
 
@@ -64,7 +65,13 @@ def build_table(
             characters go.
         allow_unequal: pair twins that differ in more than the backbone, and mark them.
         resamples, seed: of the bootstrap.
+        margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
+
+    Raises:
+        ValueError: ``margin`` is not above 0.
     """
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
     records = [harmless(record) for record in records]
     pairing = pair_twins(records, allow_unequal)
     order = {"classification": 0, "scene": 1, "detection": 2}
@@ -79,7 +86,12 @@ def build_table(
     }
     comparisons = [
         compare_pair(
-            f"pair-{number}", pair, resamples if number <= STATISTICS_FOR else 0, seed, trainings
+            f"pair-{number}",
+            pair,
+            resamples if number <= STATISTICS_FOR else 0,
+            seed,
+            trainings,
+            margin,
         )
         for number, pair in enumerate(pairs, start=1)
     ]
@@ -108,28 +120,24 @@ def build_table(
         replace(comparison, variant=variant)
         for comparison, variant in zip(comparisons, variants(firsts), strict=True)
     ]
-    return Table(tuple(_corrected(comparisons)), runs, tuple(printable(text) for text in warnings))
+    told = tuple(_corrected(comparisons))
+    skipped = tuple(printable(text) for text in warnings)
+    return Table(told, runs, skipped, pool_datasets(told))
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    """Verdicts: those of the headline metrics after Holm's correction over all comparisons."""
+    """Outcomes of the headline metrics, after Holm's correction over all comparisons."""
     adjusted = statistics.holm([c.headline.difference.p_value for c in comparisons])
-    return [
-        replace(
-            comparison,
-            metrics=tuple(
-                _with_verdict(row, p_holm if row.headline else None) for row in comparison.metrics
-            ),
+    found = []
+    for comparison, p_holm in zip(comparisons, adjusted, strict=True):
+        row = comparison.headline
+        outcome = decide(
+            row.difference,
+            higher_is_better=row.higher_is_better,
+            margin=row.outcome.margin,
+            p_value=p_holm,
         )
-        for comparison, p_holm in zip(comparisons, adjusted, strict=True)
-    ]
-
-
-def _with_verdict(row: MetricRow, p_holm: float | None) -> MetricRow:
-    found = row.difference
-    p_value = p_holm if row.headline else found.p_value
-    if p_value is None or found.low is None:
-        return replace(row, p_holm=p_holm)
-    clear = p_value < LEVEL and not found.low <= 0 <= found.high
-    verdict = UNCLEAR if not clear else BETTER if row.gain > 0 else WORSE
-    return replace(row, p_holm=p_holm, verdict=verdict)
+        told = replace(row, p_holm=p_holm, outcome=outcome)
+        metrics = tuple(told if one is row else one for one in comparison.metrics)
+        found.append(replace(comparison, metrics=metrics))
+    return found

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from tools.report.comparison import UNTESTED, Comparison, MetricRow
-from tools.report.table import BETTER, UNCLEAR, WORSE, Table
+from tools.report.across import Across
+from tools.report.comparison import Comparison, MetricRow
+from tools.report.table import Table
+from tools.statistics import Difference
+from tools.statistics.outcomes import BETTER, EQUIVALENT, UNDECIDED, UNTESTED, WORSE
 
-_MIXED = "better or worse depending on protocol or settings"
+_MIXED = "judged differently under different protocols or settings"
+THESE_WEIGHTS = "one seed: about these weights, not about the networks"
 TASKS = {
     "classification": "image classification",
     "scene": "scene classification",
@@ -17,19 +21,29 @@ TASKS = {
 METHODS = (
     "A difference is the candidate minus its plain twin, on the same images. Errors are better"
     " when lower, accuracies, AP and AR when higher; the words say which way it went.",
-    "Intervals are 95 % and about new images. With one seed they are about these two sets of weights"
-    " and not about the networks: Tango's score interval with McNemar's mid-p for top-k, for AP and"
-    " AR the standard deviation over resamples of the images with Student's t. With several seeds"
-    " interval and p-value come from one model of seeds, churn (seed by image) and images, after"
-    " Obuchowski, Rockette and Hillis; seeds are paired from five on, images always.",
+    "Intervals are 95 % and about new images and new seeds; beside them stands what holds on these"
+    " very images. With one seed they are about these two sets of weights and not about the networks:"
+    " Tango's score interval with McNemar's mid-p for top-k, for AP and AR the standard deviation over"
+    " resamples of the images with Student's t. With several seeds interval and p-value come from one"
+    " model of seeds, churn (seed by image) and images, after Obuchowski, Rockette and Hillis; seeds"
+    " are paired from five on, images always.",
     "AP and AR are scored anew in every resample, with each image as often as it was drawn.",
-    "Holm's correction is over all headline metrics of this report, and over the classes within a"
-    " comparison; other metrics are not corrected.",
-    "A published number counts as reproduced where it lies inside the 95 % interval of the measured"
-    " value: Wilson's for the top-k of one run, resamples of the images for the AP of one run, the"
-    " model above for several seeds of a pair.",
-    '"Better" or "worse" is said when the corrected p-value is below 0.05 and the interval leaves'
-    ' out zero; otherwise "no clear difference".',
+    'Outcomes of the headline metrics: "better" or "worse" where the p-value is below 0.05 after'
+    ' Holm\'s correction over all of them; else "equivalent within ±d" where the 90 % interval lies'
+    " within a difference d that does not matter (two one-sided tests at 5 %, each comparison for"
+    ' itself); else "undecided", with the smallest difference that such a study sees in 80 % of'
+    " cases and the largest that is still possible. Other metrics are not corrected and get no such"
+    " word.",
+    "Classes are first tested for whether they differ from each other at all (Cochran's Q). Their"
+    " p-values are adjusted after Benjamini and Hochberg; beside each difference stands the same"
+    " shrunken towards that of all classes (empirical Bayes), the better guess where images are few.",
+    "Over several data sets: random effects with Hartung and Knapp's interval, never narrower than the"
+    " plain one, and where the next data set's true difference is expected. Several pairs of a data"
+    " set count once.",
+    "A published number of released weights counts as reproduced within its rounding and 0.1 points"
+    " of decoder; of a network trained anew, where the 90 % interval of the difference, with the noise"
+    " of training in both runs, lies within ±d. It is not reproduced where the 95 % interval leaves"
+    ' out no difference, and "undecided" otherwise, as it is with one seed.',
     "Multiply-adds count convolutions, fully connected layers and residual additions. Latency"
     " is the median time of one picture alone through the network as it was evaluated, a detector's"
     " backbone at 4:3, on the machine of the run: a busy machine shows in it.",
@@ -79,13 +93,69 @@ def more(costs: tuple[float | None, float | None]) -> str:
 
 
 def change_in_words(row: MetricRow) -> str:
-    """ "1.51 points better", whatever the metric's direction."""
-    if row.gain is None:
+    """ "1.51 points better" where a test allows the word, else "1.51 points higher"."""
+    change = row.difference.difference
+    if row.gain is None or change is None:
         return "not measured"
-    points = f"{abs(row.gain):.2f}"
-    if float(points) == 0:
-        return "equal"
-    return f"{points} points {BETTER if row.gain > 0 else WORSE}"
+    points = f"{abs(change):.2f}"
+    if row.verdict in (BETTER, WORSE):
+        return f"{points} points {row.verdict}"
+    return (
+        f"{points} points {'higher' if change > 0 else 'lower'}" if float(points) else "no change"
+    )
+
+
+def these_images(found: Difference) -> str:
+    """What holds on this very set of images, for new seeds: "[+0.10, +0.50], p 0.012"."""
+    here = found.on_these_images
+    return "" if here is None else f"{interval(here.low, here.high)}, p {p_text(here.p_value)}"
+
+
+def noise(found: Difference) -> str:
+    """Where the noise comes from, and with that what would narrow the interval."""
+    if found.image_sd is None:
+        return ""
+    if found.seed_sd is None or found.churn_sd is None:
+        return f"images and churn {found.image_sd:.2f} points"
+    parts = f"seeds {found.seed_sd:.2f}, churn {found.churn_sd:.2f}, images {found.image_sd:.2f}"
+    of_seeds = (found.seed_sd**2 + found.churn_sd**2) / found.seeds
+    narrower = "another seed" if of_seeds > found.image_sd**2 else "more images"
+    return f"{parts} points: {narrower} would narrow the interval most"
+
+
+def classes_sentence(comparison: Comparison) -> str:
+    """Whether classes differ at all, before any of them is looked at."""
+    found = comparison.variation
+    if found is None:
+        return ""
+    if found.p_value < 0.05:
+        return (
+            f"Differences vary between classes (Cochran's Q, p {p_text(found.p_value)}), with a"
+            f" standard deviation of {found.sd:.1f} points."
+        )
+    return (
+        f"No class is shown to differ from the others (Cochran's Q, p {p_text(found.p_value)}): read"
+        " single classes as noise."
+    )
+
+
+def across_sentence(found: Across, candidate: str) -> str:
+    """The mean over data sets, and how little few of them say."""
+    pooled = found.pooled
+    made = " (synthetic data)" if found.synthetic else ""
+    text = (
+        f"Over {pooled.tasks} data sets{made}, {found.label}: on average {signed(pooled.mean)}"
+        f" points in favour of {candidate} {interval(pooled.low, pooled.high)}, p"
+        f" {p_text(pooled.p_value)}"
+    )
+    if pooled.prediction_low is not None:
+        text += (
+            f"; on the next {interval(pooled.prediction_low, pooled.prediction_high)} is expected"
+        )
+    if found.one_seed:
+        text += f"; {found.one_seed} of them by one seed"
+    few = " Few data sets say little: their mean is told from none only where they agree well."
+    return f"{text}.{few if pooled.tasks < 6 else ''}"
 
 
 def verdict_sentence(comparison: Comparison) -> str:
@@ -95,9 +165,10 @@ def verdict_sentence(comparison: Comparison) -> str:
         return f"{row.label} was not measured in both twins: {found.reason}"
     made = " (synthetic data)" if comparison.synthetic else ""
     bounds = interval(found.low, found.high)
+    weights = f" ({THESE_WEIGHTS})" if row.outcome.about_weights else ""
     return (
         f"{comparison.benchmark}{made}: {row.label} {signed(found.difference)}"
-        f"{' ' + bounds if bounds else ''} points, {row.verdict}, for"
+        f"{' ' + bounds if bounds else ''} points, {row.outcome.phrase}{weights}, for"
         f" {more(costs['parameters'])} parameters and {more(costs['multiply_adds'])} multiply-adds"
     )
 
@@ -123,44 +194,69 @@ def headline(table: Table) -> str:
     left_out = len(table.comparisons) - len(counted)
     if not counted:
         return f"{_pairs(left_out)} of twins, near chance or hardly trained: nothing to compare."
-    benchmarks: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    benchmarks: dict[tuple[object, ...], list[Comparison]] = defaultdict(list)
     for c in counted:
-        key = (c.task, c.dataset, c.synthetic, c.candidate, c.plain)
-        benchmarks[key].append(c.headline.verdict)
-    verdicts = [_together(found) for found in benchmarks.values()]
+        benchmarks[c.task, c.dataset, c.synthetic, c.candidate, c.plain].append(c)
+    groups = list(benchmarks.values())
+    verdicts = [_together([c.headline.verdict for c in group]) for group in groups]
     total = len(verdicts)
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     tested = total - counts.get(UNTESTED, 0)
     if tested == 0:
         return f"{_pairs(len(counted))} of twins, none of them tested."
+    by_weights = sum(all(c.headline.outcome.about_weights for c in group) for group in groups)
+    sentence = _who_is_what(table, counted, counts, total, by_weights == total)
+    if all(comparison.synthetic for comparison in counted):
+        sentence = f"On synthetic data: {sentence}"
+    elif sentence.startswith(("the ", "these ", "undecided ")):
+        sentence = f"{sentence[0].upper()}{sentence[1:]}"
+    if 0 < by_weights < total:
+        sentence += f" On {by_weights} of {total} there is one seed: that is about weights only."
+    if left_out:
+        sentence += f" Not counted: {_pairs(left_out)}, near chance or hardly trained."
+    return sentence
+
+
+def _who_is_what(
+    table: Table, counted: list[Comparison], counts: dict[str, int], total: int, weights: bool
+) -> str:
+    """ "se_x is better than x on 2 of 3 benchmarks, undecided on 1."; of weights with one seed."""
     candidates = {comparison.candidate for comparison in counted}
     plains = {comparison.plain for comparison in counted}
     who = candidates.pop() if len(candidates) == 1 else f"the {candidate_word(table)} network"
     than = plains.pop() if len(plains) == 1 else "its plain twin"
+    verb = "is"
+    if weights:
+        who, than, verb = f"these weights of {who}", f"those of {than}", "are"
     # Several candidates on one benchmark are as many comparisons.
     several = len({(c.task, c.dataset) for c in counted}) < total
     noun = "comparisons" if several else "benchmarks"
-    parts = []
-    for verdict, said in ((BETTER, f"better than {than}"), (WORSE, "worse")):
-        if counts.get(verdict):
-            parts.append(f"{said} on {_of(counts[verdict], total, noun)}")
-    if not parts and not counts.get(_MIXED):
-        on = f"any of the {total} {noun}" if total > 1 else "the one benchmark"
-        parts.append(f"neither clearly better nor clearly worse than {than} on {on}")
-    elif counts.get(UNCLEAR):
-        parts.append(f"without a clear difference on {counts[UNCLEAR]}")
-    if counts.get(_MIXED):
-        parts.append(f"{_MIXED} on {_of(counts[_MIXED], total, noun)}")
-    if tested < total:
-        parts.append(f"not tested on {total - tested}")
-    sentence = f"{who} is {', '.join(parts)}."
-    if all(comparison.synthetic for comparison in counted):
-        sentence = f"On synthetic data: {sentence}"
-    elif sentence.startswith("the "):
-        sentence = f"T{sentence[1:]}"
-    if left_out:
-        sentence += f" Not counted: {_pairs(left_out)}, near chance or hardly trained."
-    return sentence
+    if set(counts) == {UNDECIDED}:
+        on = f"on {_of(total, total, noun)}"
+        numbers = f": {_numbers(counted[0].headline)}" if len(counted) == 1 else ""
+        return f"undecided whether {who} {verb} better or worse than {than} {on}{numbers}."
+    margins = {c.headline.outcome.margin for c in counted if c.headline.verdict == EQUIVALENT}
+    within = " or ".join(f"±{margin:g}" for margin in sorted(margins))
+    said = {
+        BETTER: f"better than {than}",
+        WORSE: "worse" if counts.get(BETTER) else f"worse than {than}",
+        EQUIVALENT: f"equivalent to {than} within {within} points",
+        _MIXED: _MIXED,
+        UNDECIDED: UNDECIDED,
+        UNTESTED: UNTESTED,
+    }
+    parts = [
+        f"{words} on {_of(counts[verdict], total, noun)}"
+        for verdict, words in said.items()
+        if counts.get(verdict)
+    ]
+    return f"{who} {verb} {', '.join(parts)}."
+
+
+def _numbers(row: MetricRow) -> str:
+    """The two numbers without which "undecided" is not said."""
+    phrase = row.outcome.phrase
+    return phrase[phrase.find("(") + 1 : -1] if phrase.endswith(")") else "not tested"
 
 
 def _pairs(count: int) -> str:
@@ -182,7 +278,7 @@ def _of(found: int, total: int, noun: str) -> str:
 def lede(table: Table) -> str | None:
     """The numbers of the clearest difference that counts: the smallest p-value."""
     counted = [c for c in table.comparisons if not c.not_counted]
-    tested = [c for c in counted if c.headline.p_holm is not None]
+    tested = [c for c in counted if c.headline.verdict != UNTESTED]
     if not tested:
         return None
-    return verdict_sentence(min(tested, key=lambda c: c.headline.difference.p_value))
+    return verdict_sentence(min(tested, key=lambda c: c.headline.difference.p_value or 0.0))

@@ -140,13 +140,14 @@ def compare_classes(
         label: classes, (N,) integers.
         plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
 
-    Returns the differences by class and, of two classes or more, whether they differ at all.
+    Returns the differences by class and whether they differ at all, of two classes or more with two
+    images each.
     """
     differences, variances = _compare_groups(label, plain, candidate)
     found = dict(zip(np.unique(label).tolist(), differences, strict=True))
-    if len(found) < 2:
-        return found, None
     sizes = np.array([one.n for one in differences], dtype=float)
+    if len(found) < 2 or sizes.min() < 2:  # of one image there is no variance
+        return found, None
     smoothed = np.array([one.standard_error or 0.0 for one in differences]) ** 2
     values = np.array([one.difference for one in differences])
     return found, variation(values, variances, sizes, np.maximum(smoothed, variances))
