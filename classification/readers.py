@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from timm.data import ImageNetInfo
 
-from backbones.config import printable
 from backbones.weights.pickles import read_pickle
 from classification.config import DataSettings
 from classification.datasets import ImageArray, ImageFiles, Names
+from classification.devkit import read_synsets
 from classification.folders import (
     Walk,
     find_folder,
@@ -34,7 +34,6 @@ from classification.folders import (
 
 LARGEST_ARRAY = 2**31  # bytes of pixels that a set held in memory may have
 _LARGEST_PICKLE = 2**29  # bytes; CIFAR-100's training images take 155 MB
-_LARGEST_SYNSETS = 2**21  # bytes of meta.mat
 
 
 # CIFAR and Fashion-MNIST ---------------------------------------------------------------------------
@@ -348,7 +347,7 @@ def _read_devkit(
     data = root / "ILSVRC2012_devkit_t12" / "data"
     what = f"{folder} has no class folders, and beside it is no meta/val.txt; the devkit's labels"
     truth = require(data / "ILSVRC2012_validation_ground_truth.txt", what)
-    wnid_of = _read_synsets(require(data / "meta.mat", what))
+    wnid_of = read_synsets(require(data / "meta.mat", what))
     if len(wnid_of) < 1000 and settings.classes == "all":
         raise ValueError(
             f"{data / 'meta.mat'}: {len(wnid_of)} of 1000 classes; data.classes=subset keeps the "
@@ -365,26 +364,3 @@ def _read_devkit(
         raise ValueError(f"{folder} holds {len(images)} images, {truth} labels {len(numbers)}")
     labels = _label_by_name([wnid_of[int(number)] for number in numbers], classes, truth)
     return ImageFiles(settings.name, "val", Names(images), labels, classes, root, folder)
-
-
-def _read_synsets(path: Path) -> dict[int, str]:
-    """ILSVRC2012_ID -> wnid of the classes in the devkit's meta.mat.
-
-    Its columns are ILSVRC2012_ID, WNID, words, gloss, num_children, ...; leaves are the classes.
-    """
-    from scipy.io import loadmat
-
-    if path.stat().st_size > _LARGEST_SYNSETS:
-        raise ValueError(
-            f"{path} is larger than {_LARGEST_SYNSETS} bytes, which the devkit's is not"
-        )
-    try:
-        synsets = np.atleast_1d(loadmat(path, squeeze_me=True)["synsets"])
-        return {
-            int(row["ILSVRC2012_ID"]): str(row["WNID"])
-            for row in synsets
-            if int(row["num_children"]) == 0
-        }
-    except Exception as error:  # of a damaged file SciPy raises whatever comes
-        reason = printable(f"{type(error).__name__}: {error}")
-        raise ValueError(f"{path}: not the devkit's, or damaged ({reason})") from None
