@@ -234,7 +234,7 @@ def test_what_the_machine_lacks_is_no_bug_and_messages_are_clean(
 
 def test_scoring_a_file_refuses_what_it_would_not_use(sebench, tmp_path):
     arguments = ["evaluate", "detection", "--results", "x.json", "--annotations", "y.json"]
-    for more in (["-o", "out"], ["-b", "resnet50"], ["train.lr=3"], ["--dry-run"]):
+    for more in (["-o", "out"], ["-r", "tiny"], ["train.lr=3"], ["--dry-run"]):
         code, _, err = sebench(*arguments, *more)
         assert code == 1
         assert "--results scores a file as it is" in err

@@ -242,15 +242,30 @@ def evaluate(
       sebench evaluate scene -w runs/plain/weights.safetensors -w runs/se/weights.safetensors
 
       sebench evaluate detection --results detections.json --annotations instances_val2017.json
+
+      sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
     if results is not None or annotations is not None:
         useless = {
-            "key=value": overrides, "--weights": weights, "--recipe": recipe,
-            "--backbone": backbone, "--data": data, "--data-root": data_root, "--output": output,
-            "--import": imports, "--skip-bad-images": skip_bad_images,
-            "--allow-missing": allow_missing, "--no-cache": no_cache, "--dry-run": dry_run,
+            "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
+            "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing,
+            "--no-cache": no_cache,
         }  # fmt: skip
-        _score(task, results, annotations, evaluator, [k for k, v in useless.items() if v], as_json)
+        if not backbone:  # then the numbers are printed, and nothing is recorded
+            useless |= {
+                "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
+            }  # fmt: skip
+        from tools.experiments.run import results_experiment
+
+        _check_results(task, results, annotations, [key for key, value in useless.items() if value])
+        if not backbone:
+            _score(results, annotations, evaluator, as_json)
+            return
+        told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
+        if len(backbone) > 1:
+            raise ValueError("--backbone is given twice: a results file is of one network")
+        scored = results_experiment(results, annotations, backbone[0], told, imports or ())
+        _run([scored], output, False, dry_run, as_json)
         return
     if not weights:
         raise ValueError("--weights is missing: name the file to evaluate")
@@ -439,13 +454,8 @@ def _run_name(experiment: Experiment) -> str:
     return f"{name}-{experiment.hash[:8]}".replace(":", "_")
 
 
-def _score(
-    task: str,
-    results: Path | None,
-    annotations: Path | None,
-    evaluator: str | None,
-    useless: list[str],
-    as_json: bool,
+def _check_results(
+    task: str, results: Path | None, annotations: Path | None, useless: list[str]
 ) -> None:
     if task != "detection":
         raise ValueError("--results is for detection: sebench evaluate detection --results FILE")
@@ -454,11 +464,15 @@ def _score(
         raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
     if useless:
         raise ValueError(
-            f"{', '.join(useless)}: --results scores a file as it is, no network is run and "
-            "nothing is recorded; leave that out, or evaluate --weights"
+            f"{', '.join(useless)}: --results scores a file as it is, and no network is run; leave "
+            "that out, or evaluate --weights. With --backbone NAME, the network it came from, it is "
+            "recorded, and --output, --import and seed=N count"
         )
     check_file(results)
     check_file(annotations)
+
+
+def _score(results: Path, annotations: Path, evaluator: str | None, as_json: bool) -> None:
     from detection.scoring import score_results
     from tools.cli.display import print_metrics
 

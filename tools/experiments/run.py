@@ -167,6 +167,48 @@ def load_experiment(
     return Experiment(task, recipe, config, action)
 
 
+def results_experiment(
+    results: Path,
+    annotations: Path,
+    backbone: str,
+    overrides: Iterable[str] = (),
+    imports: Sequence[str | Path] = (),
+) -> Experiment:
+    """The evaluation of a COCO results file that came from somewhere else.
+
+    Args:
+        results: detections, `[{"image_id", "category_id", "bbox", "score"}, ...]`.
+        annotations: the ground truth they are scored against.
+        backbone: the network that they came from, which the file does not tell.
+        overrides: what else is known: seed=N, backbone.options.KEY=VALUE, or evaluate.evaluator.
+
+    Raises:
+        ValueError: an override of what a results file leaves unknown.
+    """
+    known = {
+        "backbone": {
+            "name": backbone,
+            "weights": str(results),
+            "imports": [str(path) for path in imports],
+        },
+        "data": {"name": "custom", "val_annotations": str(annotations)},
+    }
+    parts = [("", known)]
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key not in ("seed", "evaluate.evaluator") and not key.startswith("backbone.options"):
+            raise ValueError(
+                f"{text}: a results file is scored as it is; only seed, backbone.options and "
+                "evaluate.evaluator can be told"
+            )
+        parts.append((text, parse_override(text)))
+    config = build_settings(settings_class(TASKS["detection"]), parts)
+    for path in imports:
+        load_user_module(path)
+    describe_backbone(config.backbone.name)
+    return Experiment("detection", "unknown (a results file)", config, "evaluate")
+
+
 def check_imports(source: str, wanted: object, named: Sequence[str | Path]) -> None:
     """Refuse a file that asks for Python files to be run while a person named none.
 
