@@ -153,12 +153,7 @@ def read_annotations(path: Path | str) -> Annotations:
 def annotations_from(content: bytes, path: Path) -> Annotations:
     """As `read_annotations`, from the content of a file; `path` names it."""
     file = _decode(content, _File, path)
-    for table in ("images", "categories", "annotations"):
-        if not getattr(file, table):
-            raise ValueError(
-                f"{path} holds no list {table!r}: a COCO file has images, categories and "
-                "annotations (the test sets have no annotations and cannot be scored here)"
-            )
+    _require_lists(file, path)
     image_ids = _ids(path, "images", "id", [row.id for row in file.images])
     category_ids = _ids(path, "categories", "id", [row.id for row in file.categories])
     identifier = _ids(path, "annotations", "id", [row.id for row in file.annotations])
@@ -317,6 +312,15 @@ def _ids(path: Path, table: str, key: str, values: list[int | float]) -> np.ndar
                 raise ValueError(f"{path}: {place}.{key} is {value}: ids are whole numbers")
             values[index] = int(value)
     return np.array(values, np.int64)
+
+
+def _require_lists(file: _File, path: Path) -> None:
+    for table in ("images", "categories", "annotations"):
+        if not getattr(file, table):
+            raise ValueError(
+                f"{path} holds no list {table!r}: a COCO file has images, categories and "
+                "annotations (the test sets have no annotations and cannot be scored here)"
+            )
 
 
 def _require_single(path: Path, table: str, ids: np.ndarray) -> None:

@@ -130,7 +130,7 @@ def build_detectron2_backbone(
     settings = BackboneSettings(
         name,
         options=dict(options or {}),
-        weights=opened and opened.path,
+        weights=opened.path if opened else None,
         allow_missing=list(allow_missing),
     )
     stages = build_backbone(name, **fit_backbone(settings, opened).options)
@@ -319,7 +319,8 @@ def _converted(batch_norm: nn.BatchNorm2d, norm: str, name: str) -> nn.Module:
     if hasattr(batch_norm, "act"):  # timm's norms have drop and activation inside
         plain = nn.BatchNorm2d(batch_norm.num_features, batch_norm.eps, batch_norm.momentum)
         plain.load_state_dict(batch_norm.state_dict())
-        return nn.Sequential(_converted(plain, norm, name), batch_norm.drop, batch_norm.act)
+        inside = [batch_norm.get_submodule(part) for part in ("drop", "act")]
+        return nn.Sequential(_converted(plain, norm, name), *inside)
     if norm == "FrozenBN":
         return FrozenBatchNorm2d.convert_frozen_batchnorm(batch_norm)
     if norm == "SyncBN":

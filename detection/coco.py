@@ -55,6 +55,7 @@ class CocoPart:
 
     @property
     def image_count(self) -> int:
+        """Images that are read: without those left out."""
         return len(self.annotations.image_ids) - len(self.bad_images)
 
     def records(self) -> list[dict[str, Any]]:
@@ -83,6 +84,8 @@ class CocoPart:
 
 @dataclass(frozen=True)
 class CocoData:
+    """The splits of an experiment, checked."""
+
     train: tuple[CocoPart, ...]  # empty when only an evaluation was asked for
     val: CocoPart
     synthetic: bool  # the root holds a file named SYNTHETIC
@@ -90,10 +93,12 @@ class CocoData:
 
     @property
     def class_names(self) -> list[str]:
+        """Names of the categories, by rising id."""
         return self.val.annotations.category_names
 
     @property
     def category_ids(self) -> list[int]:
+        """Ids of the categories in the annotation files, rising."""
         return self.val.annotations.category_ids.tolist()
 
     def sha256(self) -> str:
@@ -111,10 +116,10 @@ def load_coco(data: DataSettings, splits: Iterable[str] = ("train", "val")) -> C
 
     Raises:
         ValueError: a file or image is missing, an id is unknown or twice there, more boxes lie
-            outside their image or have no area than `data.accept_bad_boxes`, a image is
+            outside their image or have no area than `data.accept_bad_boxes`, an image is
             damaged, or train and val disagree about the categories.
     """
-    train = ()
+    train: tuple[CocoPart, ...] = ()
     if "train" in splits:
         train = tuple(_check_part(*paths, "train", data) for paths in _locate(data, "train"))
     (paths,) = _locate(data, "val")
@@ -135,7 +140,7 @@ def datasets_root(data: DataSettings) -> Path:
 
 
 def register_dataset(part: CocoPart) -> str:
-    """Enter `part` into Detectron2's catalog and return its name there; again is no harm."""
+    """Enter `part` into Detectron2's catalog and return its name there. Safe to call twice."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     truth = part.annotations
@@ -250,8 +255,8 @@ def _find_bad_boxes(truth: Annotations) -> list[str]:
     """What is wrong with boxes that are readable: no area, or beyond the image."""
     low, sides = truth.box[:, :2], truth.box[:, 2:]
     sizes = truth.sizes[truth.image]
-    flat = (sides <= 0).any(axis=1)
-    beyond = (low < -_OUTSIDE).any(axis=1) | (low + sides > sizes + _OUTSIDE).any(axis=1)
+    flat = np.any(sides <= 0, axis=1)
+    beyond = np.any((low < -_OUTSIDE) | (low + sides > sizes + _OUTSIDE), axis=1)
     problems = []
     for row in np.flatnonzero(flat | beyond):
         what = "{2:g} x {3:g} pixels" if flat[row] else "[{:g}, {:g}, {:g}, {:g}] in an image of "

@@ -35,6 +35,8 @@ Sizes = Annotated[list[Count], Len(1)]
 
 @dataclass(frozen=True)
 class Architecture:
+    """A detector of Detectron2."""
+
     base: str  # Detectron2's config it starts from
     meta: str  # Detectron2's name of it
     builder: str  # of the backbone that MODEL.SEBENCH.NAME names, in Detectron2's registry
@@ -211,6 +213,8 @@ class DetectionConfig(Settings):
 
 @dataclass(frozen=True)
 class Schedule:
+    """What the settings of training come to."""
+
     iterations: int
     steps: tuple[int, ...]  # iterations at which the learning rate is divided by ten
     lr: float
@@ -264,10 +268,12 @@ class Build:
 
     @property
     def architecture(self) -> Architecture:
+        """The row of ARCHITECTURES."""
         return ARCHITECTURES[self.config.detector.architecture]
 
     @property
     def schedule(self) -> Schedule:
+        """See `resolve_schedule`."""
         return resolve_schedule(self.config)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
 from backbones import BackboneSettings, InputFormat, check_finite
-from backbones.config import flatten, unknown
+from backbones.config import check_choice, flatten, unknown
 from backbones.device import choose_device
 from backbones.files import sha256
+from backbones.result import Weights as WeightsUsed
+from backbones.result import WeightsFile
 from backbones.weights.files import read_state, save_state
 from backbones.weights.load import Weights
 
@@ -36,13 +40,18 @@ def choose_input_format(settings: InputSettings, weights: Weights | None) -> Inp
     base = known or InputFormat()
     given = InputFormat(
         channel_order=settings.channel_order or base.channel_order,
-        mean=tuple(settings.mean or base.mean),
-        std=tuple(settings.std or base.std),
+        mean=_triple(settings.mean or base.mean),
+        std=_triple(settings.std or base.std),
         interpolation=base.interpolation,
     )
     if weights is not None and known is not None:
         check_input_format(given, known, weights.path)
     return given
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def build_cfg(build: Build) -> CfgNode:
@@ -109,7 +118,7 @@ class Detector:
 
 
 def save_detector(
-    detector: Detector, path: Path, config: DetectionConfig, initial: dict[str, Any] | None
+    detector: Detector, path: Path, config: DetectionConfig, initial: WeightsFile | None
 ) -> str:
     """Write a detector and all that is needed to rebuild it, whole or not at all.
 
@@ -127,21 +136,21 @@ def save_detector(
         "class_names": detector.class_names,
         "category_ids": detector.category_ids,
         "input_format": plain_input_format(detector.input_format),
-        "initial": initial,
+        "initial": asdict(initial) if initial else None,
     }
     return save_state(path, detector.model.state_dict(), metadata)
 
 
 def load_detector(
     path: str | Path, config: DetectionConfig | None = None, device: str = "auto"
-) -> tuple[Detector, dict[str, Any]]:
+) -> tuple[Detector, WeightsUsed]:
     """Rebuild a detector from its file, in evaluation mode.
 
     Args:
         config: settings of the evaluation (sizes, augmentation); they must describe the same
             network as the file. None: Detectron2's sizes.
     Returns:
-        The detector, and {path, format, sha256, initial} for the record.
+        The detector, and its file for the record.
     Raises:
         ValueError: not a detector of this suite, another than `config` describes, or one whose
             weights are not finite.
@@ -162,12 +171,9 @@ def load_detector(
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the detector it describes: {error}") from error
-    origin = {
-        "path": str(path),
-        "format": FORMAT,
-        "sha256": sha256(path),
-        "initial": told.initial,
-    }
+    origin = WeightsUsed(
+        str(path), sha256(path), format=FORMAT, tensors=len(tensors), initial=told.initial
+    )
     return Detector(model, cfg, names, ids, input_format), origin
 
 
@@ -186,7 +192,7 @@ class _Metadata(msgspec.Struct):
     class_names: list[str]
     category_ids: list[int]
     input_format: InputFormat
-    initial: dict[str, Any] | None = None
+    initial: WeightsFile | None = None
 
 
 def _parts_of(config: DetectionConfig) -> dict[str, Any]:
@@ -205,11 +211,7 @@ def _read_metadata(metadata: dict[str, Any], path: str | Path) -> tuple[_Metadat
             raise ValueError(
                 f"{len(told.class_names)} class names for {len(told.category_ids)} category ids"
             )
-        InputSettings(
-            told.input_format.channel_order,
-            list(told.input_format.mean),
-            list(told.input_format.std),
-        )
+        _check_pixels(told.input_format)
         own = DetectionConfig(
             backbone=BackboneSettings(**told.detector.backbone),
             detector=DetectorSettings(**told.detector.detector),
@@ -218,6 +220,12 @@ def _read_metadata(metadata: dict[str, Any], path: str | Path) -> tuple[_Metadat
     except (ValueError, TypeError) as error:  # msgspec's are ValueErrors
         raise ValueError(f"{path}: its metadata are damaged: {error}") from None
     return told, own
+
+
+def _check_pixels(given: InputFormat) -> None:
+    check_choice("channel_order", given.channel_order, ("RGB", "BGR"))
+    if not np.isfinite([given.mean, given.std]).all() or min(given.std) <= 0:
+        raise ValueError(f"mean {given.mean} and std {given.std} are none of pixels")
 
 
 def _fit(own: DetectionConfig, asked: DetectionConfig | None, path: str | Path) -> DetectionConfig:

@@ -21,14 +21,16 @@ from backbones.inference import prepare_for_inference
 from .annotations import Results, join_results
 from .coco import CocoPart, register_dataset
 from .detector import Detector
-from .scoring import Scorer, score
+from .scoring import Scorer, Scores, score
 
 
 @dataclass(frozen=True)
 class Detections:
+    """What a detector found in a data set."""
+
     results: Results
     images: int  # seen
-    scores: dict[str, Any]  # what `scoring.score` returns
+    scores: Scores
     seconds: float  # of reading, detecting and, with hotcoco, scoring as it went
 
 

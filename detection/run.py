@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -13,12 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -27,18 +26,27 @@ from backbones import (
     build_backbone,
     count_multiply_adds,
     count_parameters,
-    describe_backbone,
     describe_latency,
-    load_user_module,
     prepare_for_inference,
 )
-from backbones.config import printable
 from backbones.device import choose_device, peak_memory
-from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to
-from backbones.weights.load import Weights, fit_backbone, read_weights
+from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to, sha256, write_whole
+from backbones.result import (
+    Cost,
+    Dataset,
+    Latency,
+    Protocol,
+    Result,
+    Timing,
+    Weights,
+    WeightsFile,
+)
+from backbones.weights.load import fit_backbone
 
-from .backbone import Detectron2Backbone, build_detectron2_backbone, opened_weights
-from .coco import CocoData, CocoPart, load_coco, register_dataset
+from .annotations import read_annotations, read_results
+from .backbone import Detectron2Backbone, opened_weights
+from .check import check_experiment, require_same_classes
+from .coco import CocoData, register_dataset
 from .config import Build, DetectionConfig, reader_processes, resolve_schedule
 from .detector import (
     FORMAT,
@@ -51,11 +59,12 @@ from .detector import (
     save_detector,
 )
 from .evaluate import detect, write_detections
+from .scoring import RESULTS_FILE, describe_annotations, score
 from .train import train_detector
 
 logger = logging.getLogger(__name__)
 
-_STRIDE = 32  # of res5
+RESULTS = ".json"  # suffix of what is no weights but detections of somewhere else
 
 
 def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
@@ -63,53 +72,63 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
 
     Returns:
         The data set and the protocol as a record has them, and the schedule when `training`.
+
     Raises:
         ValueError: naming what is wrong, what was allowed, and the mend.
     """
-    data, _ = _check(config, training)
+    if not training and _is_results(config):
+        result = _score_results(config)
+        return {"dataset": asdict(result.dataset), "protocol": asdict(result.protocol)}
+    data, _ = check_experiment(config, training)
     summary = {
-        "dataset": _describe_dataset(config, data),
-        "protocol": _describe_protocol(config),
+        "dataset": asdict(_describe_dataset(config, data)),
+        "protocol": asdict(_describe_protocol(config)),
     }
     if training:
         summary["schedule"] = asdict(resolve_schedule(config))
     else:
-        detector, _ = load_detector(config.backbone.weights, config, "cpu")
-        _require_same_classes(detector, data, config.backbone.weights)
+        _load(config, data, "cpu")
     return summary
 
 
-def train(config: DetectionConfig, directory: Path, resume: bool = False) -> dict[str, Any] | None:
+def train(config: DetectionConfig, directory: Path, resume: bool = False) -> Result | None:
     """Train a detector, evaluate it, and leave weights, curve and detections in `directory`.
 
     With `config.processes` above 1 Detectron2's `launch` starts them here; under torchrun every
     process calls this, and rank 0 gets the result.
+
+    Raises:
+        ValueError: bad input, or the loss is not finite.
+        KeyboardInterrupt: the run was asked to stop; the checkpoint is saved.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if config.processes == 1 or "WORLD_SIZE" in os.environ:
         return _train(config, directory, resume)
-    _check(config, training=True)
+    check_experiment(config, training=True)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         result = Path(folder) / "result.json"
         arguments = (config, directory, resume, result)
         launch(_launched, config.processes, dist_url="auto", args=arguments)
-        return json.loads(result.read_text(encoding="utf-8"))
+        return TypeAdapter(Result).validate_json(result.read_bytes())
 
 
-def evaluate(config: DetectionConfig, directory: Path) -> dict[str, Any] | None:
+def evaluate(config: DetectionConfig, directory: Path) -> Result | None:
     """Evaluate the detector `config.backbone.weights`, leaving its detections in `directory`.
+
+    Where the weights are a COCO results file (`.json`), its detections are scored as they are.
 
     Raises:
         ValueError: the file holds no detector, or another than the settings describe.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if _is_results(config):
+        return _score_results(config, directory)
     with _processes(config) as device, _quiet():
-        data, _ = _check(config, training=False)
-        detector, origin = load_detector(config.backbone.weights, config, str(device))
-        _require_same_classes(detector, data, config.backbone.weights)
-        return _evaluate(config, directory, data, detector, origin, {})
+        data, _ = check_experiment(config, training=False)
+        detector, origin = _load(config, data, str(device))
+        return _evaluate(config, directory, data, detector, origin, Timing())
 
 
 def _launched(config: DetectionConfig, directory: Path, resume: bool, result: Path) -> None:
@@ -117,12 +136,12 @@ def _launched(config: DetectionConfig, directory: Path, resume: bool, result: Pa
     with log_to(directory / LOG, loggers) if comm.is_main_process() else nullcontext():
         found = _train(config, directory, resume)
     if found is not None:
-        result.write_text(json.dumps(found), encoding="utf-8")
+        result.write_bytes(TypeAdapter(Result).dump_json(found))
 
 
-def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, Any] | None:
+def _train(config: DetectionConfig, directory: Path, resume: bool) -> Result | None:
     with _processes(config) as device, _quiet():
-        data, weights = _check(config, training=True)
+        data, weights = check_experiment(config, training=True)
         # The file of the detector names every option its backbone was built with.
         config = replace(config, backbone=fit_backbone(config.backbone, weights))
         input_format = choose_input_format(config.input, weights)
@@ -148,22 +167,16 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> dict[str, 
                 inference=config.evaluate.inference,
                 evaluator=config.evaluate.evaluator,
             )
-            if found is None:
-                return {}
-            return {name: found.scores["metrics"][name] for name in ("AP", "AP50", "AP75")}
+            names = ("AP", "AP50", "AP75")
+            return {name: found.scores.metrics[name] for name in names} if found else {}
 
         timing = train_detector(config, cfg, model, directory, resume, data.sha256(), validate)
-        loaded = _backbone_of(model).loaded
-        initial = loaded.describe() if loaded else None
-        origin = {"path": WEIGHTS, "format": FORMAT, "sha256": None, "initial": initial}
+        initial = _describe_initial(model)
+        digest = None
         if comm.is_main_process():
-            path = directory / WEIGHTS
-            origin["sha256"] = save_detector(detector, path, config, initial)
-        times = {
-            "train_seconds": timing["seconds"],
-            "train_images_per_second": timing["images_per_second"],
-        }
-        return _evaluate(config, directory, data, detector, origin, times)
+            digest = save_detector(detector, directory / WEIGHTS, config, initial)
+        origin = Weights(WEIGHTS, digest, FORMAT, len(model.state_dict()), initial=initial)
+        return _evaluate(config, directory, data, detector, origin, timing)
 
 
 def _evaluate(
@@ -171,9 +184,9 @@ def _evaluate(
     directory: Path,
     data: CocoData,
     detector: Detector,
-    origin: dict[str, Any],
-    times: dict[str, float],
-) -> dict[str, Any] | None:
+    origin: Weights,
+    timing: Timing,
+) -> Result | None:
     settings = config.evaluate
     workers = reader_processes(config.data)
     with _progress(data.val.image_count) as advance:
@@ -189,149 +202,101 @@ def _evaluate(
     if found is None:
         return None
     write_detections(found, data.val, directory / DETECTIONS)
-    logger.info("metrics: %s", found.scores["metrics"])
-    return {
-        **found.scores,
-        "dataset": _describe_dataset(config, data),
-        "protocol": _describe_protocol(config),
-        "selection": "last iteration",
-        "samples": None,
-        "detections": DETECTIONS,
-        "curve": CURVE if (directory / CURVE).exists() else None,
-        "weights": origin,
-        "input_format": plain_input_format(detector.input_format),
-        "timing": {
-            "train_seconds": None,
-            "train_images_per_second": None,
-            **times,
-            "evaluate_seconds": found.seconds,
-            "evaluate_images_per_second": found.images / found.seconds,
-            "peak_memory_bytes": peak_memory(torch.device(detector.cfg.MODEL.DEVICE)),
-        },
-        "cost": _describe_cost(config, detector),
-    }
+    logger.info("metrics: %s", found.scores.metrics)
+    return Result(
+        **vars(found.scores),
+        dataset=_describe_dataset(config, data),
+        protocol=_describe_protocol(config),
+        weights=origin,
+        cost=_describe_cost(config, detector),
+        timing=replace(
+            timing,
+            evaluate_seconds=found.seconds,
+            evaluate_images_per_second=found.images / found.seconds,
+            peak_memory_bytes=peak_memory(torch.device(detector.cfg.MODEL.DEVICE)),
+        ),
+        selection="last iteration",
+        input_format=plain_input_format(detector.input_format),
+        chance=0.0,
+        steps=resolve_schedule(config).iterations if timing.train_seconds is not None else None,
+        detections=DETECTIONS,
+        curve=CURVE if (directory / CURVE).exists() else None,
+    )
 
 
-# Checks --------------------------------------------------------------------------------------------
+def _load(config: DetectionConfig, data: CocoData, device: str) -> tuple[Detector, Weights]:
+    path = config.backbone.weights
+    assert path is not None  # checked
+    detector, origin = load_detector(path, config, device)
+    require_same_classes(detector, data, path)
+    return detector, origin
 
 
-def _check(config: DetectionConfig, training: bool) -> tuple[CocoData, Weights | None]:
-    """Find what is wrong, and return what was read: the data, and the backbone's weights."""
-    for path in config.backbone.imports:
-        load_user_module(path)
-    backbone, detector = config.backbone, config.detector
-    reason = describe_backbone(backbone.name).detection
-    if reason is not None:
-        raise ValueError(f"backbone.name={backbone.name} cannot serve detection: {reason}")
-    device = choose_device(config.device)
-    if config.evaluate.tta and detector.architecture != "faster_rcnn":
+# Detections of somewhere else ----------------------------------------------------------------------
+
+
+def _is_results(config: DetectionConfig) -> bool:
+    return Path(config.backbone.weights or "").suffix == RESULTS
+
+
+def _score_results(config: DetectionConfig, directory: Path | None = None) -> Result:
+    """Score a results file; of the network nothing is known but its name."""
+    path, annotations = config.backbone.weights, config.data.val_annotations
+    if annotations is None:
         raise ValueError(
-            f"evaluate.tta: Detectron2 has it for faster_rcnn, not for {detector.architecture}"
+            f"data.val_annotations is missing: {path} is scored against the annotations it is of"
         )
-    weights = None
-    if training:
-        weights = _check_training(config, device)
-    elif not backbone.weights:
-        raise ValueError(
-            "backbone.weights is missing: evaluation needs the weights.safetensors that `sebench "
-            "train detection` wrote"
-        )
-    data = load_coco(config.data, ("train", "val") if training else ("val",))
-    settings = config.evaluate
-    sizes = settings.tta_sizes if settings.tta else [settings.min_size]
-    _check_sizes(data.val, min(sizes), settings.max_size, "evaluate")
-    for part in data.train:
-        _check_sizes(part, min(config.train.min_size), config.train.max_size, "train")
-    return data, weights
-
-
-def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:
-    """Refuse images of which resizing would leave nothing."""
-    sizes = part.annotations.sizes
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    left = short * np.minimum(shorter / short, longer / long)  # pixels, before rounding
-    gone = np.flatnonzero(left < 0.5)
-    if gone.size:
-        width, height = sizes[gone[0]]
-        raise ValueError(
-            f"{part.annotations.path}: {printable(part.annotations.file_names[gone[0]])} has "
-            f"{width} x {height} pixels, of which {group}.max_size={longer} leaves none of the "
-            f"shorter side ({len(gone)} such images); leave them out of the file, or set "
-            f"{group}.max_size higher"
-        )
-
-
-def _check_training(config: DetectionConfig, device: torch.device) -> Weights | None:
-    backbone, detector, train = config.backbone, config.detector, config.train
-    if not backbone.weights and (detector.norm == "FrozenBN" or detector.freeze_at > 0):
-        raise ValueError(
-            f"detector.norm={detector.norm} with detector.freeze_at={detector.freeze_at} from "
-            "scratch: frozen norms without statistics do nothing, frozen stages stay random, and "
-            "training diverges; give backbone.weights=FILE, or set detector.norm=BN (or SyncBN, "
-            "GN) and detector.freeze_at=0"
-        )
-    processes = int(os.environ.get("WORLD_SIZE", config.processes))
-    if train.batch_size % processes:
-        raise ValueError(
-            f"train.batch_size={train.batch_size} does not divide among {processes} processes"
-        )
-    smallest = min(*train.min_size, train.max_size)
-    if train.batch_size == processes and detector.norm == "BN" and smallest <= _STRIDE:
-        raise ValueError(
-            f"train.batch_size={train.batch_size} with train.min_size={smallest}: res5 of one image "
-            f"a process may be a single pixel, of which detector.norm=BN has no statistics; give "
-            f"images above {_STRIDE} pixels, more of them, or another norm"
-        )
-    if train.precision != "float32" and device.type == "cpu":
-        raise ValueError(f"train.precision={train.precision}: needs a CUDA device; use float32")
-    # Options, norms, input format and weights that do not fit show here.
-    weights = read_weights(backbone.weights, backbone.name) if backbone.weights else None
-    build_cfg(Build(config, 1, choose_input_format(config.input, weights)))
-    with torch.random.fork_rng(devices=[]):
-        build_detectron2_backbone(
-            backbone.name,
-            backbone.options,
-            freeze_at=detector.freeze_at,
-            norm=detector.norm,
-            weights=weights,
-            allow_missing=backbone.allow_missing,
-        )
-    return weights
-
-
-def _require_same_classes(detector: Detector, data: CocoData, path: str) -> None:
-    if (detector.category_ids, detector.class_names) != (data.category_ids, data.class_names):
-        raise ValueError(
-            f"{path} knows {len(detector.class_names)} categories ({detector.class_names[0]}, ...)"
-            f", {data.val.annotations.path} has {len(data.class_names)} "
-            f"({data.class_names[0]}, ...): they are of different sets"
-        )
+    truth = read_annotations(Path(annotations).expanduser())
+    found = read_results(Path(path or ""), truth)
+    if directory is not None:
+        write_whole(directory / DETECTIONS, found.as_json(truth))
+    size = backbone_input_size(config.evaluate.min_size)
+    with torch.device("meta"):
+        backbone = build_backbone(config.backbone.name, **config.backbone.options)
+    return Result(
+        **vars(score(truth, found, config.evaluate.evaluator)),
+        dataset=describe_annotations(truth),
+        protocol=RESULTS_FILE,
+        weights=Weights(str(path), sha256(path or ""), "coco-results"),
+        cost=Cost(
+            parameters=count_parameters(backbone),
+            multiply_adds=count_multiply_adds(backbone, size),
+            input_size=list(size),
+            latency=Latency(None, reason="a results file was scored; nothing was run"),
+            scope="of the backbone alone: the detector of a results file is not known",
+        ),
+        timing=Timing(),
+        selection="unknown: a results file was scored",
+        input_format={},
+        chance=0.0,
+        detections=DETECTIONS,
+    )
 
 
 # What the record says ------------------------------------------------------------------------------
 
 
-def _describe_dataset(config: DetectionConfig, data: CocoData) -> dict[str, Any]:
-    return {
-        "name": config.data.name,
-        "split": data.val.annotations.split,
-        "images": data.val.image_count,
-        "classes": len(data.class_names),
-        "class_names": data.class_names,
-        "synthetic": data.synthetic,
-        "root": str(data.root),
-        "annotations": str(data.val.annotations.path),
-        "train_images": sum(part.image_count for part in data.train) or None,
-        "sha256": data.sha256(),
-        "bad_boxes": sum(part.bad_boxes for part in (*data.train, data.val)),
-        "skipped_train_images": sum(len(part.bad_images) for part in data.train),
-    }
+def _describe_dataset(config: DetectionConfig, data: CocoData) -> Dataset:
+    return Dataset(
+        name=config.data.name,
+        split=data.val.annotations.split,
+        images=data.val.image_count,
+        classes=len(data.class_names),
+        class_names=data.class_names,
+        synthetic=data.synthetic,
+        root=str(data.root),
+        annotations=str(data.val.annotations.path),
+        train_images=sum(part.image_count for part in data.train) or None,
+        sha256=data.sha256(),
+        bad_boxes=sum(part.bad_boxes for part in (*data.train, data.val)),
+        skipped_train_images=sum(len(part.bad_images) for part in data.train),
+    )
 
 
-def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
+def _describe_protocol(config: DetectionConfig) -> Protocol:
     settings = config.evaluate
-    protocol = {
-        "name": f"coco-bbox-{settings.min_size}-{settings.max_size}",
+    name = "coco-bbox-tta" if settings.tta else f"coco-bbox-{settings.min_size}-{settings.max_size}"
+    values = {
         "min_size": settings.min_size,
         "max_size": settings.max_size,
         "max_detections": 100,
@@ -339,26 +304,33 @@ def _describe_protocol(config: DetectionConfig) -> dict[str, Any]:
         "inference": settings.inference,
         "tta": settings.tta,
     }
-    if settings.tta:
-        protocol |= {"name": "coco-bbox-tta", "tta_sizes": list(settings.tta_sizes)}
-    return protocol
+    return Protocol(name, values | ({"tta_sizes": settings.tta_sizes} if settings.tta else {}))
 
 
-def _describe_cost(config: DetectionConfig, detector: Detector) -> dict[str, Any]:
+def _describe_initial(model: nn.Module) -> WeightsFile | None:
+    """What the backbone started from."""
+    loaded = _backbone_of(model).loaded
+    if loaded is None:
+        return None
+    return WeightsFile(
+        loaded.path, loaded.sha256, loaded.format, loaded.tensors, loaded.missing, loaded.unexpected
+    )
+
+
+def _describe_cost(config: DetectionConfig, detector: Detector) -> Cost:
     size = backbone_input_size(config.evaluate.min_size)
     stages = _backbone_of(detector.model).stages
     with torch.device("meta"):
         backbone = build_backbone(config.backbone.name, **config.backbone.options)
-    return {
-        "parameters": count_parameters(detector.model),
-        "multiply_adds": count_multiply_adds(backbone, size),
-        "input_size": list(size),
-        "latency": describe_latency(
-            [prepare_for_inference(stages, config.evaluate.inference)], size
-        ),
-        "scope": "parameters of the whole detector that are learned; multiply-adds and latency of "
-        "the backbone",
-    }
+    latency = describe_latency([prepare_for_inference(stages, config.evaluate.inference)], size)
+    return Cost(
+        parameters=count_parameters(detector.model),
+        multiply_adds=count_multiply_adds(backbone, size),
+        input_size=list(size),
+        latency=Latency(**latency),
+        scope="parameters of the whole detector that are learned; multiply-adds and latency of the "
+        "backbone",
+    )
 
 
 def _backbone_of(model: nn.Module) -> Detectron2Backbone:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from backbones.config import check_choice
 from backbones.files import SYNTHETIC
+from backbones.result import ClassScore, Dataset, Protocol
 
 from .annotations import Annotations, Results, read_annotations, read_results
 
@@ -34,6 +36,17 @@ METRICS = {
     "ARl": "box over 96 x 96 pixels of area",
 }
 EVALUATORS = ("hotcoco", "pycocotools")
+# How images became the boxes of a results file is not known.
+RESULTS_FILE = Protocol("coco-bbox", {"max_detections": 100})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO's numbers, in percent; nothing is -1 or NaN."""
+
+    metrics: dict[str, float | None]  # of METRICS; None: see missing
+    missing: dict[str, str]  # name -> why there is no value
+    per_class: list[ClassScore]  # AP
 
 
 def score_results(
@@ -42,38 +55,40 @@ def score_results(
     """Score a file of COCO results: `[{"image_id", "category_id", "bbox", "score"}, ...]`.
 
     Returns:
-        What `score` returns, and `dataset` and `protocol` as in the result of an evaluation.
+        What `Scores` holds as plain values, and `dataset` and `protocol` as a record has them.
+
     Raises:
         ValueError: a file cannot be read, or a detection names an image or category that the
             annotations do not have.
     """
     truth = read_annotations(annotations)
     found = read_results(results, truth)
-    folder = truth.path.parent
     return {
-        **score(truth, found, evaluator),
-        "dataset": {
-            "name": "custom",
-            "split": truth.split,
-            "images": len(truth.image_ids),
-            "classes": len(truth.category_names),
-            "class_names": truth.category_names,
-            "synthetic": any((place / SYNTHETIC).is_file() for place in (folder, folder.parent)),
-            "root": str(folder),
-            "annotations": str(truth.path),
-            "train_images": None,
-            "sha256": truth.sha256,
-        },
-        "protocol": {"name": "coco-bbox", "max_detections": 100, "detections": len(found)},
+        **asdict(score(truth, found, evaluator)),
+        "dataset": asdict(describe_annotations(truth)),
+        "protocol": asdict(RESULTS_FILE),
     }
 
 
-def score(truth: Annotations, found: Results, evaluator: str = "hotcoco") -> dict[str, Any]:
-    """The twelve numbers of COCO and the AP of each category, in percent.
+def describe_annotations(truth: Annotations) -> Dataset:
+    """The set of an annotation file alone, without its images."""
+    folder = truth.path.parent
+    return Dataset(
+        name="custom",
+        split=truth.split,
+        images=len(truth.image_ids),
+        classes=len(truth.category_names),
+        class_names=truth.category_names,
+        synthetic=any((place / SYNTHETIC).is_file() for place in (folder, folder.parent)),
+        root=str(folder),
+        annotations=str(truth.path),
+        sha256=truth.sha256,
+    )
 
-    Returns:
-        `metrics` name -> value or None, `missing` name -> reason, `per_class` a list of
-        {class, images, AP, reason}. Nothing is -1 or NaN.
+
+def score(truth: Annotations, found: Results, evaluator: str = "hotcoco") -> Scores:
+    """The twelve numbers of COCO and the AP of each category.
+
     Source: cocodataset.org/#detection-eval; pycocotools 2.0 cocoeval.py.
     """
     return _numbers(match(truth, found, evaluator), truth)
@@ -111,8 +126,8 @@ class Scorer:
         """What was matched so far, for the `finish` of another process."""
         return self._matched.to_bytes()
 
-    def finish(self, shards: Sequence[bytes] | None = None) -> dict[str, Any]:
-        """What `score` returns, of the images added here, or of those in `shards` alone."""
+    def finish(self, shards: Sequence[bytes] | None = None) -> Scores:
+        """The numbers of the images added here, or of those in `shards` alone."""
         from hotcoco import StreamingEval
 
         matched = self._matched
@@ -179,8 +194,8 @@ def _boxes(truth: Annotations, rows: np.ndarray) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _numbers(evaluation: Any, truth: Annotations) -> dict[str, Any]:
-    """What `score` returns, from what was matched."""
+def _numbers(evaluation: Any, truth: Annotations) -> Scores:
+    """The numbers of what was matched."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -195,12 +210,7 @@ def _numbers(evaluation: Any, truth: Annotations) -> dict[str, Any]:
     per_class = []
     for index, name in enumerate(truth.category_names):
         known = precision[:, :, index][precision[:, :, index] > -1]
-        row: dict[str, Any] = {
-            "class": name,
-            "images": truth.images_of(index),
-            "AP": 100 * float(known.mean()) if known.size else None,
-        }
-        if not known.size:
-            row["reason"] = "the set has no box of this category"
-        per_class.append(row)
-    return {"metrics": metrics, "missing": missing, "per_class": per_class}
+        value = 100 * float(known.mean()) if known.size else None
+        reason = None if known.size else "the set has no box of this category"
+        per_class.append(ClassScore(name, truth.images_of(index), value, reason))
+    return Scores(metrics, missing, per_class)

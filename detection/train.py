@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
 from backbones.files import CHECKPOINT, CURVE, write_whole
+from backbones.result import Timing
 
 from .config import DetectionConfig, TrainSettings, reader_processes
 
@@ -47,7 +49,7 @@ def train_detector(
     resume: bool,
     dataset: str,
     validate: Callable[[], dict[str, float | None]],
-) -> dict[str, float]:
+) -> Timing:
     """Train `model` in place, in every process of the run.
 
     Args:
@@ -56,7 +58,7 @@ def train_detector(
         validate: metrics of the model as it is, for the curve; called in every process.
 
     Returns:
-        {seconds, images_per_second}, of all parts of a resumed run together.
+        The time of all parts of a resumed run together.
 
     Raises:
         ValueError: the loss is not finite (iteration and learning rate are named), or the
@@ -77,19 +79,24 @@ def train_detector(
     # A stop between the last checkpoint and the evaluation leaves nothing to train.
     start = _load_state(path, model, trainer, dataset) if resume and path.is_file() else 0
     trainer.data_loader = _build_loader(config, cfg, records, start)
-    with StopRequest() as stop:
+    with StopRequest() as stop, _finite_loss(trainer):
         # Last, so that a checkpoint holds all that its iteration did.
         period = cfg.SOLVER.CHECKPOINT_PERIOD
         trainer.register_hooks([_Checkpoints(path, model, dataset, period, stop)])
-        try:
-            trainer.train(start, cfg.SOLVER.MAX_ITER)
-        except FloatingPointError as error:
-            raise ValueError(
-                f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
-                f"{optimizer.param_groups[0]['lr']:g}; lower train.lr, warm up longer "
-                "(train.warmup_iterations) or set train.clip_grad"
-            ) from error
-    return {"seconds": clock.seconds, "images_per_second": clock.images_per_second}
+        trainer.train(start, cfg.SOLVER.MAX_ITER)
+    return Timing(train_seconds=clock.seconds, train_images_per_second=clock.images_per_second)
+
+
+@contextmanager
+def _finite_loss(trainer: SimpleTrainer) -> Iterator[None]:
+    try:
+        yield
+    except FloatingPointError as error:
+        raise ValueError(
+            f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
+            f"{trainer.optimizer.param_groups[0]['lr']:g}; lower train.lr, warm up longer "
+            "(train.warmup_iterations) or set train.clip_grad"
+        ) from error
 
 
 def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> SimpleTrainer:

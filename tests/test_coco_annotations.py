@@ -49,8 +49,8 @@ def in_three_ways(path, results):
     matched, per_class = MatchedDetections(truth, found).point()
     scores = [score(truth, found, evaluator) for evaluator in ("hotcoco", "pycocotools")]
     assert scores[0] == scores[1]
-    assert per_class == pytest.approx([row["AP"] for row in scores[0]["per_class"]])
-    return scores[0]["metrics"], matched
+    assert per_class == pytest.approx([row.value for row in scores[0].per_class])
+    return scores[0].metrics, matched
 
 
 def pycocotools_alone(truth, found):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -85,10 +86,10 @@ def test_the_twelve_numbers_equal_pycocotools_to_the_bit(seed, evaluator, tmp_pa
     write(results, detections, annotations)
     expected = [None if s < 0 else 100 * s for s in pycocotools_stats(annotations, results)]
     from_arrays = scored(annotations, detections, evaluator)
-    assert list(from_arrays["metrics"].values()) == expected
+    assert list(from_arrays.metrics.values()) == expected
     from_file = score_results(results, annotations, evaluator)
-    assert from_file["metrics"] == from_arrays["metrics"]
-    assert from_file["per_class"] == from_arrays["per_class"]
+    assert from_file["metrics"] == from_arrays.metrics
+    assert from_file["per_class"] == [asdict(row) for row in from_arrays.per_class]
 
 
 @pytest.mark.parametrize("seed", range(5, 9))
@@ -96,8 +97,8 @@ def test_both_evaluators_agree_on_every_category(seed, tmp_path):
     annotations, detections = truth_and_detections(seed, tmp_path)
     ours, theirs = (scored(annotations, detections, e) for e in ("hotcoco", "pycocotools"))
     assert ours == theirs
-    known = [row["AP"] for row in ours["per_class"] if row["AP"] is not None]
-    assert np.isclose(np.mean(known), ours["metrics"]["AP"])
+    known = [row.value for row in ours.per_class if row.value is not None]
+    assert np.isclose(np.mean(known), ours.metrics["AP"])
 
 
 def one_box(tmp_path, box=(10, 10, 50, 50)):
@@ -116,30 +117,30 @@ def one_box(tmp_path, box=(10, 10, 50, 50)):
 def test_an_empty_size_or_category_has_a_reason_and_no_number(tmp_path, evaluator):
     path = one_box(tmp_path)
     scores = scored(path, detections_of(path, [1, 10, 10, 50, 50, 0.9, 3]), evaluator)
-    assert list(scores["metrics"]) == list(METRICS)
-    assert scores["metrics"]["AP"] == pytest.approx(100)
-    assert scores["metrics"]["APs"] is None
-    assert scores["missing"]["APs"] == "the set has no box under 32 x 32 pixels of area"
-    assert set(scores["missing"]) == {"APs", "APl", "ARs", "ARl"}
-    circle, square, _ = scores["per_class"]
-    assert circle["AP"] is None
-    assert circle["reason"] == "the set has no box of this category"
-    assert square == {"class": "square", "images": 1, "AP": pytest.approx(100)}
+    assert list(scores.metrics) == list(METRICS)
+    assert scores.metrics["AP"] == pytest.approx(100)
+    assert scores.metrics["APs"] is None
+    assert scores.missing["APs"] == "the set has no box under 32 x 32 pixels of area"
+    assert set(scores.missing) == {"APs", "APl", "ARs", "ARl"}
+    circle, square, _ = scores.per_class
+    assert circle.value is None
+    assert circle.reason == "the set has no box of this category"
+    assert (square.name, square.images, square.value) == ("square", 1, pytest.approx(100))
 
 
 @pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
 def test_a_detector_that_finds_nothing_has_zero_ap(tmp_path, evaluator):
     path = one_box(tmp_path)
     scores = scored(path, detections_of(path, []), evaluator)
-    assert (scores["metrics"]["AP"], scores["metrics"]["AR100"]) == (0, 0)
+    assert (scores.metrics["AP"], scores.metrics["AR100"]) == (0, 0)
 
 
 def test_ap_by_hand(tmp_path):
     # IoU 45/55 = 0.818: matched at 0.50 .. 0.80, seven of ten thresholds.
     path = one_box(tmp_path)
     scores = scored(path, detections_of(path, [1, 15, 10, 50, 50, 0.9, 3]))
-    assert scores["metrics"]["AP50"] == pytest.approx(100)
-    assert scores["metrics"]["AP"] == pytest.approx(70)
+    assert scores.metrics["AP50"] == pytest.approx(100)
+    assert scores.metrics["AP"] == pytest.approx(70)
 
 
 def detection(**changes):

@@ -11,9 +11,12 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 from PIL import Image
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
+import backbones.weights.load
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from backbones.result import Result
 from backbones.weights.files import read_state, save_state
 from detection import load_detector, run, score_results
 from detection.coco import load_coco
@@ -77,20 +80,21 @@ def lines(path):
 
 def test_a_run_leaves_what_a_record_needs(trained, coco):
     directory, result = trained
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert set(result["metrics"]) | set(result["missing"]) == set(result["metrics"])
-    assert result["dataset"]["images"] == 7
-    assert result["dataset"]["train_images"] == 10
-    assert result["dataset"]["synthetic"]
-    assert [row["class"] for row in result["per_class"]] == ["circle", "square", "triangle"]
-    assert result["selection"] == "last iteration"
-    assert result["cost"]["input_size"] == [3, 64, 96]
+    assert TypeAdapter(Result).validate_json(TypeAdapter(Result).dump_json(result)) == result
+    assert set(result.missing) <= set(result.metrics)
+    assert result.dataset.images == 7
+    assert result.dataset.train_images == 10
+    assert result.dataset.synthetic
+    assert [row.name for row in result.per_class] == ["circle", "square", "triangle"]
+    assert result.selection == "last iteration"
+    assert result.cost.input_size == [3, 64, 96]
+    assert (result.chance, result.steps) == (0.0, ITERATIONS)
     scored = score_results(
-        directory / result["detections"],
+        directory / result.detections,
         coco / "annotations" / "instances_val2017.json",
         "pycocotools",
     )
-    assert scored["metrics"] == result["metrics"]
+    assert scored["metrics"] == result.metrics
 
 
 def test_the_curve_has_means_rates_and_validation_points(trained):
@@ -114,12 +118,13 @@ def test_the_saved_detector_evaluates_to_the_same_numbers(trained, config, tmp_p
         detector=replace(config.detector, norm="FrozenBN", freeze_at=2),
     )
     found = run.evaluate(again, tmp_path)
-    assert found["metrics"] == result["metrics"]
-    assert found["weights"]["sha256"] == result["weights"]["sha256"]
-    assert found["curve"] is None
+    assert found.metrics == result.metrics
+    assert found.weights.sha256 == result.weights.sha256
+    assert found.curve is None
+    assert found.steps is None
     detector, origin = load_detector(weights, device="cpu")
     assert detector.class_names == ["circle", "square", "triangle"]
-    assert origin["format"] == "sebench-detector"
+    assert origin.format == "sebench-detector"
     with pytest.raises(ValueError, match=r"backbone.name is 'se_resnet_tiny' there and 'resnet_t"):
         run.evaluate(
             replace(again, backbone=BackboneSettings("resnet_tiny", {}, weights)), tmp_path
@@ -209,6 +214,7 @@ def test_weights_that_are_no_numbers_are_not_scored_and_not_saved(trained, confi
         ("detector", {"backbone": {"name": "se_resnet_tiny"}, "detector": {"depth": 3}}),
         ("detector", {"backbone": {"name": "se_resnet_tiny"}, "detectron2": {"SEED": 1}}),
         ("initial", 7),
+        ("initial", {"path": "a.pth"}),
     ],
 )
 def test_metadata_of_other_types_are_refused(trained, tmp_path, key, value):
@@ -237,9 +243,18 @@ def test_a_detector_starts_from_classification_weights_in_their_input_format(
         if hasattr(module, "running_mean"):
             torch.nn.init.normal_(module.running_mean)
     save_weights(network, path, backbone=settings, num_classes=4, input_format=bgr)
+    opened = []
+
+    def counted(path):
+        opened.append(str(path))
+        return read_tensors(path)
+
+    read_tensors = backbones.weights.load.read_tensors
+    monkeypatch.setattr("backbones.weights.load.read_tensors", counted)
     result = run.train(config, tmp_path / "run")
-    assert result["input_format"]["channel_order"] == "BGR"
-    assert result["weights"]["initial"]["format"] == "sebench"
+    assert opened == [str(path)]
+    assert result.input_format["channel_order"] == "BGR"
+    assert result.weights.initial.format == "sebench"
     detector, _ = load_detector(tmp_path / "run" / "weights.safetensors", device="cpu")
     assert detector.cfg.INPUT.FORMAT == "BGR"
     kept = detector.model.backbone.bottom_up.stages.state_dict()
@@ -258,7 +273,7 @@ def test_retinanet_trains_and_detects(config, tmp_path):
         train=replace(config.train, iterations=1, warmup_iterations=0),
         detectron2={},
     )
-    assert run.train(small, tmp_path)["metrics"]["AP"] is not None
+    assert run.train(small, tmp_path).metrics["AP"] is not None
 
 
 def test_the_rewritten_backbone_finds_the_same_boxes(trained, config, coco):
@@ -284,7 +299,7 @@ def test_test_time_augmentation_is_detectron2s(trained, config, tmp_path):
         config, evaluate=settings, backbone=replace(config.backbone, weights=weights)
     )
     result = run.evaluate(augmented, tmp_path)
-    assert result["protocol"]["name"] == "coco-bbox-tta"
+    assert result.protocol.name == "coco-bbox-tta"
     plain, augmented = (
         (folder / "detections.json").read_text() for folder in (trained[0], tmp_path)
     )
