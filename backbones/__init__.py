@@ -1,4 +1,4 @@
-"""Networks, plain and with squeeze-and-excitation. This room knows torch and nothing of tasks.
+"""Networks, plain and with squeeze-and-excitation. Depends on torch and timm; knows no task.
 
 Importing it does not import torch: the table of networks (`zoo`) is plain data, and what needs
 torch is loaded when first asked for.
@@ -7,12 +7,10 @@ torch is loaded when first asked for.
 import importlib
 from typing import Any
 
+from backbones.config import BackboneInfo, BackboneSettings, InputFormat
 from backbones.device import keep_large_tensors_on_heap
 from backbones.paper import paper_comparison
-from backbones.zoo import (
-    BackboneInfo,
-    BackboneSettings,
-    InputFormat,
+from backbones.registry import (
     describe_backbone,
     list_backbones,
     load_user_module,

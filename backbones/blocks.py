@@ -28,6 +28,7 @@ class ResidualBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
+        *,
         slot: Slot,
         stage: int,
         map_stride: int,
@@ -42,7 +43,12 @@ class ResidualBlock(nn.Module):
             kernel = projection_kernel if stride != 1 else 1
             self.shortcut = projection(in_channels, out_channels, stride, kernel)
         self.se = slot.build_in_block(
-            in_channels, inner_channels, out_channels, stage, map_stride, stride
+            in_channels=in_channels,
+            inner_channels=inner_channels,
+            out_channels=out_channels,
+            stage=stage,
+            map_stride=map_stride,
+            stride=stride,
         )
         self.relu = nn.ReLU()
 
@@ -73,9 +79,17 @@ class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, the first with the stride."""
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, slot: Slot, stage: int, map_stride: int
+        self, in_channels: int, width: int, stride: int, *, slot: Slot, stage: int, map_stride: int
     ) -> None:
-        super().__init__(in_channels, width, stride, slot, stage, map_stride, None)
+        super().__init__(
+            in_channels,
+            width,
+            stride,
+            slot=slot,
+            stage=stage,
+            map_stride=map_stride,
+            inner_channels=None,
+        )
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -105,6 +119,7 @@ class Bottleneck(ResidualBlock):
         in_channels: int,
         width: int,
         stride: int,
+        *,
         slot: Slot,
         stage: int,
         map_stride: int,
@@ -118,7 +133,14 @@ class Bottleneck(ResidualBlock):
         first = inner // 2 if halve_first else inner
         out_channels = 4 * width
         super().__init__(
-            in_channels, out_channels, stride, slot, stage, map_stride, inner, projection_kernel
+            in_channels,
+            out_channels,
+            stride,
+            slot=slot,
+            stage=stage,
+            map_stride=map_stride,
+            inner_channels=inner,
+            projection_kernel=projection_kernel,
         )
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False)
@@ -145,6 +167,7 @@ def conv_norm_relu(
     out_channels: int,
     kernel: int | tuple[int, int],
     stride: int = 1,
+    *,
     padded: bool = True,
     groups: int = 1,
     bias: bool = False,

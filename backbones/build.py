@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from backbones.config import unknown
 from backbones.features import Backbone, Network
-from backbones.slot import ATTENTIONS, attention_options, build_slot, unknown
-from backbones.zoo import EXTERNAL, Pair, find_backbone
+from backbones.registry import EXTERNAL, find_backbone
+from backbones.slot import ATTENTIONS, attention_options, build_slot
+from backbones.zoo import Pair
 
 _SLOT_OPTIONS = ("attention", "placement", "se_stages")
 

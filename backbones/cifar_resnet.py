@@ -1,4 +1,4 @@
-"""Pre-activation residual networks for 32x32 pictures: ResNet-110, -164, Wide ResNet."""
+"""Pre-activation residual networks for 32x32 images: ResNet-110, -164, Wide ResNet."""
 
 from collections.abc import Sequence
 
@@ -28,6 +28,7 @@ class PreActivationBlock(nn.Module):
         in_channels: int,
         width: int,
         stride: int,
+        *,
         slot: Slot,
         stage: int,
         map_stride: int,
@@ -58,9 +59,13 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Identity()
         if changes and project:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        inner_channels = width if bottleneck else None
         self.se = slot.build_in_block(
-            in_channels, inner_channels, out_channels, stage, map_stride, stride
+            in_channels=in_channels,
+            inner_channels=width if bottleneck else None,
+            out_channels=out_channels,
+            stage=stage,
+            map_stride=map_stride,
+            stride=stride,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,6 +115,7 @@ class CifarResNet(Backbone):
     def __init__(
         self,
         blocks: int,
+        *,
         bottleneck: bool = False,
         widths: Sequence[int] = (16, 32, 64),
         project: bool = False,
@@ -125,9 +131,18 @@ class CifarResNet(Backbone):
             sequence = nn.Sequential()
             for index in range(blocks):
                 stride = 2 if index == 0 and stage > 2 else 1
-                first = index == 0 and stage == 2
-                place = (channels, width, stride, slot, stage, map_stride)
-                sequence.append(PreActivationBlock(*place, bottleneck, project, first))
+                block = PreActivationBlock(
+                    channels,
+                    width,
+                    stride,
+                    slot=slot,
+                    stage=stage,
+                    map_stride=map_stride,
+                    bottleneck=bottleneck,
+                    project=project,
+                    first=index == 0 and stage == 2,
+                )
+                sequence.append(block)
                 channels = 4 * width if bottleneck else width
             self.add_module(f"res{stage}", sequence)
             self.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)

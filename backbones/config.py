@@ -136,6 +136,39 @@ class BackboneSettings(Settings):
     twin_options: dict[str, Any] = setting({}, "of the network that `twin` names", identity=False)
 
 
+@dataclass(frozen=True)
+class InputFormat:
+    """How images were fed to the network in training; it travels with the weights.
+
+    `mean` and `std` are in pixel units (0 to 255), in the order of `channel_order`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+    interpolation: str = "bilinear"
+    size: Count | None = None  # pixels a side; None: not told, the task's protocol decides
+    crop: Positive | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a network with its default options, without building it."""
+
+    name: str
+    family: str
+    twin: str | None  # the same network without SE; None for plain networks
+    is_se: bool
+    parameters: int  # with the classifier
+    multiply_adds: int  # of one image, with the classifier; counted as `cost` says
+    multiply_adds_with_gating: int  # by the second rule of `cost`, global pooling and scaling too
+    input_size: int  # pixels, height and width
+    classes: int  # of the classifier in the counts
+    detection: str | None  # why it cannot be the backbone of a detector; None: it can
+
+
 @functools.cache
 def _adapters(settings_class: type) -> dict[str, Any]:
     """A validator for every field that is no group of settings."""

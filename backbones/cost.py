@@ -95,7 +95,7 @@ def measure_latency(
     repeats: int = 20,
     budget: float = 10.0,
 ) -> Latency:
-    """Time forward passes in evaluation mode, on the module's device, after three to warm up.
+    """Time forward passes in evaluation mode, on the module's device, after three warm-up passes.
 
     Pictures are noise in channels-last. After `budget` seconds no further repeat is begun, once
     there are three.
@@ -103,12 +103,12 @@ def measure_latency(
     parameter = next(module.parameters())
     training = module.training
     module.eval()
-    pictures = torch.randn(batch, *input_size, device=parameter.device, dtype=parameter.dtype)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch, *input_size, device=parameter.device, dtype=parameter.dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
     seconds = []
     for index in range(repeats + 3):
         start = time.perf_counter()
-        module(pictures)
+        module(images)
         if parameter.device.type == "cuda":
             torch.cuda.synchronize(parameter.device)
         if index >= 3:
@@ -129,7 +129,7 @@ def measure_latency(
 def describe_latency(
     modules: Sequence[nn.Module], input_size: tuple[int, int, int]
 ) -> dict[str, float | int]:
-    """Latency of one picture alone by `modules` one after another, in milliseconds, as plain values."""
+    """Latency of one image alone by `modules` one after another, in milliseconds, as plain values."""
     found = [measure_latency(module, input_size) for module in modules]
     return {
         "median_ms": 1000 * sum(latency.median for latency in found),

@@ -2,7 +2,7 @@
 
 A library's network is run once on shapes alone, and seen to be a chain: the output of each part is
 the input of the next. Cut where the stride of the maps doubles, the chain gives the stages; what
-comes after the last stage is the head. Nothing of the network is written anew, so features and
+comes after the last stage is the head. Nothing of the network is reimplemented, so features and
 logits are the library's to the bit.
 """
 
@@ -23,13 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.config import BackboneInfo, InputFormat
 from backbones.features import Backbone, FeatureSpec, Network
 from backbones.weights.files import TensorFile
-from backbones.zoo import BackboneInfo, InputFormat
 
-LIBRARIES = ("timm", "torchvision")
 _PROBE = 1024  # pixels: large, so that what unpadded convolutions cut off does not blur a stride
-_FIVE = ("stem", "res2", "res3", "res4", "res5")
 # Modules that are SE, in either library.
 _SE_MODULES = {"SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule"}
 # Networks with SE in timm -> the same without; weights of a pair share the recipe tag.
@@ -102,7 +100,8 @@ class ExternalBackbone(Backbone):
 
 
 class ExternalHead(nn.Module):
-    """What a library's network does after its last stage: the network with its stages taken out."""
+    """What a library's network does after its last stage: the network with stage
+    modules replaced by identities."""
 
     def __init__(self, backbone: ExternalBackbone, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -218,8 +217,11 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
 
 @contextlib.contextmanager
 def _no_retries_without_network() -> Iterator[None]:
-    """Let the Hub's client look into its cache only, where its host has no address: it would try for
-    a minute otherwise."""
+    """Let the Hub's client look into its cache only, where its host has no address.
+
+    It would try for a minute otherwise. It reads HF_HUB_OFFLINE once, when it is imported, so the
+    constant is set; were that renamed, a missing network would only take longer to be noticed.
+    """
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
@@ -242,8 +244,8 @@ def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
     """Run the network on shapes alone and cut its chain of modules at the strides 4, 8, 16, 32."""
     with torch.device("meta"):
         model = build_model(name, dict(options)).eval()
-        picture = torch.empty(2, 3, _PROBE, _PROBE)
-    chain = _chain(model, picture, name)
+        image = torch.empty(2, 3, _PROBE, _PROBE)
+    chain = _chain(model, image, name)
     strides = [2 ** round(math.log2(_PROBE / out.shape[-1])) for _, out in chain]
     last = len(chain)  # units of the backbone
     info = getattr(model, "feature_info", None)
@@ -276,7 +278,7 @@ def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
     return Plan(units, specs, detection)
 
 
-def _chain(model: nn.Module, picture: Tensor, name: str) -> list[tuple[str, Tensor]]:
+def _chain(model: nn.Module, image: Tensor, name: str) -> list[tuple[str, Tensor]]:
     """Return the modules that run one after the other while there are maps, with their outputs.
 
     Children of the network, and children of its `nn.Sequential`s.
@@ -304,16 +306,16 @@ def _chain(model: nn.Module, picture: Tensor, name: str) -> list[tuple[str, Tens
         ]
     with torch.no_grad():
         try:
-            model(picture)
+            model(image)
         except Exception as error:
             raise ValueError(
-                f"{name} cannot serve as a backbone here: it takes no {_PROBE}-pixel pictures as a"
+                f"{name} cannot serve as a backbone here: it takes no {_PROBE}-pixel images as a"
                 f" convolutional network does ({error})"
             ) from error
     for hook in hooks:
         hook.remove()
     chain: list[tuple[str, Tensor]] = []
-    x, version = picture, picture._version
+    x, version = image, _version(image)
     for unit, given, given_version, out, out_version in runs:
         is_map = isinstance(out, Tensor) and out.ndim == 4 and out.shape[-1] > 1
         if not is_map or given is not x or (chain and given_version != version):
@@ -357,6 +359,11 @@ def _units(model: nn.Module) -> list[str]:
 
 
 def _version(value: Any) -> int:
+    """Count how often a tensor was written in place, as autograd does.
+
+    Torch has no public way to ask. Without it a network that changes a map in place, after it was
+    used, would pass for a chain; `test_external.py` compares logits with the library's.
+    """
     return value._version if isinstance(value, Tensor) else 0
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class FeatureSpec:
+    """The shape of a feature map."""
+
     channels: int
     stride: int  # input pixels per pixel of the map
 
@@ -17,7 +19,7 @@ class Backbone(nn.Module):
 
     A subclass has one child module per entry of `feature_specs`, under the same name, applied one
     after the other. ImageNet networks have `stem`, `res2` .. `res5` (the latter at strides 4, 8,
-    16, 32), networks for 32x32 pictures `stem`, `res2` .. `res4`.
+    16, 32), networks for 32x32 images `stem`, `res2` .. `res4`.
     """
 
     feature_specs: dict[str, FeatureSpec]
@@ -76,7 +78,7 @@ class Network(nn.Module):
 def initialize_he(module: nn.Module) -> None:
     """Draw the weights of `module` from He's normal distribution; norms start as the identity.
 
-    What an attention slot holds (a child named `se`) has initialised itself and is left alone.
+    Attention modules (children named `se`) initialise themselves and are skipped.
 
     Source: paper, section 5.1, which cites He et al. 2015 (arXiv 1502.01852), Eq. 14: the standard
     deviation is sqrt(2 / fan_out) before a ReLU. Fully connected layers end in logits or in a

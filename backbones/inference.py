@@ -8,21 +8,23 @@ in each pixel, so that the mean over the pixels commutes with it,
 
 and the gate comes from the smaller x, by one matrix worked out beforehand. Scale and sum are one pass.
 
-The plain modules stay the reference. What a rewrite does not know it leaves as it is.
+The plain modules stay the reference. Modules a rewrite does not recognise are left unchanged.
 """
 
 import copy
 import operator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.blocks import BasicBlock, Bottleneck, ResidualBlock
+from backbones.config import unknown
 from backbones.features import Backbone, Network
-from backbones.inception_resnet import InceptionResidualBlock
+from backbones.inception import InceptionResidualBlock
 from backbones.residual_sum import is_frozen
-from backbones.slot import unknown
 from backbones.squeeze_excite import EXCITATIONS, SEBlock
 
 MODES = ("auto", "plain", "eager", "compiled")
@@ -77,11 +79,20 @@ class Compiled(nn.Module):
         self.module.compile(dynamic=False)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        from torch._inductor import config  # slow to import
-
-        # Tracing asks the global setting, not the options of one compilation.
-        with config.patch(freezing=True), torch.no_grad():
+        with _frozen_weights(), torch.no_grad():
             return self.module(x)
+
+
+def _frozen_weights() -> AbstractContextManager[Any]:
+    """Let inductor take weights for constants.
+
+    A private setting of torch: `torch.compile(options={"freezing": True})` is the public way, but
+    tracing asks the global setting. Without it the compiled network is equal, and slower by the
+    layout of its weights; `test_a_compiled_network_is_equal` would fail.
+    """
+    from torch._inductor import config  # slow to import
+
+    return config.patch(freezing=True)
 
 
 class ResidualSum(nn.Module):
@@ -160,7 +171,8 @@ class _Tracer(fx.Tracer):
 
 
 def _fold_norms(root: nn.Module) -> None:
-    """Fold norms into the convolutions before them, and let ReLUs work in place where none looks.
+    """Fold norms into the convolutions before them; make ReLUs in-place where nothing else reads
+    their input.
 
     Which module follows which is read from the traced graph, not from names. What cannot be traced
     (control flow that depends on values) is tried again part by part.

@@ -16,10 +16,11 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from backbones.build import build_backbone
+from backbones.config import BackboneSettings
 from backbones.squeeze_excite import SEBlock
 from backbones.weights.load import fit_backbone, load_weights, read_weights
-from backbones.zoo import BackboneSettings
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MODELS = Registry("model", parent=ROOT, scope="sebench", locations=["backbones.openmmlab"])
 
 
@@ -70,7 +71,7 @@ class OpenMMLabBackbone(BaseModule):
         self.train()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map pictures (N, 3, H, W) to the maps of `out_indices`."""
+        """Map images (N, 3, H, W) to the maps of `out_indices`."""
         features = self.stages(x)
         return tuple(features[self.names[index]] for index in self.out_indices)
 
@@ -84,7 +85,7 @@ class OpenMMLabBackbone(BaseModule):
                 module.eval().requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BATCH_NORMS):
                     module.eval()
         return self
 
@@ -137,7 +138,7 @@ class SEPlugin(SEBlock):
 def preprocessor_settings(weights: str) -> dict[str, Any]:
     """Return what a config's `data_preprocessor` needs for some weights: mean, std, bgr_to_rgb.
 
-    OpenMMLab reads pictures as BGR.
+    OpenMMLab reads images as BGR.
 
     Raises:
         ValueError: the file does not tell.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from backbones.zoo import describe_backbone
+from backbones.registry import describe_backbone
 
 # Why our count leaves what the paper prints, where it does.
 _SE_EXTRAS = (

@@ -1,4 +1,4 @@
-"""The end of a residual block in training, forward and backward, in as few passes as there are.
+"""The end of a residual block in training, forward and backward, with as few passes over memory as possible.
 
     y = relu(gate(norm(x)) * norm(x) + shortcut)
 
@@ -34,11 +34,20 @@ def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
         and se.squeeze == "avg"
         and norm.running_var is not None
         and norm.weight is not None
-        and not (norm._forward_hooks or se._forward_hooks)
+        and not (_has_hooks(norm) or _has_hooks(se))
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether someone wants to see the module's output.
+
+    Torch has no public way to ask. Were the attribute gone, this would raise in the first step of
+    every training on a CPU.
+    """
+    return bool(module._forward_hooks)
 
 
 def is_frozen(norm: nn.Module) -> bool:
@@ -62,7 +71,7 @@ def normed_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tenso
 def traced_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tensor) -> Tensor:
     """Do what `normed_residual_sum` does in operations that torch.compile fuses to two passes.
 
-    The mean and variance of a channel come from the means over the pixels of each picture, of x and
+    The mean and variance of a channel come from the means over the pixels of each image, of x and
     its square, which the gate needs as well. Both are taken from a pixel of the channel on, so that
     the difference of the two squares keeps its digits.
     """
@@ -104,7 +113,7 @@ class _NormedResidualSum(torch.autograd.Function):
             mean, deviation = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
         else:
             statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
-            y, mean, deviation = torch.native_batch_norm(x, weight, bias, *statistics)
+            y, mean, deviation = _batch_norm(x, weight, bias, *statistics)
         scale = weight * deviation  # norm(x) = x * scale + shift, and so for the means
         shift = bias - mean * scale
         means = x.mean(dim=(2, 3))  # (N, C)
@@ -136,9 +145,7 @@ class _NormedResidualSum(torch.autograd.Function):
         grad_sum = torch.empty_like(y)  # before the ReLU: also the shortcut's gradient
         sums, products = torch.empty_like(means), torch.empty_like(means)  # (N, C)
         for part in _chunks(y):
-            own = torch.ops.aten.threshold_backward.grad_input(
-                grad[part], y[part], 0, grad_input=grad_sum[part]
-            )
+            own = _relu_backward(grad[part], y[part], out=grad_sum[part])
             sums[part] = own.sum(dim=(2, 3))
             products[part] = (own * x[part]).sum(dim=(2, 3))
 
@@ -155,7 +162,7 @@ class _NormedResidualSum(torch.autograd.Function):
         offset = scale * grad_squeezed / pixels
         slope = grad_weight = grad_bias = None
         if not ctx.is_frozen:
-            # Its sums over pictures and pixels, alone and times x, which a batch norm needs.
+            # Its sums over images and pixels, alone and times x, which a batch norm needs.
             grad_bias = (sums * gate + grad_squeezed).sum(dim=0)
             grad_weight = (products * gate + grad_squeezed * means).sum(dim=0)
             grad_weight = (grad_weight - mean * grad_bias) * deviation
@@ -171,12 +178,30 @@ class _NormedResidualSum(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad_sum, None, None, *grad_parameters
 
 
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, *statistics: Any) -> tuple[Tensor, ...]:
+    """Normalise as `F.batch_norm`, which keeps the mean and deviation it worked out to itself.
+
+    An operator of ATen without documentation, behind every batch norm of torch. Were its arguments
+    changed, `test_residual_sum.py` compares values and gradients with the readable form.
+    """
+    return torch.native_batch_norm(x, weight, bias, *statistics)
+
+
+def _relu_backward(grad: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Write the gradient before a ReLU, from the gradient after it and its output, into `out`.
+
+    Autograd's own operator; torch has no public function that writes it into given memory. Were it
+    changed, `test_residual_sum.py` compares the gradients with the readable form.
+    """
+    return torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=out)
+
+
 def _excite(se: SEBlock, squeezed: Tensor) -> Tensor:
     """The gate of `se` for squeezed maps (N, C), of the same shape."""
     return EXCITATIONS[se.excitation](se.fc2(torch.relu(se.fc1(squeezed))))
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of pictures that together are about `_CHUNK` bytes, at least one picture."""
+    """Slices of images that together are about `_CHUNK` bytes, at least one image."""
     size = max(1, _CHUNK * len(x) // max(1, x.nbytes))
     return (slice(start, start + size) for start in range(0, len(x), size))

@@ -1,7 +1,8 @@
-"""ResNet, ResNeXt and SENet-154 for ImageNet-like pictures."""
+"""ResNet, ResNeXt and SENet-154 for ImageNet-like images."""
 
+import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -38,6 +39,7 @@ class ResNet(Backbone):
     def __init__(
         self,
         layers: Sequence[int],
+        *,
         bottleneck: bool = True,
         widths: Sequence[int] = (64, 128, 256, 512),
         groups: int = 1,
@@ -53,6 +55,16 @@ class ResNet(Backbone):
         super().__init__()
         if not isinstance(stride_in_1x1, bool):
             raise ValueError(f"stride_in_1x1 is true or false, not {stride_in_1x1!r}")
+        build_block: Callable[..., nn.Module] = BasicBlock
+        if bottleneck:
+            build_block = functools.partial(
+                Bottleneck,
+                groups=groups,
+                group_width=group_width,
+                stride_in_1x1=stride_in_1x1,
+                halve_first=halve_first,
+                projection_kernel=projection_kernel,
+            )
         self.stem, channels = _build_stem(stem_width, deep_stem, stem_pool)
         self.feature_specs = {"stem": FeatureSpec(channels, 4)}
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):
@@ -60,14 +72,11 @@ class ResNet(Backbone):
             blocks = []
             for index in range(depth):
                 stride = 2 if index == 0 and stage > 2 else 1
-                place = (channels, width, stride, slot, stage, map_stride)
-                if bottleneck:
-                    block = Bottleneck(
-                        *place, groups, group_width, stride_in_1x1, halve_first, projection_kernel
+                blocks.append(
+                    build_block(
+                        channels, width, stride, slot=slot, stage=stage, map_stride=map_stride
                     )
-                else:
-                    block = BasicBlock(*place)
-                blocks.append(block)
+                )
                 channels = 4 * width if bottleneck else width
             self.add_module(f"res{stage}", nn.Sequential(*blocks))
             self.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)

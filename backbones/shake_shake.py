@@ -1,4 +1,4 @@
-"""Shake-Shake networks for 32x32 pictures."""
+"""Shake-Shake networks for 32x32 images."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from backbones.slot import PLAIN, Slot
 
 
 class ShakeBlock(nn.Module):
-    """Two residual branches mixed by a random weight per picture, plus a shortcut.
+    """Two residual branches mixed by a random weight per image, plus a shortcut.
 
     In training the forward pass weighs the branches with a and 1 - a, a drawn uniformly from [0, 1]
-    for each picture. The gradient takes another such weight ("shake_shake") or one half
+    for each image. The gradient takes another such weight ("shake_shake") or one half
     ("shake_even"). In evaluation both weights are one half.
 
     Attention acts on the mixed branches, before the sum with the shortcut; the paper does not say.
@@ -31,6 +31,7 @@ class ShakeBlock(nn.Module):
         in_channels: int,
         width: int,
         stride: int,
+        *,
         mode: str,
         cardinality: int,
         slot: Slot,
@@ -98,7 +99,7 @@ class ShakeShake(Backbone):
     """
 
     def __init__(
-        self, blocks: int, width: int, mode: str, cardinality: int = 0, slot: Slot = PLAIN
+        self, blocks: int, width: int, *, mode: str, cardinality: int = 0, slot: Slot = PLAIN
     ) -> None:
         super().__init__()
         channels = 64 if cardinality else 16
@@ -112,7 +113,16 @@ class ShakeShake(Backbone):
             sequence = nn.Sequential()
             for index in range(blocks):
                 stride = 2 if index == 0 and stage > 2 else 1
-                sequence.append(ShakeBlock(channels, width, stride, mode, cardinality, slot, stage))
+                block = ShakeBlock(
+                    channels,
+                    width,
+                    stride,
+                    mode=mode,
+                    cardinality=cardinality,
+                    slot=slot,
+                    stage=stage,
+                )
+                sequence.append(block)
                 channels = 4 * width if cardinality else width
             self.add_module(f"res{stage}", sequence)
             self.feature_specs[f"res{stage}"] = FeatureSpec(channels, 2 ** (stage - 2))

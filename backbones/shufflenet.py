@@ -26,7 +26,7 @@ class ShuffleUnit(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, slot: Slot, stage: int
+        self, in_channels: int, out_channels: int, stride: int, *, slot: Slot, stage: int
     ) -> None:
         super().__init__()
         self.stride = stride
@@ -70,7 +70,7 @@ class ShuffleNet(Backbone):
             blocks = nn.Sequential()
             for index in range(units):
                 stride = 2 if index == 0 else 1
-                blocks.append(ShuffleUnit(channels, width, stride, slot, stage))
+                blocks.append(ShuffleUnit(channels, width, stride, slot=slot, stage=stage))
                 channels = width
             self.add_module(f"res{stage}", blocks)
             self.feature_specs[f"res{stage}"] = FeatureSpec(channels, 2**stage)

@@ -1,11 +1,10 @@
-"""The attention slot: the one place where any network takes SE, or another attention, on board.
+"""The attention slot inserts SE, or another attention module, into any network.
 
 A network asks its slot for a module wherever the paper puts an SE block; the slot answers with
 the attention chosen by the options, or with the identity for plain networks and for stages
 left out.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from backbones import attentions
+from backbones.config import unknown
 from backbones.squeeze_excite import SEBlock
 
 # Option `attention` -> what builds it for a number of channels. Its further parameters are options
@@ -55,6 +55,7 @@ class Slot:
 
     def build_in_block(
         self,
+        *,
         in_channels: int,
         inner_channels: int | None,
         out_channels: int,
@@ -131,12 +132,5 @@ def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:
         ValueError: the name is taken.
     """
     if name in ATTENTIONS:
-        raise ValueError(f"attention {name!r} is there already; choose another name")
+        raise ValueError(f"attention {name!r} is already registered; choose another name")
     ATTENTIONS[name] = builder
-
-
-def unknown(kind: str, value: object, allowed: Any) -> str:
-    """Word the error for a name that is not in `allowed`, with near matches."""
-    near = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=3)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return f"unknown {kind} {value!r}; {hint}allowed: {', '.join(map(str, allowed)) or 'none'}"

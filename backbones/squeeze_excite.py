@@ -77,7 +77,7 @@ def hidden_units(channels: int, reduction: int) -> int:
     the 16 channels of a CIFAR network have one.
     """
     if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 1:
-        raise ValueError(f"reduction is a whole number from 1 on, not {reduction!r}")
+        raise ValueError(f"reduction is an integer of at least 1, not {reduction!r}")
     if channels < reduction:
         raise ValueError(
             f"reduction {reduction} leaves no hidden unit of {channels} channels;"

@@ -1,52 +1,12 @@
 """The networks there are: one literal table, readable without torch.
 
 A row of `PAIRS` declares a plain network and its SE twin. Their parameters and multiply-adds are
-golden integers (a test counts them anew, by the rule stated in `cost`), so that listing them needs
+golden integers (a test counts them anew, by the rules stated in `cost`), so that listing them needs
 no torch.
 """
 
-import difflib
-import functools
-import importlib.util
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from backbones.config import BackboneSettings as BackboneSettings
-from backbones.config import Count, Positive
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """How pictures were fed to the network in training; it travels with the weights.
-
-    `mean` and `std` are in pixel units (0 to 255), in the order of `channel_order`.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-
-    channel_order: Literal["RGB", "BGR"] = "RGB"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
-    interpolation: str = "bilinear"
-    size: Count | None = None  # pixels a side; None: not told, the task's protocol decides
-    crop: Positive | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    name: str
-    family: str
-    twin: str | None  # the same network without SE; None for plain networks
-    is_se: bool
-    parameters: int  # with the classifier
-    multiply_adds: int  # of one image, with the classifier; counted as `cost` says
-    multiply_adds_with_gating: int  # by the second rule of `cost`, global pooling and scaling too
-    input_size: int  # pixels, height and width
-    classes: int  # of the classifier in the two counts
-    detection: str | None  # why it cannot be the trunk of a detector; None: it can
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -68,19 +28,7 @@ class Pair:
     detection: str | None = None
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A network of the user's own."""
-
-    name: str
-    builder: Callable[..., Any]
-    family: str
-    twin: str | None
-    is_se: bool
-    input_size: int
-
-
-_SMALL = "made for 32x32 pictures: its last stage has stride 4, not 32"
+_SMALL = "made for 32x32 images: its last stage has stride 4, not 32"
 _UNPADDED = "unpadded convolutions: a map is smaller than the input over its stride"
 _BASIC = ("stem_pool",)
 _BOTTLENECK = ("stride_in_1x1", "stem_pool")
@@ -135,7 +83,7 @@ PAIRS = (
          (5_713_347_168, 5_719_944_160),
          input_size=299, detection=_UNPADDED),
     Pair("inception_resnet_v2", "se_inception_resnet_v2", "Inception-ResNet",
-         "inception_resnet:InceptionResNet", {},
+         "inception:InceptionResNet", {},
          (55_843_464, 64_387_444), (13_167_333_856, 13_175_829_216),
          (13_167_432_160, 13_199_007_200),
          input_size=299, detection=_UNPADDED),
@@ -189,151 +137,3 @@ PAIRS = (
          input_size=32, classes=100, detection=_SMALL),
 )
 # fmt: on
-
-# What other libraries build: `timm:resnet50.a1_in1k`, `torchvision:resnet50`; see `external`.
-EXTERNAL = ("timm:", "torchvision:")
-
-_registered: dict[str, Registered] = {}
-
-
-def list_backbones() -> list[BackboneInfo]:
-    """Describe every network of the table, plain before SE, and then those registered."""
-    names = [name for pair in PAIRS for name in (pair.plain, pair.se)]
-    return [describe_backbone(name) for name in [*names, *_registered]]
-
-
-def describe_backbone(name: str) -> BackboneInfo:
-    """Describe a network with its default options. Raises ValueError for an unknown name."""
-    if name.startswith(EXTERNAL):
-        from backbones import external  # imports torch, and the library
-
-        return external.describe(name)
-    entry = find_backbone(name)
-    if isinstance(entry, Registered):
-        return _describe_registered(name)
-    is_se = name == entry.se
-    return BackboneInfo(
-        name=name,
-        family=entry.family,
-        twin=entry.plain if is_se else None,
-        is_se=is_se,
-        parameters=entry.parameters[is_se],
-        multiply_adds=entry.multiply_adds[is_se],
-        multiply_adds_with_gating=entry.multiply_adds_with_gating[is_se],
-        input_size=entry.input_size,
-        classes=entry.classes,
-        detection=entry.detection,
-    )
-
-
-def find_backbone(name: str) -> Pair | Registered:
-    """Return the row of a network. Raises ValueError, with near matches, for an unknown name."""
-    rows = {name: pair for pair in PAIRS for name in (pair.plain, pair.se)} | _registered
-    if name in rows:
-        return rows[name]
-    near = difflib.get_close_matches(name, rows, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "there are " + ", ".join(rows)
-    raise ValueError(
-        f"unknown backbone {name!r}; {hint} (`sebench list backbones` lists all;"
-        " timm:NAME and torchvision:NAME are theirs; a network of your own is registered by a file"
-        " given with --import)"
-    )
-
-
-def twin_of(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Return name and options of the plain twin, or None for a plain network.
-
-    What concerns the attention is dropped, what concerns the network (e.g. stride_in_1x1) kept.
-    """
-    if name.startswith(EXTERNAL):
-        from backbones import external
-
-        plain = external.twin(name)
-        return (plain, dict(options)) if plain else None
-    entry = find_backbone(name)
-    if isinstance(entry, Registered):
-        return (entry.twin, dict(options)) if entry.twin else None
-    if name == entry.plain:
-        return None
-    return entry.plain, {key: value for key, value in options.items() if key in entry.options}
-
-
-def register_backbone(
-    name: str,
-    builder: Callable[..., Any],
-    *,
-    family: str,
-    twin: str | None = None,
-    is_se: bool = False,
-    input_size: int = 224,
-) -> None:
-    """Add a network of one's own, e.g. from a file named by `--import`.
-
-    Args:
-        name: how settings and the command line will call it.
-        builder: `builder(**options)` returns a `backbones.Backbone`. To hold attention, it takes a
-            `slot` from `backbones.slot.build_slot(options, input_size)` and asks it for modules.
-        family: what it is listed under.
-        twin: the name of the same network without SE, if it has one; it gets the same options.
-        is_se: whether it holds SE or another attention.
-        input_size: height and width in pixels its cost is counted at.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _registered or any(name in (pair.plain, pair.se) for pair in PAIRS):
-        raise ValueError(f"backbone {name!r} is there already; choose another name")
-    _registered[name] = Registered(name, builder, family, twin, is_se, input_size)
-
-
-def load_user_module(path: str | Path) -> None:
-    """Run a Python file that registers networks or attentions; a file that ran is not run again.
-
-    Raises:
-        ValueError: the file is missing or fails, with its own error named.
-    """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise ValueError(f"--import {path}: no such file")
-    name = f"_sebench_import_{path.stem}_{abs(hash(str(path)))}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--import {path}: not a Python file (its name ends in .py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"--import {path}: {type(error).__name__}: {error}") from error
-
-
-@functools.cache
-def _describe_registered(name: str) -> BackboneInfo:
-    import torch  # only for networks outside the table, which must be built to be counted
-
-    from backbones.cost import count_multiply_adds, count_parameters
-    from backbones.features import Network
-
-    entry = _registered[name]
-    with torch.device("meta"):
-        network = Network(entry.builder(), num_classes=1000)
-    strides = [spec.stride for spec in network.backbone.feature_specs.values()][-4:]
-    detection = None
-    if strides != [4, 8, 16, 32]:
-        detection = f"its last stages have strides {strides}, a detector needs 4, 8, 16, 32"
-    size = entry.input_size
-    return BackboneInfo(
-        name=name,
-        family=entry.family,
-        twin=entry.twin,
-        is_se=entry.is_se,
-        parameters=count_parameters(network),
-        multiply_adds=count_multiply_adds(network, (3, size, size)),
-        multiply_adds_with_gating=count_multiply_adds(network, (3, size, size), with_gating=True),
-        input_size=size,
-        classes=1000,
-        detection=detection,
-    )

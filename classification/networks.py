@@ -18,8 +18,8 @@ from backbones import (
     read_weights,
 )
 from backbones.inference import prepare_for_inference
+from backbones.registry import EXTERNAL
 from backbones.result import WeightsFile
-from backbones.zoo import EXTERNAL
 from classification.config import ClassificationConfig
 from classification.evaluate import common_interpolation
 from classification.splits import Split

@@ -154,5 +154,5 @@ def test_an_attention_from_a_file_of_ones_own_fills_the_slot(tmp_path, request):
     backbones.load_user_module(file)  # as every task of a suite does: the file runs once
     backbone = backbones.build_backbone("se_vgg16_bn", attention="shift", start=0.25)
     assert torch.all(backbone.res4[1].se.shift == 0.25)  # and no initialisation undid it
-    with pytest.raises(ValueError, match="'se' is there already; choose another name"):
+    with pytest.raises(ValueError, match="'se' is already registered; choose another name"):
         backbones.register_attention("se", nn.Identity)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import backbones
-from backbones import build_backbone, build_network, zoo
+from backbones import build_backbone, build_network
+from backbones import registry as registry_module
 from backbones.blocks import Bottleneck
 from backbones.cifar_resnet import CifarResNet
 from backbones.features import Backbone, FeatureSpec
@@ -127,7 +128,7 @@ def test_convolutions_start_from_he_and_gates_from_their_own():
 
 def bottleneck(placement):
     slot = build_slot({"placement": placement}, 224)
-    block = Bottleneck(64, 16, 1, slot, stage=2, map_stride=4).double().eval()
+    block = Bottleneck(64, 16, 1, slot=slot, stage=2, map_stride=4).double().eval()
     for parameter in block.se.parameters():
         nn.init.zeros_(parameter)
     return block
@@ -147,7 +148,7 @@ def test_only_post_and_identity_gate_the_shortcut(placement, factor):
 def test_each_placement_gates_what_it_is_named_after():
     torch.manual_seed(0)
     x = torch.randn(2, 64, 6, 6).double()
-    state = Bottleneck(64, 16, 1, PLAIN, stage=2, map_stride=4).double().state_dict()
+    state = Bottleneck(64, 16, 1, slot=PLAIN, stage=2, map_stride=4).double().state_dict()
     outputs = {}
     for placement in PLACEMENTS:
         block = bottleneck(placement)
@@ -246,8 +247,8 @@ def test_the_twin_drops_the_attention_and_keeps_the_structure():
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(zoo, "_registered", {})
-    zoo._describe_registered.cache_clear()
+    monkeypatch.setattr(registry_module, "_registered", {})
+    registry_module._describe_registered.cache_clear()
 
 
 def test_a_network_from_a_file_of_ones_own_is_listed_and_built(tmp_path, registry):
@@ -269,7 +270,7 @@ def test_a_network_from_a_file_of_ones_own_is_listed_and_built(tmp_path, registr
     assert "strides [4]" in info.detection
     assert "mine" in [info.name for info in backbones.list_backbones()]
     assert build_network("mine", 2, width=4)(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
-    with pytest.raises(ValueError, match="'resnet50' is there already"):
+    with pytest.raises(ValueError, match="'resnet50' is already registered"):
         backbones.register_backbone("resnet50", object, family="mine")
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from backbones import cost, paper_comparison
 from backbones.build import build_network
 from backbones.paper import ROWS
+from backbones.registry import describe_backbone, list_backbones
 from backbones.squeeze_excite import SEBlock
-from backbones.zoo import describe_backbone, list_backbones
 
 PLAIN = [info.name for info in list_backbones() if not info.is_se]
 SE = [info.name for info in list_backbones() if info.is_se]

@@ -105,7 +105,9 @@ def test_senet154s_stem_and_blocks_are_equal_after_rewriting():
     widths, groups = (16, 32, 64, 128), {"groups": 4, "group_width": 16, "halve_first": True}
     extras = {"deep_stem": True, "projection_kernel": 3, "stride_in_1x1": False}
     attention = build_slot({"reduction": 4}, 64)
-    network = ResNet((2, 1, 1, 1), True, widths, **groups, **extras, slot=attention)
+    network = ResNet(
+        (2, 1, 1, 1), bottleneck=True, widths=widths, **groups, **extras, slot=attention
+    )
     x = torch.randn(2, 3, 64, 64)
     assert difference_after_rewriting(with_statistics(network).double(), x.double()) < 1e-10
 

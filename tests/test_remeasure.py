@@ -5,8 +5,8 @@ import math
 import torch
 import torchvision
 
+from backbones.config import InputFormat
 from backbones.external import input_format_of, split_name
-from backbones.zoo import InputFormat
 from tools import sample_data
 from tools.references.remeasure import (
     Checkpoint,

@@ -92,8 +92,8 @@ def test_hidden_units_are_not_rounded_to_multiples_of_eight():
     ("options", "words"),
     [
         ({"reduction": 32}, "reduction 32 leaves no hidden unit of 16 channels; use 16 or less"),
-        ({"reduction": 0}, "reduction is a whole number from 1 on, not 0"),
-        ({"reduction": 2.5}, "reduction is a whole number from 1 on, not 2.5"),
+        ({"reduction": 0}, "reduction is an integer of at least 1, not 0"),
+        ({"reduction": 2.5}, "reduction is an integer of at least 1, not 2.5"),
         ({"se_bias": "no"}, "se_bias is true or false, not 'no'"),
         ({"squeeze": "mean"}, "squeeze is one of avg, max, none, not 'mean'"),
         ({"excitation": "gelu"}, "excitation is one of sigmoid, tanh, relu, not 'gelu'"),

@@ -249,6 +249,20 @@ def test_a_flipped_bit_in_a_zip_is_found(kind, tmp_path):
         read_tensors(file)
 
 
+def test_a_flipped_bit_where_no_tensor_lies_is_found_too(tmp_path):
+    file = tmp_path / "f.pth"
+    torch.save({"weight": torch.ones(3)}, file)
+    with zipfile.ZipFile(file) as archive:
+        part = next(p for p in archive.infolist() if p.filename.endswith("version"))
+    content = bytearray(file.read_bytes())
+    at = content.index(b"PK\x03\x04", part.header_offset)
+    at = content.index(b"3\n", at + 30 + len(part.filename))
+    content[at + 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged: Bad CRC-32"):
+        read_tensors(file)
+
+
 def test_a_zip_that_torch_wrote_without_sums_is_read(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:

@@ -10,8 +10,7 @@ import torch
 import torchvision
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network
-from backbones.weights.caffe_labels import CAFFE_LABELS
-from backbones.weights.formats import FORMATS, from_ours
+from backbones.weights.formats import FORMATS, caffe_labels, from_ours
 from backbones.weights.load import fit_backbone, load_weights, read_weights
 
 
@@ -245,7 +244,7 @@ def caffe_blobs(network, names):
         elif leaf != "num_batches_tracked":
             if caffe == "classifier":
                 unsorted = np.empty_like(array)
-                unsorted[np.array(CAFFE_LABELS) - 1] = array
+                unsorted[np.array(caffe_labels()) - 1] = array
                 array = unsorted
             blobs.setdefault(caffe, []).append(array)
     return blobs
@@ -272,9 +271,9 @@ def test_caffe_blobs_are_read_in_the_usual_order_of_classes(container, tmp_path)
 
 def test_caffe_labels_are_those_of_the_published_list():
     # hujie-frank/SENet, ILSVRC2017_val.txt, first five images, and their classes in sorted order.
-    assert [CAFFE_LABELS[i] - 1 for i in (65, 970, 230, 809, 516)] == [489, 360, 170, 821, 296]
-    assert CAFFE_LABELS[0] == 449  # mcnSENets, misc/label_map.txt
-    assert sorted(CAFFE_LABELS) == list(range(1, 1001))
+    assert [caffe_labels()[i] - 1 for i in (65, 970, 230, 809, 516)] == [489, 360, 170, 821, 296]
+    assert caffe_labels()[0] == 449  # mcnSENets, misc/label_map.txt
+    assert sorted(caffe_labels()) == list(range(1, 1001))
 
 
 def test_legacy_basic_blocks_are_refused_for_their_relu_before_se(tmp_path):

@@ -119,9 +119,12 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
             raise ValueError(f"storage {name} is shorter than it is said to be")
         return Storage(found[name], dtype)
 
-    return interpret(
-        PickleMachine(bytes(read_part(archive, f"{root}data.pkl")), persistent=storage)
-    )
+    content = bytes(read_part(archive, f"{root}data.pkl"))
+    held = interpret(PickleMachine(content, persistent=storage))
+    for name in names:  # what nothing refers to is compared with its sum as well
+        if name != f"{root}data.pkl" and name.removeprefix(f"{root}data/") not in found:
+            read_part(archive, name)
+    return held
 
 
 def read_torch_stream(content: bytes) -> Any:

@@ -11,11 +11,12 @@ from torch import Tensor
 from backbones.build import build_network
 from backbones.external import ExternalBackbone, build_model, split_name
 from backbones.features import Network
+from backbones.registry import EXTERNAL, describe_backbone
 from backbones.weights.files import save_detectron2, save_state, save_torch
 from backbones.weights.formats import FORMATS, SameOrder, WeightFormat, backbone_shapes, from_ours
 from backbones.weights.load import Weights, load_weights, read_weights, structure_of
 from backbones.weights.metadata import Metadata, NamedBackbone
-from backbones.zoo import EXTERNAL, PAIRS, describe_backbone
+from backbones.zoo import PAIRS
 
 TARGETS = ("safetensors", "timm", "torchvision", "detectron2")
 
@@ -148,7 +149,7 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
 
 @torch.no_grad()
 def verify_weights(path: str | Path, against: str, size: int | None = None) -> dict[str, Any]:
-    """Feed the same picture to our network and to a library's, both with the weights of a file.
+    """Feed the same image to our network and to a library's, both with the weights of a file.
 
     Args:
         against: `timm:NAME` or `torchvision:NAME`.
@@ -171,8 +172,8 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
     ours = build_network(weights.backbone.name, weights.num_classes, **weights.backbone.options)
     load_weights(ours, path)
     side = size or describe_backbone(against).input_size
-    picture = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    one, other = ours.eval().backbone(picture), theirs.eval().backbone(picture)
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    one, other = ours.eval().backbone(image), theirs.eval().backbone(image)
     one["logits"], other["logits"] = ours.head(one), theirs.head(other)
     differences: dict[str, float | None] = {}
     for name, mine in one.items():

@@ -9,13 +9,14 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backbones.weights.caffe_labels import CAFFE_LABELS
-from backbones.zoo import PAIRS, BackboneSettings, InputFormat, Pair
+from backbones.config import BackboneSettings, InputFormat
+from backbones.zoo import PAIRS, Pair
 
 Tensors = Mapping[str, Tensor]
 
@@ -252,6 +253,16 @@ def _strided_as_senet(tensors: Tensors) -> dict[str, Any]:
     return {"stride_in_1x1": not grouped, "stem_pool": "ceil"}
 
 
+@functools.cache
+def caffe_labels() -> tuple[int, ...]:
+    """Return the 1-based label of each class in the original Caffe models of SENet.
+
+    Source: the file says.
+    """
+    lines = Path(__file__).with_name("caffe_labels.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(int(label) for line in lines if line[:1] != "#" for label in line.split())
+
+
 def _from_caffe(tensors: Tensors) -> Tensors:
     """Turn Caffe's blobs `LAYER/0`, `LAYER/1`, ... into named tensors, classes in the usual order.
 
@@ -270,8 +281,8 @@ def _from_caffe(tensors: Tensors) -> Tensors:
         elif not layer.endswith("/bn"):
             if layer == "classifier":
                 tensor = tensor.reshape(-1, tensor.shape[-1]) if index == "0" else tensor.flatten()
-                if len(tensor) == len(CAFFE_LABELS):
-                    tensor = tensor[torch.tensor(CAFFE_LABELS) - 1]
+                if len(tensor) == len(caffe_labels()):
+                    tensor = tensor[torch.tensor(caffe_labels()) - 1]
             elif index == "1":
                 tensor = tensor.flatten()
             leaf = ".weight" if index == "0" else ".bias"
@@ -374,7 +385,7 @@ def _detectron2_names() -> Names:
         convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
         norms=tuple(f"{block}conv{i}.norm" for i in (1, 2, 3)),
         shortcut=(f"{block}shortcut", f"{block}shortcut.norm"),
-        gate=(f"{block}se.fc1", f"{block}se.fc2"),  # ours to name: Detectron2 has no SE here
+        gate=(f"{block}se.fc1", f"{block}se.fc2"),  # our own names: Detectron2 has no SE
         head="linear",
     )
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from backbones.config import BackboneSettings, InputFormat
 from backbones.features import Backbone, Network
+from backbones.registry import EXTERNAL, find_backbone
 from backbones.squeeze_excite import SEBlock
 from backbones.weights.files import TensorFile, read_state, read_tensors, save_state
 from backbones.weights.formats import (
@@ -21,7 +23,6 @@ from backbones.weights.formats import (
     with_counters,
 )
 from backbones.weights.metadata import Metadata, NamedBackbone, read_metadata
-from backbones.zoo import EXTERNAL, BackboneSettings, InputFormat, find_backbone
 
 __all__ = [
     "LoadedWeights",

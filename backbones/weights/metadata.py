@@ -2,18 +2,21 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from backbones.config import Count, describe_error
+from annotated_types import Len
+
+from backbones.config import Count, InputFormat, describe_error
 from backbones.weights.files import TensorFile
-from backbones.zoo import InputFormat
 
 Option = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
 class NamedBackbone:
-    name: str
+    """Which network the tensors are of."""
+
+    name: Annotated[str, Len(1, 500)]
     options: dict[str, Option | list[Option]] = field(default_factory=dict)
 
 

@@ -44,6 +44,8 @@ _BESIDE = (
 )
 _DEPTH = 8  # of wrappers; real checkpoints have three
 
+_NAME = 500  # letters; real names have up to a hundred
+
 # Left anywhere in a name by torch.compile, FSDP and activation checkpointing.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Left before all names by DataParallel and AveragedModel, by Lightning and scripts of one's own.
@@ -81,8 +83,8 @@ def tensors_of(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for name, value in _flat(state):
-        if not name.isprintable():
-            raise ValueError(f"a tensor is named '{printable(name)}'")
+        if not name.isprintable() or len(name) > _NAME:
+            raise ValueError(f"a tensor is named '{printable(name[:_NAME])}'")
         parts = name.split(".")
         name = ".".join(part for part in parts if part not in _WRAPPERS) or name
         if name in tensors:

@@ -56,7 +56,7 @@ def _complete_recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _complete_backbones(incomplete: str) -> list[str]:
-    from backbones.zoo import list_backbones
+    from backbones.registry import list_backbones
 
     return [info.name for info in list_backbones() if info.name.startswith(incomplete)]
 

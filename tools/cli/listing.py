@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.config import describe_settings, unknown
-from backbones.zoo import list_backbones
+from backbones.registry import list_backbones
 from tools.experiments.run import TASKS, describe_recipe, list_recipes, settings_class
 
 Row = dict[str, Any]

@@ -312,14 +312,14 @@ def weights_remeasure(
 
 def check_file(path: str | Path) -> None:
     """Raise a ValueError for a file or folder that does not exist, before anything is imported."""
-    from backbones.zoo import EXTERNAL
+    from backbones.registry import EXTERNAL
 
     if not str(path).startswith(EXTERNAL) and not Path(path).exists():
         raise ValueError(f"no such file or folder: {path}")
 
 
 def _import(paths: list[Path] | None) -> None:
-    from backbones.zoo import load_user_module
+    from backbones.registry import load_user_module
 
     for path in paths or ():
         load_user_module(path)

@@ -28,6 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from backbones import files
 from backbones.config import Count, WholeNumber, describe_error, printable
 from backbones.device import processor_name
+from backbones.registry import describe_backbone, twin_of
 from backbones.result import (
     ClassScore,
     Cost,
@@ -39,7 +40,6 @@ from backbones.result import (
     Timing,
     Weights,
 )
-from backbones.zoo import describe_backbone, twin_of
 
 if TYPE_CHECKING:
     from tools.experiments.run import Experiment

@@ -27,7 +27,7 @@ import yaml
 
 from backbones import files
 from backbones.config import unknown
-from backbones.zoo import describe_backbone, load_user_module, twin_of
+from backbones.registry import describe_backbone, load_user_module, twin_of
 from tools.experiments.record import Git, Record, build_record, read_record, write_record
 from tools.experiments.settings import build_settings, parse_override, read_yaml
 

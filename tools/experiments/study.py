@@ -26,7 +26,7 @@ from typing import Any
 from backbones import files
 from backbones.config import unknown
 from backbones.device import keep_large_tensors_on_heap
-from backbones.zoo import load_user_module, twin_of
+from backbones.registry import load_user_module, twin_of
 from tools.experiments.failure import describe_failure
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import (

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbones.config import InputFormat
 from backbones.external import input_format_of
+from backbones.registry import EXTERNAL
 from backbones.weights.load import read_weights
-from backbones.zoo import EXTERNAL, InputFormat
 from tools.experiments.run import load_experiment, run_experiment
 from tools.references import Row, reference
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from backbones.config import flatten
 from backbones.files import RECORD
+from backbones.registry import EXTERNAL
 from backbones.result import WeightsFile
-from backbones.zoo import EXTERNAL, PAIRS
+from backbones.zoo import PAIRS
 from classification.protocols import PROTOCOLS
 from tools.experiments.record import METRICS, Network, Record, read_record
 from tools.experiments.run import TASKS, load_experiment, settings_class
