@@ -20,8 +20,8 @@ from backbones.config import (
     check_choice,
     setting,
 )
+from classification.catalog import DATASETS
 
-DATASETS = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "folder", "places365")
 # fmt: off
 CORRUPTIONS = (  # ImageNet-C's fifteen and its four for validation, arXiv 1903.12261
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",

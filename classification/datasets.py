@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from backbones.files import SYNTHETIC
+from classification.images import read_image
 
 
 class Names(Sequence[str]):
@@ -78,6 +79,10 @@ class ImageArray(Dataset):
 
     images: torch.Tensor
 
+    def image(self, index: int) -> torch.Tensor:
+        """One image, uint8 (3, H, W)."""
+        return self.images[index]
+
     def subset(self, indices: np.ndarray) -> "ImageArray":
         """The images at `indices`, int64, in their order."""
         return replace(
@@ -99,6 +104,10 @@ class ImageFiles(Dataset):
     """A set of image files: `folder / id` is the path of an image."""
 
     folder: Path
+
+    def image(self, index: int) -> torch.Tensor:
+        """One image, uint8 (3, H, W). Raises what `read_image` does."""
+        return read_image(f"{self.folder}/{self.ids[index]}")
 
     def subset(self, indices: np.ndarray) -> "ImageFiles":
         """The images at `indices`, int64, in their order."""

@@ -30,10 +30,11 @@ from classification.config import ClassificationConfig
 from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.evaluate import Predictions
-from classification.loader import BadImages, Batch, SampleOrder, train_batches
+from classification.loader import BadImages, Batch, train_batches
 from classification.metrics import TopK
 from classification.monitor import Monitor
 from classification.optimizer import Schedule, build_optimizer
+from classification.order import SampleOrder
 from classification.transforms import cut_out, normalize
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
-"""Batches of uint8 images in an order that depends on seed and position alone.
+"""Batches of uint8 images, read by this process or by others that are watched over.
 
-So a run that is resumed in the middle of an epoch, or reads with another number of workers, sees
-the same images with the same augmentation.
+How many read changes nothing in what is read: augmentation depends on the seed of each image alone.
 """
 
 import multiprocessing
@@ -14,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -24,7 +22,7 @@ from classification.crop_cache import CropCache
 from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.folders import some
-from classification.images import read_image, stack
+from classification.images import stack
 from classification.protocols import Protocol
 from classification.transforms import augment_batch, build_train_transform, build_views
 
@@ -68,83 +66,6 @@ class BadImages:
             )
 
 
-# Order -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SampleOrder:
-    """Which image stands where in which epoch.
-
-    'uniform' shuffles the set anew each epoch, and drops what is left over from whole batches.
-    'class_aware' goes through a list of the classes, and for each through a list of its images;
-    each list is reshuffled when it is used up.
-
-    Source: class-aware sampling, Relay BP (arXiv 1512.05830), which the paper cites as [74].
-    """
-
-    labels: np.ndarray
-    batch_size: int
-    seed: int
-    sampling: str = "uniform"
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.labels) // self.batch_size
-
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image indices of epoch `number` and a seed for each place."""
-        length = self.steps_per_epoch * self.batch_size
-        seeds = np.random.default_rng([self.seed, number, 1]).integers(0, 2**62, length)
-        if self.sampling == "uniform":
-            order = np.random.default_rng([self.seed, number]).permutation(len(self.labels))
-            return order[:length], seeds
-        return self._class_aware(number * length, (number + 1) * length), seeds
-
-    def _class_aware(self, start: int, end: int) -> np.ndarray:
-        """The images at places `start` to `end` of an endless stream, which places alone decide.
-
-        Every round of the stream goes through all the classes once, so that a class is visited for
-        the n-th time in round n, and every pass over its list of images takes as many rounds as it
-        has images.
-        """
-        classes, counts = np.unique(self.labels, return_counts=True)
-        members = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
-        size = len(classes)
-        rounds = range(start // size, -(-end // size))
-        shuffled = [
-            np.random.default_rng([self.seed, number, 2]).permutation(size) for number in rounds
-        ]
-        places = np.arange(start, end)
-        chosen = np.concatenate(shuffled)[places - rounds.start * size]
-        visits = np.split(
-            np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen, minlength=size))[:-1]
-        )
-        indices = np.empty(end - start, np.int64)
-        for label, images, here in zip(range(size), members, visits, strict=True):
-            visit = places[here] // size
-            for number in np.unique(visit // len(images)):
-                rng = np.random.default_rng([self.seed, number, 3, label])
-                during = visit // len(images) == number
-                indices[here[during]] = rng.permutation(images)[visit[during] % len(images)]
-        return indices
-
-    def parts(
-        self, start_step: int, end_step: int, processes: Processes, accumulate: int
-    ) -> Iterator[list[tuple[int, int]]]:
-        """(index, seed) pairs of each part of this process's share of each batch."""
-        share = self.batch_size // processes.count
-        size = share // accumulate
-        epoch, order, seeds = -1, None, None
-        for step in range(start_step, end_step):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order, seeds = self.epoch(epoch)
-            first = step % self.steps_per_epoch * self.batch_size + processes.rank * share
-            for begin in range(first, first + share, size):
-                part = slice(begin, begin + size)
-                yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
-
-
 # Reading -----------------------------------------------------------------------------------------
 
 
@@ -161,13 +82,12 @@ class _Images(torch.utils.data.Dataset):
         progress: Tensor,
     ) -> None:
         self._dataset, self._transform, self._progress = dataset, transform, progress
-        self._folder = str(dataset.folder) if isinstance(dataset, ImageFiles) else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int] | str:
         index, seed = key
         with self._noted(index):
             try:
-                image = self._open(index)
+                image = self._dataset.image(index)
             except (OSError, ValueError):
                 return self._dataset.ids[index]
             return self._transform(image, seed), int(self._dataset.labels[index]), index, seed
@@ -183,11 +103,6 @@ class _Images(torch.utils.data.Dataset):
         mine[_IMAGE], mine[_BEGUN] = index, mine[_BEGUN] + 1
         yield
         mine[_IMAGE] = _NONE
-
-    def _open(self, index: int) -> Tensor:
-        if isinstance(self._dataset, ImageArray):
-            return self._dataset.images[index]
-        return read_image(f"{self._folder}/{self._dataset.ids[index]}")
 
 
 def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:

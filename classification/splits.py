@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,16 @@ from PIL import Image
 
 from backbones.config import check_choice, printable
 from backbones.files import sha256
+from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import ImageArray, ImageFiles
 from classification.folders import read_lines, require, some
 from classification.images import FORMATS, read_image
 from classification.loader import BadImages
-from classification.readers import read_cifar, read_fashion_mnist, read_folder, read_imagenet
 
 Split = ImageArray | ImageFiles
-Reader = Callable[[DataSettings, str], Split]
-Readers = Mapping[str, tuple[Reader, str]]
 
-# Data set -> its reader and the split whose numbers are reported.
-READERS: Readers = {
-    "cifar10": (read_cifar, "test"),
-    "cifar100": (read_cifar, "test"),
-    "fashion_mnist": (read_fashion_mnist, "test"),
-    "imagenet": (read_imagenet, "val"),
-    "folder": (read_folder, "val"),
-}
+READERS = readers_of("classification")
 # Of sets up to this many files each file is looked at before anything is computed: decoded where
 # they have no more bytes than the second number together, else by its head and tail.
 INSPECTED_UP_FRONT = 20_000

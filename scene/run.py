@@ -3,11 +3,9 @@
 from functools import partial
 
 from classification import run
-from classification.splits import Readers
-from scene.places365 import read_places365
+from classification.catalog import readers_of
 
-# Data set -> its reader and the split whose numbers are reported.
-READERS: Readers = {"places365": (read_places365, "val")}
+READERS = readers_of("scene")
 
 check = partial(run.check, readers=READERS)
 train = partial(run.train, readers=READERS)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
-from classification import loader, run
+from classification import datasets, run
 from classification.config import (
     AugmentSettings,
     ClassificationConfig,
@@ -215,7 +215,7 @@ def test_several_weights_are_evaluated_as_alone_and_every_image_is_read_once(
     alone = [run.evaluate(each, tmp_path / f"alone{i}") for i, each in enumerate(configs)]
 
     read = []
-    monkeypatch.setattr(loader, "read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr(datasets, "read_image", lambda path: read.append(path) or read_image(path))
     runs = [(each, tmp_path / f"together{i}") for i, each in enumerate(configs)]
     together = run.evaluate_together(runs)
     assert len(read) == len(set(read)) == 18

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from classification import images, loader
+from classification import datasets, images, loader
 from classification.config import AugmentSettings, DataSettings
 from classification.distributed import Processes
-from classification.loader import BadImages, SampleOrder, evaluation_batches, train_batches
+from classification.loader import BadImages, evaluation_batches, train_batches
+from classification.order import SampleOrder
 from classification.protocols import PROTOCOLS
 from classification.readers import read_cifar, read_folder
 from tools import sample_data
@@ -136,7 +137,7 @@ def test_a_dead_reading_process_is_told_with_the_file_that_it_read(files, monkey
             os.kill(os.getpid(), signal.SIGKILL)
         return images.read_image(path)
 
-    monkeypatch.setattr(loader, "read_image", read_image)
+    monkeypatch.setattr(datasets, "read_image", read_image)
     handler = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(ChildProcessError, match=rf"ended while it read \S+{files.ids[7]}, perhaps"):
         read_all(files)
@@ -149,7 +150,7 @@ def test_a_file_that_never_comes_is_named_after_a_while(files, monkeypatch):
             time.sleep(1000)
         return images.read_image(path)
 
-    monkeypatch.setattr(loader, "read_image", read_image)
+    monkeypatch.setattr(datasets, "read_image", read_image)
     monkeypatch.setattr(loader, "_LOOK_EVERY", 0.5)
     monkeypatch.setattr(loader, "_PATIENCE", 1.5)
     with pytest.raises(TimeoutError, match=rf"no image was read for 2 s.*/{files.ids[7]}: is the"):
@@ -162,7 +163,7 @@ def test_a_slow_disk_is_waited_for(files, monkeypatch):
         time.sleep(0.4)
         return images.read_image(path)
 
-    monkeypatch.setattr(loader, "read_image", read_image)
+    monkeypatch.setattr(datasets, "read_image", read_image)
     monkeypatch.setattr(loader, "_LOOK_EVERY", 0.3)
     monkeypatch.setattr(loader, "_PATIENCE", 0.9)
     assert read_all(files) == list(range(15))

@@ -60,7 +60,7 @@ def decoded(monkeypatch):
         names.append(path)
         return images.read_image(path)
 
-    monkeypatch.setattr("classification.loader.read_image", read_image)
+    monkeypatch.setattr("classification.datasets.read_image", read_image)
     return names
 
 

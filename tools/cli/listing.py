@@ -11,18 +11,13 @@ from typing import Any
 
 from backbones.config import describe_settings, unknown
 from backbones.registry import list_backbones
+from classification import catalog
 from tools.experiments.run import TASKS, describe_recipe, list_recipes, settings_class
 
 Row = dict[str, Any]
 
-# name: (tasks, what --data-root holds)
-DATASETS = {
-    "cifar10": ("classification", "cifar-10-batches-py/"),
-    "cifar100": ("classification", "cifar-100-python/"),
-    "fashion_mnist": ("classification", "train-images-idx3-ubyte[.gz] and the three others"),
-    "imagenet": ("classification", "train/<wnid>/, val/<wnid>/ or flat val/ with the devkit"),
-    "folder": ("classification", "train/<class>/, val/<class>/"),
-    "places365": ("scene", "categories_places365.txt, the lists, data_large/ or data_256/, val_*/"),
+# name: (task, what data.root holds)
+DATASETS = {name: (row.task, row.layout) for name, row in catalog.DATASETS.items()} | {
     "coco_2017": ("detection", "coco/annotations/instances_{train,val}2017.json, images"),
     "coco_2014": ("detection", "coco/annotations/instances_{train,minival,...}2014.json, images"),
     "custom": ("detection", "any, by data.train_annotations, data.train_images, data.val_..."),

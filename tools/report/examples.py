@@ -93,6 +93,8 @@ def _spread(indices: np.ndarray) -> list[int]:
 
 def _reader(record: Record) -> Callable[[str], Image.Image]:
     """Images of the reported split by their name, through the reader the run itself used."""
+    from classification.images import to_pil  # imports torch
+
     root = Path(record.dataset.root or "")
     if not root.is_dir():
         raise ValueError(f"the data are no longer at {root}")
@@ -101,14 +103,12 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
     config = build_settings(settings_class(task), [("the record", given)])
     read, split = importlib.import_module(task.door).READERS[record.dataset.name]
     dataset = read(config.data, split)
-    places = {image: place for place, image in enumerate(dataset.ids)}
+    places = {printable(image): place for place, image in enumerate(dataset.ids)}
 
     def load(name: str) -> Image.Image:
         if name not in places:
             raise ValueError(f"image {name!r} is no longer in {dataset.root}")
-        if hasattr(dataset, "images"):
-            return Image.fromarray(dataset.images[places[name]].numpy().transpose(1, 2, 0))
-        return Image.open(dataset.folder / name)
+        return to_pil(dataset.image(places[name]))
 
     return load
 

@@ -17,8 +17,9 @@ from classification.config import ClassificationConfig
 from classification.datasets import ImageArray
 from classification.distributed import Processes
 from classification.engine import Trainer
-from classification.loader import SampleOrder, train_batches
+from classification.loader import train_batches
 from classification.optimizer import Schedule, build_optimizer
+from classification.order import SampleOrder
 from classification.splits import READERS, load_splits
 from classification.transforms import normalize
 from tools.experiments.run import load_experiment
