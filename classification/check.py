@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from classification.config import ClassificationConfig
+from classification.datasets import Batch
 from classification.distributed import Processes
-from classification.loader import Batch, evaluation_batches, train_batches
+from classification.loader import evaluation_batches, train_batches
 from classification.optimizer import check_optimizer, check_schedule
 from classification.protocols import Protocol
 from classification.splits import Split, check_batches

@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from classification import corruptions, images, transforms
 from classification.config import EvaluateSettings
-from classification.datasets import ImageArray, ImageFiles
+from classification.datasets import Batch, ImageArray, ImageFiles
+from classification.folders import some
 from classification.protocols import Protocol
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class CropCache:
         self.path, self._dataset, self._protocol = path, dataset, protocol
         self._interpolation, self._limit = interpolation, limit
         side = protocol.crop
+        assert side is not None, "crops of many sizes are not kept"
         self._shape = (protocol.views, side, side, 3)
         self._used = int(np.prod(self._shape))  # bytes of an image
         self._stride = -(-self._used // 64) * 64
@@ -100,7 +103,7 @@ class CropCache:
     def _release(self, start: int) -> None:
         """Let go of the pages before image `start`: used, they count as this process's memory."""
         begin = (self._head + start * self._stride) // _PAGE * _PAGE
-        if begin > self._released and hasattr(self._map, "madvise"):
+        if begin > self._released and self._map is not None and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, self._released, begin - self._released)
         self._released = begin
 
@@ -110,8 +113,25 @@ class CropCache:
 
     # Building ------------------------------------------------------------------------------------
 
-    def start(self) -> bool:
-        """Begin a file under construction, or join in; False where there is no room for it."""
+    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; on their way their crops are kept, where there is room for them.
+
+        A set with unreadable images is not kept.
+        """
+        self._start()
+        try:
+            for batch in batches:
+                if self._file is not None and batch.bad:
+                    self._abandon(f"{some(batch.bad)} cannot be read")
+                elif self._file is not None:
+                    self._write(self._file, batch.indices, batch.images)
+                yield batch
+        finally:
+            if self._file is not None:
+                self._finish(self._file)
+
+    def _start(self) -> None:
+        """Begin the shared partial file, or join in, unless it would exceed the limit or the disk."""
         folder, limit = self.path.parent, self._limit
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -122,45 +142,40 @@ class CropCache:
                     "is %.3g and %s has %.3g GB left",
                     *(self.bytes / 1e9, limit / 1e9, folder, free / 1e9),
                 )
-                return False
+                return
             evict(folder, limit - self.bytes, keep=self._partial)
             self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o600)
             os.truncate(self._file, self.bytes)
         except OSError as error:
-            self.abandon(str(error))
-            return False
-        logger.info("keeping evaluation crops in %s (%.3g GB)", self.path, self.bytes / 1e9)
-        return True
-
-    def write(self, indices: Tensor, crops: Tensor) -> None:
-        """Put the crops of some images, uint8 (N, V, 3, H, W), in their places."""
-        if self._file is None:
+            self._abandon(str(error))
             return
+        logger.info("keeping evaluation crops in %s (%.3g GB)", self.path, self.bytes / 1e9)
+
+    def _write(self, file: int, indices: Tensor, crops: Tensor) -> None:
+        """Put the crops of some images, uint8 (N, V, 3, H, W), in their places."""
         rows = np.zeros((len(indices), self._stride), np.uint8)
         rows[:, : self._used] = crops.movedim(-3, -1).flatten(1).numpy()
         try:
             for index, row, check in zip(indices.tolist(), rows, _checks(rows), strict=True):
-                os.pwrite(self._file, row, self._head + index * self._stride)
-                os.pwrite(self._file, check, 8 * index)  # after its image: it says "is here"
-        except OSError as error:
-            self.abandon(str(error))
+                os.pwrite(file, row.data, self._head + index * self._stride)
+                os.pwrite(file, check.tobytes(), 8 * index)  # after its image: it says "is here"
+        except OSError as error:  # the disk is full
+            self._abandon(str(error))
 
-    def finish(self) -> None:
+    def _finish(self, file: int) -> None:
         """Give the file its name if every image is in it, from this process or others."""
-        if self._file is None:
-            return
-        checks = np.frombuffer(os.pread(self._file, 8 * len(self._dataset), 0), np.uint64)
-        os.close(self._file)
+        checks = np.frombuffer(os.pread(file, 8 * len(self._dataset), 0), np.uint64)
+        os.close(file)
         self._file = None
         if not checks.all():
             return  # another process has the rest
         if _key(self._dataset, self._protocol, self._interpolation) != self.path.stem:
-            self.abandon("images were changed while they were read")
+            self._abandon("images were changed while they were read")
             return
         with suppress(FileNotFoundError):  # another process was as quick
             self._partial.replace(self.path)
 
-    def abandon(self, reason: str) -> None:
+    def _abandon(self, reason: str) -> None:
         logger.info("evaluation crops are not kept: %s", reason)
         if self._file is not None:
             os.close(self._file)
@@ -170,7 +185,7 @@ class CropCache:
 
 
 def _checks(rows: np.ndarray) -> np.ndarray:
-    """A number for each row, never 0: the sum of its 64-bit words, off by what no row of 0 gives."""
+    """Checksum of each row, never 0, which means "not written yet": a sum of its 64-bit words."""
     sums = rows.view(np.uint64).sum(axis=1, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     sums[sums == 0] = 1
     return sums
@@ -239,7 +254,7 @@ def _key(dataset: ImageFiles, protocol: Protocol, interpolation: str) -> str:
 
 
 def _software() -> list[str | None]:
-    code = [Path(module.__file__).read_bytes() for module in (images, transforms, corruptions)]
+    code = [Path(str(module.__file__)).read_bytes() for module in (images, transforms, corruptions)]
     return [
         *(hashlib.sha256(text).hexdigest() for text in code),
         *(_version(name) for name in (*_PACKAGES, *_PACKAGES_OF_CORRUPTIONS)),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,31 @@ class Names(Sequence[str]):
 def encode(name: str) -> bytes:
     """The bytes of a file's name, whatever they are."""
     return name.encode("utf-8", "surrogateescape")
+
+
+@dataclass
+class Batch:
+    """Some images of a data set.
+
+    Attributes:
+        images: uint8 (N, 3, H, W), or (N, V, 3, H, W) with views.
+        labels: int64 (N,).
+        indices: places in the data set, int64 (N,).
+        seeds: of each image's augmentation, int64 (N,).
+        bad: ids of images that should be among them and could not be read.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    seeds: torch.Tensor
+    bad: list[str] = field(default_factory=list)
+
+    def pin_memory(self) -> "Batch":
+        """Called by DataLoader where the device is a GPU."""
+        self.images = self.images.pin_memory()
+        self.labels = self.labels.pin_memory()
+        return self
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class ImageArray(Dataset):
     def sha256(self) -> str:
         """Of the ids, labels and pixels, in order."""
         digest = hashlib.sha256(super().sha256().encode())
-        digest.update(self.images.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
         return digest.hexdigest()
 
 

@@ -27,10 +27,10 @@ from classification.checkpoint import (
     seed_everything,
 )
 from classification.config import ClassificationConfig
-from classification.datasets import ImageArray, ImageFiles
+from classification.datasets import Batch, ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.evaluate import Predictions
-from classification.loader import BadImages, Batch, train_batches
+from classification.loader import BadImages, train_batches
 from classification.metrics import TopK
 from classification.monitor import Monitor
 from classification.optimizer import Schedule, build_optimizer

@@ -18,9 +18,9 @@ from backbones.config import printable
 from backbones.files import write_whole
 from classification.config import DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache
-from classification.datasets import ImageArray, ImageFiles
+from classification.datasets import Batch, ImageArray, ImageFiles
 from classification.distributed import Processes
-from classification.loader import BadImages, Batch, evaluation_batches
+from classification.loader import BadImages, evaluation_batches
 from classification.metrics import best_classes, mean_softmax
 from classification.protocols import Protocol
 from classification.transforms import normalize

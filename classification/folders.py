@@ -246,15 +246,14 @@ def match_listed(names: Iterable[str], folder: Path, source: Path) -> list[str]:
     def look(directory: str) -> "_Contents | None":
         """What is in a directory of that name, where it exists."""
         if directory not in contents:
-            contents[directory] = None
             parent, _, last = directory.rpartition("/")
             above = look(parent) if directory else None
-            found = "" if not directory else above and above.find(last)
-            if found is not None:
-                contents[directory] = _Contents.of(folder, found)
+            found = above.find(last) if above else None if directory else ""
+            contents[directory] = None if found is None else _Contents.of(folder, found)
         return contents[directory]
 
-    matched, missing = [], []
+    matched: list[str] = []
+    missing: list[str] = []
     for name in names:
         path = name.replace("\\", "/") if "\\" in name and not (folder / name).exists() else name
         path = path.removeprefix("./")
@@ -262,7 +261,7 @@ def match_listed(names: Iterable[str], folder: Path, source: Path) -> list[str]:
             raise ValueError(f"{source} lists {name!r}, which leads out of {folder}")
         directory, _, file = path.rpartition("/")
         inside = look(directory)
-        found = inside and inside.find(file)
+        found = inside.find(file) if inside else None
         if found is None:
             missing.append(path)
         else:

@@ -69,7 +69,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     # PIL has pixels of 32 bits for a PPM of 16.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 255):
+    if image.mode == "F" or (image.mode == "I" and np.array(image).max() > 255):
         raise ValueError("grey values of 32 bits: which of them is white is not known")
     return image.convert("RGB")
 

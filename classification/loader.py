@@ -10,8 +10,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from classification.config import AugmentSettings, DataSettings
 from classification.crop_cache import CropCache
-from classification.datasets import ImageArray, ImageFiles
+from classification.datasets import Batch, ImageArray, ImageFiles
 from classification.distributed import Processes
 from classification.folders import some
 from classification.images import stack
@@ -31,22 +31,6 @@ _PATIENCE = 300.0  # seconds without an image before a file counts as one that n
 # What a reading process tells of itself: its number, the image it reads, how many it has begun.
 _PROCESS, _IMAGE, _BEGUN = range(3)
 _NONE = -1
-
-
-@dataclass
-class Batch:
-    """uint8 images (N, 3, H, W), or (N, V, 3, H, W) with views; the rest int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor  # places in the data set
-    seeds: Tensor  # one for each image's augmentation
-    bad: list[str] = field(default_factory=list)  # files that could not be read
-
-    def pin_memory(self) -> "Batch":
-        self.images = self.images.pin_memory()
-        self.labels = self.labels.pin_memory()
-        return self
 
 
 class BadImages:
@@ -81,7 +65,7 @@ class _Images(torch.utils.data.Dataset):
         transform: Callable[[Tensor, int], Tensor],
         progress: Tensor,
     ) -> None:
-        self._dataset, self._transform, self._progress = dataset, transform, progress
+        self._dataset, self._transform, self.progress = dataset, transform, progress
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int] | str:
         index, seed = key
@@ -99,7 +83,7 @@ class _Images(torch.utils.data.Dataset):
         if worker is None:
             yield
             return
-        mine = self._progress[worker.id]
+        mine = self.progress[worker.id]
         mine[_IMAGE], mine[_BEGUN] = index, mine[_BEGUN] + 1
         yield
         mine[_IMAGE] = _NONE
@@ -111,8 +95,10 @@ def _collate(items: list[tuple[Tensor, int, int, int] | str]) -> Batch:
     if not good:
         none = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), none, none, none, bad)
-    images, *columns = zip(*good, strict=True)
-    return Batch(stack(images), *(torch.tensor(column) for column in columns), bad)
+    images, labels, indices, seeds = zip(*good, strict=True)
+    return Batch(
+        stack(list(images)), torch.tensor(labels), torch.tensor(indices), torch.tensor(seeds), bad
+    )
 
 
 def _prepare_worker(_: int) -> None:
@@ -121,7 +107,9 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     worker = get_worker_info()
-    worker.dataset._progress[worker.id, _PROCESS] = os.getpid()
+    assert worker is not None
+    assert isinstance(worker.dataset, _Images)
+    worker.dataset.progress[worker.id, _PROCESS] = os.getpid()
 
 
 def _read(
@@ -156,7 +144,7 @@ def _read(
         pin_memory=device.type == "cuda",
         timeout=_LOOK_EVERY if workers else 0,
     )
-    with _keep_signal("SIGCHLD"):
+    with _keep_handler(signal.SIGCHLD):
         batches = iter(loader)
     try:
         yield from _watched(batches, progress, dataset)
@@ -197,15 +185,15 @@ def _watched(
 
 
 @contextmanager
-def _keep_signal(name: str) -> Iterator[None]:
+def _keep_handler(number: int) -> Iterator[None]:
     """Leave a signal's handler as it is.
 
     DataLoader's handler of SIGCHLD would raise in the middle of whatever is being computed; without
     it the death of a worker is noticed when its batch is waited for.
     """
-    number = getattr(signal, name, None)
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(number) if number is not None and is_main else None
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(number)
     yield
     if handler is not None:
         signal.signal(number, handler)
@@ -261,7 +249,9 @@ def _augment(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) ->
         generator.set_state(state)
 
 
-def _fits_whole(dataset: ImageArray | ImageFiles, augment: AugmentSettings) -> bool:
+def _fits_whole(
+    dataset: ImageArray | ImageFiles, augment: AugmentSettings
+) -> TypeGuard[ImageArray]:
     if not isinstance(dataset, ImageArray) or augment.crop == "resized" or augment.policy != "none":
         return False
     return augment.size in (0, dataset.images.shape[-1])
@@ -293,29 +283,20 @@ def evaluation_batches(
             yield _seen(dataset, views, batch)
         return
     is_kept = cache is not None and cache.open()
-    while is_kept and batches:
-        views = cache.read(batches[0].start, batches[0].stop)
-        if views is None:
-            break  # damaged: the rest is read from the files
-        yield _seen(dataset, views, batches.pop(0))
-    builds = cache is not None and not is_kept and cache.start()
+    if cache is not None and is_kept:
+        while batches and (kept := cache.read(batches[0].start, batches[0].stop)) is not None:
+            yield _seen(dataset, kept, batches.pop(0))
+    if not batches:
+        return
     corruption = protocol.corruption
     keys = [
         [(index, corruption.seed(dataset.ids[index]) if corruption else 0) for index in batch]
         for batch in batches
     ]
     transform = build_views(protocol, interpolation)
-    try:
-        for batch in _read(dataset, transform, keys, workers, processes.device):
-            if builds and batch.bad:
-                cache.abandon(f"{some(batch.bad)} cannot be read")
-                builds = False
-            elif builds:
-                cache.write(batch.indices, batch.images)
-            yield batch
-    finally:
-        if builds:
-            cache.finish()
+    read = _read(dataset, transform, keys, workers, processes.device)
+    # One that was found damaged is built by the next pass: this one has served a part from it.
+    yield from read if cache is None or is_kept else cache.keep(read)
 
 
 def _seen(dataset: ImageArray | ImageFiles, views: Tensor, batch: range) -> Batch:

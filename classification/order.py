@@ -75,11 +75,9 @@ class SampleOrder:
         """(index, seed) pairs of each part of this process's share of each batch."""
         share = self.batch_size // processes.count
         size = share // accumulate
-        epoch, order, seeds = -1, None, None
         for step in range(start_step, end_step):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order, seeds = self.epoch(epoch)
+            if step == start_step or step % self.steps_per_epoch == 0:
+                order, seeds = self.epoch(step // self.steps_per_epoch)
             first = step % self.steps_per_epoch * self.batch_size + processes.rank * share
             for begin in range(first, first + share, size):
                 part = slice(begin, begin + size)

@@ -80,27 +80,30 @@ def choose_protocol(settings: EvaluateSettings) -> tuple[str, Protocol]:
     """The protocol that `settings` ask for, with its name; changes to it show in the name.
 
     Raises:
-        ValueError: the name is unknown, or a change does not apply to it or cannot be had.
+        ValueError: the name is unknown, a change does not apply to it, or needs a package that is not installed.
     """
     check_choice("evaluate.protocol", settings.protocol, tuple(PROTOCOLS))
     name, protocol = settings.protocol, PROTOCOLS[settings.protocol]
     for key in ("resize", "crop"):
-        value = getattr(settings, key)
+        value: int | None = getattr(settings, key)
         if value is None:
             continue
         if protocol.crops == "full":
             raise ValueError(f"evaluate.{key}={value}: {name} shows the image as it is")
-        protocol = replace(protocol, **{key: (value,) if key == "resize" else value})
+        if key == "resize":
+            protocol = replace(protocol, resize=(value,))
+        else:
+            protocol = replace(protocol, crop=value)
         name += f"+{key}{value}"
     if protocol.crop is not None and protocol.crop > min(protocol.resize):
         raise ValueError(
             f"evaluate.crop={protocol.crop} is larger than evaluate.resize={min(protocol.resize)}"
         )
-    if settings.corruption is not None:
+    if settings.corruption is not None and settings.severity is not None:
         what = f"evaluate.corruption={settings.corruption}"
         if protocol.crops != "center":
             raise ValueError(f"{what}: ImageNet-C is of single crops, which {name} is not")
-        if protocol.crop < SMALLEST:
+        if protocol.crop is None or protocol.crop < SMALLEST:
             raise ValueError(f"{what} needs crops of {SMALLEST} pixels, not {protocol.crop}")
         corruption = choose_corruption(settings.corruption, settings.severity)
         protocol = replace(protocol, corruption=corruption)

@@ -166,6 +166,7 @@ def _views(protocol: Protocol, interpolation: str, image: Tensor, seed: int = 0)
 
 
 def _crops_of_all_scales(protocol: Protocol, interpolation: str, image: Tensor) -> Iterator[Tensor]:
+    assert protocol.crop is not None
     for length in protocol.resize:
         whole = (length, length)
         if protocol.resize_mode == "shorter":
