@@ -1,1 +1,1 @@
-"""Image classification: data sets, training and evaluation. `run` is the door."""
+"""Image classification: data sets, training and evaluation. `run` has the entry points."""

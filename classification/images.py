@@ -75,10 +75,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Tensor:
+    """RGB to uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def to_pil(image: Tensor) -> Image.Image:
+    """uint8 (3, H, W) to RGB."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 

@@ -168,7 +168,7 @@ def _watched(
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker (pid" in str(error):
                 raise ChildProcessError(_describe_death(str(error), progress, dataset)) from error
             if "DataLoader timed out" not in str(error):
                 raise

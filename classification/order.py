@@ -30,6 +30,7 @@ class SampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in the set."""
         return len(self.labels) // self.batch_size
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:

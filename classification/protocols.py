@@ -42,6 +42,7 @@ class Protocol:
 
     @property
     def views(self) -> int:
+        """How many views an image has."""
         crops = {"full": 1, "center": 1, "ten": 10}[self.crops]
         return max(1, len(self.resize)) * crops * (2 if self.flip else 1)
 

@@ -1,1 +1,1 @@
-"""Scene recognition on Places365. `run` is the door; the engine is classification's."""
+"""Scene recognition on Places365, trained and evaluated by classification's engine."""

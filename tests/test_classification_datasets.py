@@ -5,14 +5,17 @@ import gzip
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from classification.catalog import DATASETS, DatasetRow, readers_of
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import Names
+from classification.protocols import PROTOCOLS
 from classification.readers import (
     read_cifar,
     read_fashion_mnist,
@@ -538,6 +541,29 @@ def test_names_that_are_not_utf8_or_hold_line_ends_are_read(tmp_path):
     assert [os.fsencode(name) for name in val.ids] == [b"one/caf\xe9.png", b"one/new\nline.png"]
     assert find_bad_images(val) == []
     assert val.sha256()
+
+
+def test_a_row_and_its_reader_make_a_data_set(tmp_path, monkeypatch):
+    (tmp_path / "toy_reader.py").write_text(
+        "from classification.readers import read_folder\n"
+        "def read_toy(settings, split):\n"
+        "    return read_folder(settings, split)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    row = DatasetRow("classification", "toy_reader:read_toy", "test", "train/, test/")
+    monkeypatch.setitem(DATASETS, "toy", row)
+    images(*(tmp_path / "data" / s / "one" / f"{n}.png" for s in ("train", "test") for n in (1, 2)))
+    config = ClassificationConfig(data=settings("toy", tmp_path / "data"))
+    splits = load_splits(config, True, readers_of("classification"))
+    assert (splits.reported.name, splits.reported.split, len(splits.train)) == ("toy", "test", 2)
+
+
+def test_the_rooms_readmes_name_every_data_set_and_protocol():
+    for name, row in DATASETS.items():
+        text = (Path(__file__).parents[1] / row.task / "README.md").read_text(encoding="utf-8")
+        assert name in text.lower()
+    text = (Path(__file__).parents[1] / "classification" / "README.md").read_text(encoding="utf-8")
+    assert [n for n in PROTOCOLS if n.removesuffix("-ten-crop") not in text] == []
 
 
 def test_packed_names_read_like_a_list():
