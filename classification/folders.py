@@ -162,7 +162,7 @@ def read_class_folders(
         if not images:
             others = f", only files of {some(walk.left_out)}" if walk.left_out else ""
             raise ValueError(
-                f"{directory} holds no image{others}: fill it (images are "
+                f"{printable(str(directory))} holds no image{others}: fill it (images are "
                 f"{' '.join(IMAGE_SUFFIXES)}) or remove the folder"
             )
         ids += [f"{class_name}/{image}" for image in images]
