@@ -23,6 +23,7 @@ from backbones.device import choose_device, peak_memory
 from backbones.files import CURVE, SAMPLES, WEIGHTS, lock_directory
 from backbones.result import Cost, Dataset, Latency, Result, Timing, Weights
 from backbones.result import Protocol as ProtocolInfo
+from classification.catalog import Readers
 from classification.check import (
     check_compiler,
     check_evaluation_images,
@@ -37,7 +38,7 @@ from classification.evaluate import Predictions, predict, refuse_non_finite, wri
 from classification.metrics import TopK, chance_level
 from classification.networks import Member, load_ensemble, load_initial, on_meta, try_initial
 from classification.protocols import Protocol, choose_protocol
-from classification.splits import READERS, Readers, Split, Splits, load_splits
+from classification.splits import READERS, Split, Splits, load_splits
 
 logger = logging.getLogger(__name__)
 
