@@ -62,9 +62,9 @@ def list_(
     if not paper:
         _print(LISTS[what]() if task is None else LISTS[what](task), as_json)
         return
-    from backbones.paper import paper_comparison
+    from tools.references.costs import paper_costs
 
-    compared = paper_comparison()
+    compared = paper_costs()
     if as_json:
         print(json.dumps(compared, indent=1))
         return

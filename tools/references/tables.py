@@ -30,7 +30,9 @@ _TABLE_KEYS = {
 _DATASET_KEYS = {"name", "split", "images", "train_images"}
 _ROW_KEYS = {
     "network", "backbone", "options", "weights", "download", "protocol", "recipes", "settings", "mark", "notes",
+    "ours", "reason",
 }  # fmt: skip
+_COUNTS = {"parameters", "multiply_adds", "multiply_adds_with_gating"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Row:
     download: str | None  # by which a library has the weights: "timm:seresnet50.a1_in1k"
     recipes: tuple[str, ...]  # of this suite, which train as this network was trained
     settings: dict[str, Any]  # dotted keys in which the row leaves its recipe
+    ours: dict[str, int]  # our counts, where options leave what the table of networks says
+    reason: str  # why our count is not what was printed, or ""
     references: tuple[Reference, ...]
 
 
@@ -156,6 +160,8 @@ def _parse_row(name: str, table: dict[str, Any], row: dict[str, Any]) -> Row:
     mark = row.get("mark", table["mark"])
     if mark not in MARKS:
         raise ValueError(f"{where}: mark {mark!r}; expected one of {', '.join(MARKS)}")
+    if row.get("ours") and set(row["ours"]) != _COUNTS:
+        raise ValueError(f"{where}: ours has {', '.join(sorted(_COUNTS))}")
     references = []
     for metric, value in values.items():
         if metric not in table["units"]:
@@ -187,5 +193,7 @@ def _parse_row(name: str, table: dict[str, Any], row: dict[str, Any]) -> Row:
         download=row.get("download"),
         recipes=tuple(row.get("recipes", table["recipes"])),
         settings=row.get("settings", {}),
+        ours=row.get("ours", {}),
+        reason=row.get("reason", ""),
         references=tuple(references),
     )
