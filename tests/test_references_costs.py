@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from backbones import build_network, cost
-from backbones.zoo import describe_backbone
+from backbones import build_network, cost, describe_backbone
 from tools.references import load_references
 from tools.references.costs import paper_costs
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from backbones.zoo import describe_backbone
+from backbones import describe_backbone
 from tools.references.tables import Reference, Row, load_references
 
 _LETTERS = {"million": "M", "billion": "G"}

@@ -48,8 +48,8 @@ def checkpoints_of(named: Sequence[str]) -> list[Checkpoint]:
 
 
 def _published_of(sha256: str) -> Row | None:
-    rows = [row for row in reference("released-weights").rows if row.weights]
-    return next((r for r in rows if sha256.startswith(r.weights.rsplit("-", 1)[-1])), None)
+    released = [(r, r.weights) for r in reference("released-weights").rows if r.weights]
+    return next((r for r, name in released if sha256.startswith(name.rsplit("-", 1)[-1])), None)
 
 
 def views_of(checkpoint: Checkpoint, told: InputFormat) -> tuple[int, int]:
@@ -58,8 +58,7 @@ def views_of(checkpoint: Checkpoint, told: InputFormat) -> tuple[int, int]:
         protocol = checkpoint.published.references[0].protocol
         base, *changes = protocol.split("+")
         views = dict(zip(("resize", "crop"), map(int, re.findall(r"\d+", base)), strict=True))
-        for change in changes:
-            key, value = re.fullmatch(r"([a-z]+)(\d+)", change).groups()
+        for key, value in re.findall(r"(resize|crop)(\d+)", " ".join(changes)):
             views[key] = int(value)
         return views["resize"], views["crop"]
     crop = told.size or 224
@@ -98,10 +97,11 @@ def remeasure(
         for name in METRICS:
             measured = values.get(name)
             published = next((r.value for r in references if r.metric == name), None)
-            comparable = measured is not None and published is not None and classes == "all"
             row[name] = measured
             row[f"{name}_published"] = published
-            row[f"{name}_difference"] = measured - published if comparable else None
+            row[f"{name}_difference"] = None
+            if measured is not None and published is not None and classes == "all":
+                row[f"{name}_difference"] = measured - published
         yield row
 
 

@@ -86,9 +86,11 @@ class _ExactLoader(yaml.SafeLoader):
     """Numbers with a point become Decimals, which keep the digits they were printed with."""
 
 
-_ExactLoader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: Decimal(loader.construct_scalar(node))
-)
+def _decimal(loader: _ExactLoader, node: yaml.ScalarNode) -> Decimal:
+    return Decimal(str(loader.construct_scalar(node)))
+
+
+_ExactLoader.add_constructor("tag:yaml.org,2002:float", _decimal)
 
 
 @functools.cache

@@ -164,7 +164,7 @@ def as_markdown(table: Table, title: str) -> str:
         lines += [f"{e(lede)}.", ""]
     if table.synthetic:
         lines += [
-            "Numbers marked *synthetic* come from made pictures and say nothing of the world.",
+            "Numbers marked *synthetic* come from synthetic images: not real results.",
             "",
         ]
     if table.comparisons:
@@ -278,7 +278,7 @@ def as_latex(table: Table) -> str:
         if phrase != c.headline.verdict:
             notes.append(f"{e(c.candidate)}, {e(c.benchmark)}: {_latex_phrase(e(phrase))}.")
     if table.synthetic:
-        notes.append(r"$^{\dagger}$Synthetic data, which say nothing of the world.")
+        notes.append(r"$^{\dagger}$Synthetic data: not real results.")
     notes += [
         f"Unequal twins ({e(c.candidate)}, {e(c.benchmark)}): {e('; '.join(c.pair.unequal))}."
         for c in table.comparisons

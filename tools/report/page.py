@@ -40,6 +40,7 @@ def render_page(table: Table, title: str) -> str:
         "more": wording.more,
         "p": wording.p_text,
         "change": wording.change_in_words,
+        "detail": wording.detail,
         "here": wording.these_images,
         "noise": wording.noise,
         "classes_sentence": wording.classes_sentence,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tools.experiments.record import METRICS, Record
@@ -19,7 +20,7 @@ from tools.statistics.outcomes import BETTER, WORSE
 
 # Colours that stand for the page's own, so that one SVG serves light and dark.
 _INK, _LINE, _PLAIN, _CANDIDATE = "#010203", "#040506", "#070809", "#0a0b0c"
-_BETTER, _WORSE = "#0d0e0f", "#101112"
+_BETTER, _WORSE, _PANEL = "#0d0e0f", "#101112", "#131415"
 _THEME = {
     _INK: "currentColor",
     _LINE: "var(--line)",
@@ -27,6 +28,7 @@ _THEME = {
     _CANDIDATE: "var(--candidate)",
     _BETTER: "var(--better)",
     _WORSE: "var(--worse)",
+    _PANEL: "var(--panel)",
 }
 _STYLE = {
     "svg.fonttype": "none",
@@ -72,10 +74,7 @@ def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()
             )
             axes.fill(*shape, color=_INK)
             made = ", synthetic" if found.synthetic else ""
-            axes.annotate(
-                f"mean over {pooled.tasks} data sets, {found.label}{made}", (0, y + 0.25), (0, 0),
-                textcoords="offset points", xycoords=("axes fraction", "data"), fontsize=9,
-            )  # fmt: skip
+            _label_row(axes, y, f"mean over {pooled.tasks} data sets, {found.label}{made}")
         for place, comparison in enumerate(reversed(rows)):
             row, found = comparison.headline, comparison.headline.difference
             colour = {BETTER: _BETTER, WORSE: _WORSE}.get(row.verdict, _INK)
@@ -86,21 +85,32 @@ def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()
                 axes.plot(bounds, [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([row.gain], [place], "o", color=colour, markersize=6)
             label = f"{comparison.benchmark}, {row.label}: {comparison.candidate}"
-            axes.annotate(
-                _short(label, 58), (0, place + 0.25), (0, 0), textcoords="offset points",
-                xycoords=("axes fraction", "data"), fontsize=9,
-            )  # fmt: skip
+            _label_row(axes, place, label)
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.set_ylim(-0.5 - len(across), len(rows) - 0.3)
         axes.set_yticks([])
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("← worse      percent points      better →")
+        axes.tick_params(labelsize=8)
+        gap = "\u2003"  # plain spaces would be drawn as one
+        axes.set_xlabel(f"← worse{gap}percent points{gap}better →", fontsize=9)
         shown = "; ".join(_spoken(c) for c in rows[:12])
         return _svg(figure, "forest", f"Differences with their 95 % intervals. {shown}")
 
 
+def _label_row(axes: Axes, place: float, label: str) -> None:
+    """Name a row above its line, on the page's own ground: lines must not cross the words."""
+    axes.annotate(
+        _short(label, 58), (0, place + 0.22), (0, 0), textcoords="offset points",
+        xycoords=("axes fraction", "data"), fontsize=9,
+        bbox={"facecolor": _PANEL, "edgecolor": "none", "pad": 1},
+    )  # fmt: skip
+
+
 def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
-    """One metric of one data set against multiply-adds, latency and parameters, twins joined."""
+    """One metric of one data set against multiply-adds and parameters, twins joined.
+
+    Latencies were measured at different moments, on machines that may have been busy: none are here.
+    """
     rows = [c for c in comparisons if c.headline.difference.difference is not None]
     if not rows:
         return None
@@ -110,13 +120,12 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
             "multiply_adds",
             *((1e9, "multiply-adds (G)") if most >= 1e9 else (1e6, "multiply-adds (M)")),
         ),
-        ("latency_ms", 1, "latency (ms)"),
         ("parameters", 1e6, "parameters (M)"),
     )
     with matplotlib.rc_context(_STYLE):
         figure = Figure((_WIDTH, 2.3), layout="constrained")
         for axes, (cost, unit, label) in zip(
-            figure.subplots(1, 3, sharey=True), panels, strict=True
+            figure.subplots(1, 2, sharey=True), panels, strict=True
         ):
             x = [0.0, 0.0]
             for c in rows:
@@ -129,8 +138,7 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
                 axes.plot(x[1:], [found.candidate], "s", color=_CANDIDATE, markersize=6)
             axes.margins(0.3)
             if len(rows) == 1 and x[0] != x[1]:
-                digits = 3 if cost == "latency_ms" else 5
-                axes.set_xticks(x, [f"{value:.{digits}g}" for value in x])
+                axes.set_xticks(x, [f"{value:.5g}" for value in x])
             else:
                 axes.locator_params(axis="x", nbins=2)
                 axes.ticklabel_format(useOffset=False)
@@ -205,6 +213,7 @@ def class_plot(comparison: Comparison) -> str | None:
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.grid(axis="y", visible=False)
         axes.set_ylim(-0.7, len(shown) - 0.3)
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_xlabel(f"{METRICS[comparison.class_metric].label}: points, better →", fontsize=9)
         return _svg(figure, f"{comparison.key}-classes", _spoken_classes(rows))
 

@@ -45,8 +45,9 @@ METHODS = (
     " of training in both runs, lies within ±d. It is not reproduced where the 95 % interval leaves"
     ' out no difference, and "undecided" otherwise, as it is with one seed.',
     "Multiply-adds count convolutions, fully connected layers and residual additions. Latency"
-    " is the median time of one picture alone through the network as it was evaluated, a detector's"
-    " backbone at 4:3, on the machine of the run: a busy machine shows in it.",
+    " is the median time of one image alone through the network as it was evaluated, a detector's"
+    " backbone at 4:3, on the machine of the run. Twins were timed at different moments, and a busy"
+    " machine shows: latencies are shown, not compared.",
 )
 
 
@@ -103,6 +104,11 @@ def change_in_words(row: MetricRow) -> str:
     return (
         f"{points} points {'higher' if change > 0 else 'lower'}" if float(points) else "no change"
     )
+
+
+def detail(row: MetricRow) -> str:
+    """What the outcome's phrase says beyond its word: a margin, or what the study can see."""
+    return row.outcome.phrase.removeprefix(row.verdict).strip(" ()")
 
 
 def these_images(found: Difference) -> str:
@@ -233,7 +239,7 @@ def _who_is_what(
     noun = "comparisons" if several else "benchmarks"
     if set(counts) == {UNDECIDED}:
         on = f"on {_of(total, total, noun)}"
-        numbers = f": {_numbers(counted[0].headline)}" if len(counted) == 1 else ""
+        numbers = f": {detail(counted[0].headline)}" if len(counted) == 1 else ""
         return f"undecided whether {who} {verb} better or worse than {than} {on}{numbers}."
     margins = {c.headline.outcome.margin for c in counted if c.headline.verdict == EQUIVALENT}
     within = " or ".join(f"±{margin:g}" for margin in sorted(margins))
@@ -251,12 +257,6 @@ def _who_is_what(
         if counts.get(verdict)
     ]
     return f"{who} {verb} {', '.join(parts)}."
-
-
-def _numbers(row: MetricRow) -> str:
-    """The two numbers without which "undecided" is not said."""
-    phrase = row.outcome.phrase
-    return phrase[phrase.find("(") + 1 : -1] if phrase.endswith(")") else "not tested"
 
 
 def _pairs(count: int) -> str:
