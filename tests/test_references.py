@@ -14,6 +14,9 @@ from tools import references
 from tools.experiments.record import METRICS, Metric, write_record
 from tools.experiments.run import TASKS, list_recipes, load_experiment
 from tools.references.verdicts import MAY_DIFFER
+from tools.report.pairs import Pair
+from tools.report.published import effects_beside
+from tools.statistics import Bounds, Difference
 
 TABLES = references.load_references()
 ROWS = [
@@ -34,14 +37,9 @@ def row_of(table, network):
 
 
 def verdicts_of(record, table, row, training=None):
-    """What is said of a run beside every value of a row; the interval holds the measured value."""
+    """What is said of three seeds that measured the same beside every value of a row."""
     return [
-        references.judge(
-            record,
-            published,
-            tuple(record.metrics[published.reference.metric].value + d for d in (-0.3, 0.3)),
-            training=training,
-        )
+        references.judge([record] * 3, published, 0.3, [training] * 3)
         for published in references.references_of(record, training)
         if published.table.name == table.name and published.row == row
     ]
@@ -150,17 +148,71 @@ def test_an_unknown_table_names_near_ones():
         references.reference("tabel-7")
 
 
-def test_a_reference_inside_the_interval_is_reproduced_else_better_or_worse():
+def test_a_published_number_is_reproduced_by_evidence_only():
     table, row = row_of("table-2", "SE-ResNet-50")
     run = published_run(table, row)
     published = next(
         p for p in references.references_of(run)
         if p.row == row and p.reference.metric == "top1_error"
     )  # fmt: skip
-    assert references.judge(run, published, (23.0, 23.6)).word == "reproduced"
-    assert references.judge(run, published, (22.0, 22.9)).word == "better"  # an error
-    assert references.judge(run, published, (24.0, 24.9)).word == "worse"
-    assert "23.29 against" in references.judge(run, published, (24.0, 24.9)).reason
+
+    def word(*errors):
+        runs = [
+            dataclasses.replace(
+                run, metrics={**run.metrics, "top1_error": Metric(e, "percent", False, 50_000)}
+            )
+            for e in errors
+        ]
+        return references.judge(runs, published, 0.3)
+
+    assert word(23.30, 23.25, 23.32).word == "reproduced"
+    assert word(24.30, 24.25, 24.32).word == "not reproduced"
+    assert word(22.9, 23.6).word == "undecided"
+    assert word(23.29).word == "undecided"
+    assert "noise of training" in word(23.29).reason
+
+
+def test_released_weights_are_held_to_rounding_and_decoder():
+    _, row = row_of("released-weights", "legacy_seresnet50 (timm)")
+    weights = {"path": "timm:legacy_seresnet50.in1k", "sha256": "9" * 64}
+    run = published_run(*row_of("table-2", "SE-ResNet-50"))
+
+    def judged(accuracy):
+        metrics = {"top1_accuracy": Metric(accuracy, "percent", True, 50_000)}
+        changes = {"protocol": "imagenet-256-224", "weights": weights, "metrics": metrics}
+        found = evaluation_of(run, **changes)
+        (published,) = (p for p in references.references_of(found) if p.row == row)
+        return references.judge([found], published, 0.3)
+
+    assert judged(77.65 + 0.09).word == "reproduced"
+    assert judged(77.65 - 0.30).word == "not reproduced"
+    assert "differs by -0.30" in judged(77.65 - 0.30).reason
+
+
+def test_effects_of_twins_are_judged_beside_their_levels():
+    sides = [
+        published_run(*row_of("table-2", network)) for network in ("ResNet-50", "SE-ResNet-50")
+    ]
+    pair = Pair((sides[0],) * 3, (sides[1],) * 3)
+
+    def judged(effect, noise, pair=pair):
+        found = Difference(
+            24.8, 24.8 + effect, effect, effect - noise, effect + noise, 0.01, seeds=3,
+            degrees_of_freedom=4.0, on_these_images=Bounds(effect - noise, effect + noise, 0.01),
+            seed_sd=noise / 3, churn_sd=noise / 3,
+        )  # fmt: skip
+        rows = effects_beside(pair, {"top1_error": found}, {}, None)
+        return next(row for row in rows if row.metric == "top1_error" and row.where == "Table 2")
+
+    same = judged(-1.5, 0.05)
+    assert same.published == pytest.approx(23.29 - 24.80)
+    assert same.printed == "-1.51"
+    assert same.published_network == "SE-ResNet-50 minus ResNet-50"
+    assert same.verdict == "reproduced"
+    assert judged(-1.3, 0.6).verdict == "undecided"
+    assert judged(0.0, 0.05).verdict == "not reproduced"
+    changed = dataclasses.replace(pair, plain=(with_settings(sides[0], {"train.epochs": 2}),) * 3)
+    assert judged(-1.5, 0.05, changed).verdict == "not comparable"
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=NAMED)

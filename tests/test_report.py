@@ -25,11 +25,9 @@ from written_runs import (
     write_suite,
 )
 
-from detection.annotations import read_annotations, read_results
 from tools import references, sample_data, statistics
 from tools.experiments.record import Metric, load_records, write_record
 from tools.experiments.run import load_experiment
-from tools.report import table as report_table
 from tools.report import write_report
 from tools.report.escape import escape_csv
 from tools.report.examples import _reader
@@ -329,7 +327,7 @@ def test_references_stand_beside_with_a_verdict(tmp_path):
         write_classifier(tmp_path / network, network, **changes)
     table = build_table(*load_records([tmp_path]))
     rows = [r for r in table.comparisons[0].references if r.where == "Table 4"]
-    assert {row.published for row in rows} == {6.37, 5.21}
+    assert {row.published for row in rows} == {6.37, 5.21, -1.16}  # and the effect
     assert all(row.verdict == "not comparable" for row in rows)
     assert all("400 of 10000 images" in row.reason for row in rows)
 
@@ -361,63 +359,11 @@ def judged_alone(runs, **options):
     ]
 
 
-def test_a_detector_in_no_pair_is_judged_by_an_interval_of_its_own(tmp_path):
-    annotations = write_coco(tmp_path / "coco")
-    write_published_detector(tmp_path / "runs" / "alone", annotations)
-    (found,) = judged_alone(tmp_path / "runs", resamples=200)
-    detections = tmp_path / "runs" / "alone" / "detections.json"
-    truth = read_annotations(annotations)
-    _, intervals = statistics.coco_metrics_alone(truth, read_results(detections, truth), 200)
-    for metric, published in (("AP", 40.4), ("AP50", 61.0)):
-        low, high = intervals[metric]
-        word = (
-            "reproduced" if low <= published <= high else "better" if low > published else "worse"
-        )
-        assert found[metric][0] == word
-        assert f"{published:.1f} against [{low:.2f}, {high:.2f}]" in found[metric][1]
-    assert found["AP"][0] == "reproduced"
-
-
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        ("detections.json", "no detections file"),
-        ("coco/annotations/instances_val2017.json", "no annotation file"),
-    ],
-)
-def test_a_detector_whose_files_are_gone_is_not_judged_and_says_why(tmp_path, broken, reason):
+def test_one_run_in_no_pair_decides_nothing_of_a_published_number(tmp_path):
     write_published_detector(tmp_path / "runs" / "alone", write_coco(tmp_path / "coco"))
-    folder = tmp_path if broken.startswith("coco") else tmp_path / "runs" / "alone"
-    (folder / broken).unlink()
     (found,) = judged_alone(tmp_path / "runs")
-    assert found["AP"][0] == "not comparable"
-    assert reason in found["AP"][1]
-
-
-def test_detections_of_another_run_judge_nothing(tmp_path):
-    write_published_detector(tmp_path / "runs" / "alone", write_coco(tmp_path / "coco"))
-    (tmp_path / "runs" / "alone" / "detections.json").write_text("[]")
-    (found,) = judged_alone(tmp_path / "runs")
-    assert "another AP than the record" in found["AP"][1]
-
-
-def test_only_so_many_detectors_are_scored_and_none_that_nothing_published_fits(
-    tmp_path, monkeypatch
-):
-    annotations = write_coco(tmp_path / "coco")
-    for seed in range(3):
-        write_published_detector(tmp_path / "runs" / f"alone-{seed}", annotations, seed)
-    write_detector(tmp_path / "runs" / "other", "resnet50", annotations, shift=1.0)
-    scored = []
-    score = statistics.coco_metrics_alone
-    monkeypatch.setattr(
-        statistics, "coco_metrics_alone", lambda *args: scored.append(args[1]) or score(*args)
-    )
-    monkeypatch.setattr(report_table, "STATISTICS_FOR", 2)
-    found = judged_alone(tmp_path / "runs", resamples=20)
-    assert len(scored) == 2
-    assert sum("too many" in run["AP"][1] for run in found) == 1
-    assert sum("synthetic" in run["AP"][1] for run in found) == 1
+    assert {word for word, _ in found.values()} == {"undecided"}
+    assert all("one run does not tell the noise of training" in why for _, why in found.values())
 
 
 def test_a_damaged_record_is_named_and_skipped(suite, content):

@@ -236,24 +236,16 @@ def test_several_seeds_of_detectors_are_compared_in_every_metric_and_class():
         assert found.low < found.difference < found.high
 
 
-def test_the_interval_of_one_detector_alone_is_that_of_its_side_of_a_pair():
-    truth, results = random_coco(4, images=40)
-    truth, *results = typed(truth, *results)
-    paired, _ = statistics.compare_coco_metrics(truth, results[:1], results[1:], 200, seed=3)
-    for side, result in zip(("plain", "candidate"), results, strict=True):
-        metrics, intervals = statistics.coco_metrics_alone(truth, result, 200, seed=3)
-        assert list(metrics) == list(intervals) == list(METRICS)
-        for name, found in paired.items():
-            assert metrics[name] == getattr(found, side)
-            assert intervals[name] == pytest.approx(getattr(found, f"{side}_interval"))
-
-
 def test_a_metric_without_a_box_has_neither_value_nor_interval():
     truth, results = random_coco(4)
     truth["annotations"] = [box for box in truth["annotations"] if box["area"] > 32**2]
-    metrics, intervals = statistics.coco_metrics_alone(*typed(truth, results[0]), 50)
-    assert metrics["ARs"] is metrics["APs"] is intervals["ARs"] is intervals["APs"] is None
-    assert intervals["ARl"][0] <= metrics["ARl"] <= intervals["ARl"][1]
+    ground, first = typed(truth, results[0])
+    second = typed(truth, results[1])[1]
+    metrics, _ = statistics.compare_coco_metrics(ground, [first], [second], 50)
+    for name in ("ARs", "APs"):
+        assert metrics[name].plain is metrics[name].low is metrics[name].plain_interval is None
+    found = metrics["ARl"]
+    assert found.plain_interval[0] <= found.plain <= found.plain_interval[1]
 
 
 def test_the_bootstrap_does_not_depend_on_the_number_of_workers():

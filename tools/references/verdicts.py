@@ -23,9 +23,10 @@ from backbones.registry import EXTERNAL
 from backbones.result import WeightsFile
 from backbones.zoo import PAIRS
 from classification.protocols import PROTOCOLS
-from tools.experiments.record import METRICS, Network, Record, read_record
+from tools.experiments.record import Network, Record, read_record
 from tools.experiments.run import TASKS, load_experiment, settings_class
 from tools.references.tables import Reference, Row, Table, load_references
+from tools.statistics.published import UNDECIDED, judge_released, judge_trained
 
 # Settings that cannot change a result, or whose effect is compared elsewhere.
 MAY_DIFFER = {
@@ -50,10 +51,12 @@ _DEFAULT_OPTIONS = {
 }
 _COCO_VAL = ("minival", "minival2014", "val2017")  # the same 5,000 images
 
+NOT_COMPARABLE = "not comparable"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """``word``: reproduced, better, worse or not comparable; ``reason`` in a sentence."""
+    """``word``: reproduced, not reproduced, undecided or not comparable; ``reason`` in a sentence."""
 
     word: str
     reason: str
@@ -103,35 +106,45 @@ def training_of(record: Record, trainings: Mapping[str, Record]) -> Record | Non
 
 
 def judge(
-    record: Record,
+    runs: Sequence[Record],
     published: Published,
-    interval: tuple[float, float] | None,
-    why_not: str | None = None,
-    training: Record | None = None,
+    margin: float,
+    trainings: Sequence[Record | None] = (),
 ) -> Verdict:
-    """Say what a run tells of a published number.
+    """Say what runs tell of a published number.
 
     Args:
-        interval: bounds of the measured metric, in its unit; None where there are none.
-        why_not: why there are none.
-        training: of an evaluation, the run that trained its weights, where it is known.
+        runs: of one network, a seed each.
+        margin: a difference that does not matter, in the unit of the metric.
+        trainings: of evaluations, the runs that trained their weights, where they are known.
+
+    Released weights are held to rounding and decoder; networks trained anew to the noise of
+    training, which one run does not tell.
     """
-    reference = published.reference
-    reason = not_comparable(record, published, training)
-    metric = record.metrics[reference.metric]
-    if reason is None and metric.value is None:
-        reason = f"not measured: {metric.reason}"
-    if reason is None and interval is None:
-        reason = why_not or "no interval of the measured value"
-    if reason is not None or interval is None:
-        return Verdict("not comparable", str(reason))
-    low, high = interval
-    shown = f"{reference.printed} against [{low:.2f}, {high:.2f}]"
-    if low <= reference.value <= high:
-        return Verdict("reproduced", f"{shown}: inside the interval")
-    higher = reference.value < low
-    better = higher == METRICS[reference.metric].higher_is_better
-    return Verdict("better" if better else "worse", f"{shown}: outside the interval")
+    reference, values = published.reference, []
+    for run, training in zip(runs, trainings or [None] * len(runs), strict=True):
+        metric = run.metrics[reference.metric]
+        if reason := not_comparable(run, published, training):
+            return Verdict(NOT_COMPARABLE, reason)
+        if metric.value is None:
+            return Verdict(NOT_COMPARABLE, f"not measured: {metric.reason}")
+        values.append(metric.value)
+    mean, digits = sum(values) / len(values), digits_of(reference)
+    if published.table.initial == "released":
+        judged = judge_released(mean, reference.value, digits)
+    elif len(values) == 1:
+        change = f"{mean - reference.value:+.2f}"
+        return Verdict(
+            UNDECIDED, f"differs by {change}: one run does not tell the noise of training"
+        )
+    else:
+        judged = judge_trained(values, reference.value, margin, digits=digits)
+    return Verdict(judged.word, judged.reason)
+
+
+def digits_of(reference: Reference) -> int:
+    """How many decimal digits a number was printed with."""
+    return len(reference.printed.partition(".")[2])
 
 
 def not_comparable(

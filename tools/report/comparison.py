@@ -13,11 +13,12 @@ from detection.annotations import Annotations, Results, read_annotations, read_r
 from detection.scoring import match
 from tools import statistics
 from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
-from tools.references import judge, not_comparable, references_of, training_of
+from tools.references import training_of
 from tools.report.caveats import marks_of, says_little
 from tools.report.pairs import Pair, describe_network
+from tools.report.published import ReferenceRow, effects_beside, published_beside
 from tools.statistics import Difference, Variation
-from tools.statistics.outcomes import MARGIN_AP, MARGIN_TOP_K, UNTESTED, Outcome
+from tools.statistics.outcomes import UNTESTED, Outcome, margin_of
 
 TOO_MANY = "too many to score in one report; report fewer runs"
 
@@ -55,23 +56,6 @@ class ClassRow:
     shrunken: float | None = None  # the difference, drawn towards that of all classes
     p_adjusted: float | None = None  # Benjamini and Hochberg's, over the classes of the comparison
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class ReferenceRow:
-    network: str
-    where: str
-    published_network: str
-    metric: str
-    published: float
-    printed: str  # with the digits it was published with
-    unit: str
-    mark: str
-    protocol: str
-    measured: float | None
-    verdict: str
-    reason: str
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -174,7 +158,11 @@ def compare_pair(
         costs,
         first.cost.scope,
         tide,
-        tuple(_pair_references(pair, {row.name: row.difference for row in metrics}, trainings)),
+        (
+            *published_beside(pair.plain, trainings, margin),
+            *published_beside(pair.candidate, trainings, margin),
+            *effects_beside(pair, {row.name: row.difference for row in metrics}, trainings, margin),
+        ),
     )
 
 
@@ -288,11 +276,6 @@ def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | N
     )  # fmt: skip
 
 
-def margin_of(metric: str) -> float:
-    """A difference in the metric that does not matter, points, for want of a reader's own."""
-    return MARGIN_TOP_K if metric.startswith("top") else MARGIN_AP
-
-
 def _from_records(name: str, pair: Pair, why: str) -> Difference:
     """The difference alone, where nothing but the records' values is to be had."""
     sides = [[record.metrics[name] for record in side] for side in (pair.plain, pair.candidate)]
@@ -355,93 +338,3 @@ COSTS: dict[str, Callable[[Record], float | None]] = {
     "train_seconds": lambda record: record.timing.train_seconds,
     "peak_memory_bytes": lambda record: record.timing.peak_memory_bytes,
 }
-
-
-# Published numbers -------------------------------------------------------------------------------
-
-
-def _pair_references(
-    pair: Pair, differences: dict[str, Difference], trainings: Mapping[str, Record]
-) -> list[ReferenceRow]:
-    why_not = {name: found.reason for name, found in differences.items()}
-    rows = []
-    for side, runs in (("plain", pair.plain), ("candidate", pair.candidate)):
-        intervals = {
-            name: getattr(found, f"{side}_interval") for name, found in differences.items()
-        }
-        rows += _published_beside(runs, intervals, why_not, trainings)
-    return rows
-
-
-def published_beside_alone(
-    record: Record, resamples: int, seed: int, trainings: Mapping[str, Record]
-) -> list[ReferenceRow]:
-    """Published numbers beside a run in no pair; without ``resamples``, AP has no interval."""
-    intervals, why = {}, None
-    if judged_by_bootstrap(record, trainings):
-        try:
-            intervals = _intervals_alone(record, resamples, seed)
-        except ValueError as error:
-            why = f"no interval: {error}"
-    return _published_beside((record,), intervals, dict.fromkeys(METRICS, why), trainings)
-
-
-def judged_by_bootstrap(record: Record, trainings: Mapping[str, Record]) -> bool:
-    """Whether a published number may be compared with the run, and only a bootstrap can judge."""
-    if record.task != "detection":
-        return False
-    training = training_of(record, trainings)
-    return any(
-        not_comparable(record, published, training) is None
-        for published in references_of(record, training)
-    )
-
-
-def _intervals_alone(
-    record: Record, resamples: int, seed: int
-) -> dict[str, tuple[float, float] | None]:
-    if resamples == 0:
-        raise ValueError(TOO_MANY)
-    truth = _annotations(record)
-    found = read_results(_file(record, "detections"), truth)
-    metrics, intervals = statistics.coco_metrics_alone(truth, found, resamples, seed)
-    _check_scored(metrics["AP"], (record,))
-    return intervals
-
-
-def _published_beside(
-    runs: tuple[Record, ...],
-    intervals: dict[str, tuple[float, float] | None],
-    why_not: dict[str, str | None],
-    trainings: Mapping[str, Record],
-) -> list[ReferenceRow]:
-    """``runs``: those of one network, a seed each; ``why_not``: why a metric has no interval."""
-    record, rows = runs[0], []
-    trained = [training_of(run, trainings) for run in runs]
-    for published in references_of(record, trained[0]):
-        reference = published.reference
-        values = [run.metrics[reference.metric].value for run in runs]
-        measured = None if None in values else float(np.mean(values))
-        interval = intervals.get(reference.metric)
-        if measured is not None and len(values) == 1 and reference.metric.startswith("top"):
-            interval = _wilson(measured, record, reference.metric)
-        # Of several runs, the first that forbids to compare speaks for all.
-        verdicts = [
-            judge(run, published, interval, why_not.get(reference.metric), training)
-            for run, training in zip(runs, trained, strict=True)
-        ]
-        verdict = next((v for v in verdicts if v.word == "not comparable"), verdicts[0])
-        rows.append(
-            ReferenceRow(
-                describe_network(record.backbone), reference.where, reference.network,
-                reference.metric, reference.value, reference.printed, reference.unit,
-                reference.mark, reference.protocol, measured, verdict.word, verdict.reason,
-                (*reference.notes, *published.table.notes),
-            )
-        )  # fmt: skip
-    return rows
-
-
-def _wilson(percent: float, record: Record, metric: str) -> tuple[float, float]:
-    n = record.metrics[metric].n
-    return statistics.wilson_interval(round(percent * n / 100), n)

@@ -14,8 +14,9 @@ import yaml
 from backbones.result import Dataset
 from tools.experiments.record import METRICS
 from tools.report import wording
-from tools.report.comparison import Comparison, MetricRow, ReferenceRow
+from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex, escape_markdown
+from tools.report.published import ReferenceRow
 from tools.report.table import Table
 from tools.statistics import Difference, Variation
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from backbones.config import printable
 from tools import statistics
@@ -13,16 +12,14 @@ from tools.report.across import Across, pool_datasets
 from tools.report.caveats import variants
 from tools.report.comparison import (
     Comparison,
-    ReferenceRow,
     compare_pair,
-    judged_by_bootstrap,
-    published_beside_alone,
 )
 from tools.report.escape import harmless
 from tools.report.pairs import describe_network, pair_twins
+from tools.report.published import ReferenceRow, published_beside
 from tools.statistics.outcomes import decide
 
-STATISTICS_FOR = 200  # pairs and single detectors; reading the files of more takes too long
+STATISTICS_FOR = 200  # pairs; reading the files of more takes too long
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,6 @@ def build_table(
         for number, pair in enumerate(pairs, start=1)
     ]
     why_not = {id(record): reason for record, reason in pairing.unpaired}
-    alone = (id(r) for r in records if id(r) in why_not and judged_by_bootstrap(r, trainings))
-    scored = set(islice(alone, max(0, STATISTICS_FOR - len(pairs))))
     runs = tuple(
         Run(
             record,
@@ -105,13 +100,7 @@ def build_table(
             variant,
             id(record) not in why_not,
             why_not.get(id(record)),
-            tuple(
-                published_beside_alone(
-                    record, resamples if id(record) in scored else 0, seed, trainings
-                )
-            )
-            if id(record) in why_not
-            else (),
+            tuple(published_beside((record,), trainings, margin)) if id(record) in why_not else (),
         )
         for record, variant in zip(records, variants(records), strict=True)
     )

@@ -19,7 +19,6 @@ from tools.statistics.accuracy import (
 from tools.statistics.coco_metrics import (
     MatchedDetections,
     bootstrap_coco_metrics,
-    coco_metrics_alone,
     compare_coco_metrics,
 )
 from tools.statistics.differences import Bounds, Difference, effect_sizes
@@ -42,7 +41,6 @@ __all__ = [
     "Variation",
     "benjamini_hochberg",
     "bootstrap_coco_metrics",
-    "coco_metrics_alone",
     "compare_accuracy",
     "compare_classes",
     "compare_coco_metrics",

@@ -265,26 +265,6 @@ def _images_holding(truth: Annotations) -> list[int]:
     return [*of_metrics, *categories.tolist()]
 
 
-def coco_metrics_alone(
-    truth: Annotations,
-    results: Results,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
-    """METRICS of one detector in percent, and their intervals by resamples of the images.
-
-    None where no box counts. The intervals are those of its side of a pair.
-    """
-    values, boot = _centred_bootstrap(truth, [results], resamples, seed)
-    metrics: dict[str, float | None] = {}
-    intervals: dict[str, tuple[float, float] | None] = {}
-    for column, (name, holding) in enumerate(zip(METRICS, _images_holding(truth), strict=False)):
-        both = values[[0, 0], column], boot[[0, 0], :, column]
-        alone = _compare_column(*both, 1, holding, len(truth.image_ids))
-        metrics[name], intervals[name] = alone.plain, alone.plain_interval
-    return metrics, intervals
-
-
 def _centred_bootstrap(
     truth: Annotations, results: list[Results], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

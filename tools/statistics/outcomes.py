@@ -8,8 +8,12 @@ from tools.statistics.differences import CONFIDENCE, Difference
 
 BETTER, WORSE = "better", "worse"
 EQUIVALENT, UNDECIDED, UNTESTED = "equivalent", "undecided", "not tested"
-# Percent points that do not matter, for want of a reader's own: `margin` in `decide`.
 MARGIN_TOP_K, MARGIN_AP = 0.3, 0.5
+
+
+def margin_of(metric: str) -> float:
+    """A difference in a metric that does not matter, percent points, for want of a reader's own."""
+    return MARGIN_TOP_K if metric.startswith("top") else MARGIN_AP
 
 
 @dataclass(frozen=True)

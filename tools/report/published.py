@@ -1,0 +1,138 @@
+"""Published numbers beside a report's runs: their levels, and the effects of twins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.experiments.record import Record
+from tools.references import Published, judge, not_comparable, references_of, training_of
+from tools.references.verdicts import NOT_COMPARABLE, Verdict, digits_of
+from tools.report.pairs import Pair, describe_network
+from tools.statistics import Difference
+from tools.statistics.outcomes import margin_of
+from tools.statistics.published import UNDECIDED, judge_effect
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """A published number, or effect, beside the measured one."""
+
+    network: str
+    where: str
+    published_network: str
+    metric: str
+    published: float
+    printed: str  # with the digits it was published with
+    unit: str
+    mark: str
+    protocol: str
+    measured: float | None
+    verdict: str
+    reason: str
+    notes: tuple[str, ...]
+
+
+def published_beside(
+    runs: Sequence[Record], trainings: Mapping[str, Record], margin: float | None
+) -> list[ReferenceRow]:
+    """Find and judge the published numbers of one network's runs, a seed each."""
+    record, rows = runs[0], []
+    trained = [training_of(run, trainings) for run in runs]
+    for published in references_of(record, trained[0]):
+        metric = published.reference.metric
+        verdict = judge(runs, published, margin or margin_of(metric), trained)
+        rows.append(
+            _row(describe_network(record.backbone), published, _mean(runs, metric), verdict)
+        )
+    return rows
+
+
+def effects_beside(
+    pair: Pair,
+    differences: Mapping[str, Difference],
+    trainings: Mapping[str, Record],
+    margin: float | None,
+) -> list[ReferenceRow]:
+    """Judge the measured effects of twins, where both are published in rows of one table.
+
+    What images and recipe do to both sides cancels in an effect.
+    """
+    trained = [
+        [training_of(run, trainings) for run in side] for side in (pair.plain, pair.candidate)
+    ]
+    sides = [
+        {(p.table.name, p.reference.metric): p for p in references_of(side[0], known[0])}
+        for side, known in zip((pair.plain, pair.candidate), trained, strict=True)
+    ]
+    rows = []
+    for key in sides[0].keys() & sides[1].keys():
+        plain, candidate = sides[0][key], sides[1][key]
+        metric = plain.reference.metric
+        if (
+            plain.table.initial == "released"
+            or plain.reference.protocol != candidate.reference.protocol
+        ):
+            continue
+        refused = [
+            reason
+            for runs, known, published in zip(
+                (pair.plain, pair.candidate), trained, (plain, candidate), strict=True
+            )
+            for run, training in zip(runs, known, strict=True)
+            if (reason := not_comparable(run, published, training))
+        ]
+        digits = digits_of(candidate.reference)
+        effect = round(candidate.reference.value - plain.reference.value, digits)
+        found = differences.get(metric)
+        verdict = (
+            Verdict(NOT_COMPARABLE, refused[0])
+            if refused
+            else _judge_effect(found, effect, margin or margin_of(metric), candidate)
+        )
+        network = f"{describe_network(pair.candidate[0].backbone)} minus plain"
+        measured = found.difference if found is not None else None
+        rows.append(_row(network, candidate, measured, verdict, plain, effect))
+    return sorted(rows, key=lambda row: (row.where, row.metric))
+
+
+def _judge_effect(
+    found: Difference | None, effect: float, margin: float, published: Published
+) -> Verdict:
+    if found is None or found.difference is None:
+        return Verdict(NOT_COMPARABLE, "not measured in both twins")
+    if found.seed_sd is None or found.churn_sd is None or found.on_these_images is None:
+        return Verdict(UNDECIDED, "one seed: the noise of training is unknown")
+    noise = float(np.hypot(found.seed_sd, found.churn_sd))  # of one pair of runs, as theirs is
+    digits = digits_of(published.reference)
+    judged = judge_effect(found, effect, margin, digits=digits, published_error=noise)
+    return Verdict(judged.word, judged.reason)
+
+
+def _mean(runs: Sequence[Record], metric: str) -> float | None:
+    values = [run.metrics[metric].value for run in runs]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _row(
+    network: str,
+    published: Published,
+    measured: float | None,
+    verdict: Verdict,
+    plain: Published | None = None,
+    effect: float | None = None,
+) -> ReferenceRow:
+    """``plain`` and ``effect``: of the difference between two published numbers."""
+    reference = published.reference
+    name, value, printed = reference.network, reference.value, reference.printed
+    notes = (*reference.notes, *published.table.notes)
+    if plain is not None and effect is not None:
+        name, value = f"{name} minus {plain.reference.network}", effect
+        printed = f"{effect:+.{digits_of(reference)}f}"
+    return ReferenceRow(
+        network, reference.where, name, reference.metric, value, printed, reference.unit,
+        reference.mark, reference.protocol, measured, verdict.word, verdict.reason, notes,
+    )  # fmt: skip
