@@ -185,7 +185,9 @@ def same_pixels(file: Path, printed: str) -> str | None:
 def same_list(file: Path, printed: str) -> str | None:
     """Whether the classes of a list's images are those that the list says."""
     found = json.loads(printed)
-    lines = [line for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+    encoding = "utf-16" if file.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = file.read_text(encoding, "surrogateescape")
+    lines = [line for line in text.split("\n") if line.strip("\r\t ")]
     images = (found.get("dataset") or found).get("images")
     return None if images == len(lines) else f"{images} images of {len(lines)} lines"
 
