@@ -1,5 +1,6 @@
 """Kept crops are the pixels of a first pass, or they are not served at all."""
 
+import errno
 import logging
 import os
 import time
@@ -258,3 +259,37 @@ def test_evaluation_from_kept_crops_gives_the_same_samples(photos, settings, tmp
         rows.append((result.metrics, (tmp_path / name / "samples.parquet").read_bytes()))
     assert len(decoded) == len(photos)
     assert rows[0] == rows[1]
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_pass(photos, settings, monkeypatch, caplog):
+    fresh = crops(photos, replace(settings, cache="none"))
+    pwrite, written = os.pwrite, []
+
+    def until_full(file, content, place):
+        written.append(place)
+        if len(written) > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(file, content, place)
+
+    monkeypatch.setattr(crop_cache.os, "pwrite", until_full)
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(crops(photos, settings), fresh)
+    assert "No space left" in caplog.text
+    assert files(settings) == []
+
+
+def test_two_runs_at_once_build_one_file_and_both_are_right(photos, settings, decoded):
+    fresh = crops(photos, replace(settings, cache="none"))
+    _, protocol = choose_protocol(settings)
+    alone = Processes(0, 1, torch.device("cpu"))
+    passes = []
+    for _ in range(2):
+        cache = choose_cache(settings, photos, protocol, "bilinear")
+        passes.append(evaluation_batches(photos, protocol, 4, alone, 0, "bilinear", cache))
+    for pair in zip(*passes, strict=True):
+        first, second = (batch.images for batch in pair)
+        assert torch.equal(first, second)
+    assert [name.rpartition(".")[2] for name in files(settings)] == ["crops"]
+    decoded.clear()
+    assert torch.equal(crops(photos, settings), fresh)
+    assert decoded == []
