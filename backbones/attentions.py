@@ -4,6 +4,7 @@ Option names are SE's where the meaning is SE's. Each module starts from its own
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class GatherExcite(nn.Module):
         self.gather = nn.Sequential()
         steps = int(math.log2(extent)) if extent else 1
         for index in range(1, steps + 1):
-            shape = {"kernel_size": 3, "stride": 2, "padding": 1}
+            shape: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1}
             if not extent:
                 shape = {"kernel_size": feature_size}
             conv = nn.Conv2d(channels, channels, **shape, groups=channels, bias=False)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from backbones.residual_sum import applies_to, normed_residual_sum
 from backbones.slot import Slot
+from backbones.squeeze_excite import SEBlock
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
         """`map_stride` is the stride of the block's output from the image, `stride` its own."""
         super().__init__()
         self.placement = slot.placement
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             kernel = projection_kernel if stride != 1 else 1
             self.shortcut = projection(in_channels, out_channels, stride, kernel)
@@ -62,9 +63,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolved = self.convolve(self.se(x) if self.placement == "pre" else x)
-        if self.placement == "standard" and applies_to(convolved, self.last_norm, self.se):
+        norm, se = self.last_norm, self.se
+        if (
+            self.placement == "standard"
+            and isinstance(se, SEBlock)
+            and applies_to(convolved, norm, se)
+        ):
             # Equal to what follows, for training on CPUs.
-            return normed_residual_sum(convolved, self.last_norm, self.se, self.shortcut(x))
+            return normed_residual_sum(convolved, norm, se, self.shortcut(x))
         residual = self.last_norm(convolved)
         if self.placement == "standard":
             residual = self.se(residual)

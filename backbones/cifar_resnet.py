@@ -23,6 +23,13 @@ class PreActivationBlock(nn.Module):
     Source: He et al. 2016, Identity mappings (arXiv 1603.05027), Fig. 1b and appendix.
     """
 
+    norm1: nn.BatchNorm2d
+    norm2: nn.BatchNorm2d
+    norm3: nn.BatchNorm2d
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+
     def __init__(
         self,
         in_channels: int,
@@ -56,7 +63,7 @@ class PreActivationBlock(nn.Module):
             self.add_module(f"norm{index}", norm)
             self.add_module(f"conv{index}", conv)
             channels = out
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if changes and project:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         self.se = slot.build_in_block(
@@ -111,6 +118,7 @@ class CifarResNet(Backbone):
     """
 
     placements = PLACEMENTS
+    res4: nn.Sequential
 
     def __init__(
         self,

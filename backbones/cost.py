@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def count_multiply_adds(
     """
     module = copy.deepcopy(module).to("meta").eval()
     image = torch.empty(1, *input_size, device="meta", dtype=_dtype(module))
-    counted = {
+    counted: dict[Any, Any] = {
         torch.ops.aten.add: _residual_addition,
         torch.ops.aten.add_: _residual_addition,
     }

@@ -111,7 +111,7 @@ class ExternalHead(nn.Module):
             self.model.set_submodule(unit, nn.Identity())
         drops = [module for module in self.model.modules() if isinstance(module, nn.Dropout)]
         if hasattr(self.model, "drop_rate"):  # timm's, where it is not a module
-            self.model.drop_rate = dropout
+            setattr(self.model, "drop_rate", dropout)  # noqa: B010 - a plain number, not a module
         elif dropout and not drops:
             raise ValueError(f"{backbone.name} has no dropout before its classifier; set it to 0")
         for drop in drops:
@@ -165,7 +165,9 @@ def input_format_of(name: str) -> InputFormat:
     if library == "timm":
         import timm
 
-        told = timm.get_pretrained_cfg(model + (f".{tag}" if tag else "")).to_dict()
+        known = timm.get_pretrained_cfg(model + (f".{tag}" if tag else ""))
+        assert known is not None, name  # split_name found it
+        told = known.to_dict()
         return InputFormat(
             mean=tuple(round(255 * value, 4) for value in told["mean"]),
             std=tuple(round(255 * value, 4) for value in told["std"]),
@@ -250,9 +252,9 @@ def _plan(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
     last = len(chain)  # units of the backbone
     info = getattr(model, "feature_info", None)
     if info:  # timm says where its last stage ends; a 1x1 convolution may follow, of the head
-        end = (info if isinstance(info, list) else info.info)[-1]["module"]
-        ends = [i for i, (unit, _) in enumerate(chain) if f"{unit}.".startswith(f"{end}.")]
-        last = ends[-1] + 1 if ends else last
+        stage = (info if isinstance(info, list) else info.info)[-1]["module"]
+        inside = [i for i, (unit, _) in enumerate(chain) if f"{unit}.".startswith(f"{stage}.")]
+        last = inside[-1] + 1 if inside else last
     last = min(last, _classifier_start(model, name, dict(options), chain))
     kept = [i for i in range(last) if strides[i] <= 32]
     ends = {strides[i]: i for i in kept if strides[i] >= 4}

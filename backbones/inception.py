@@ -23,11 +23,14 @@ _POOLS = {
 }
 
 
+Steps = list[Any]  # of a branch
+
+
 class Branches(nn.Module):
     """Apply branches to the same input and concatenate their channels."""
 
     def __init__(
-        self, in_channels: int, branches: list[list[Any]], *, padded: bool, eps: float
+        self, in_channels: int, branches: list[Steps], *, padded: bool, eps: float
     ) -> None:
         """`padded` says whether strided steps are padded, `eps` is the batch norms'."""
         super().__init__()
@@ -42,8 +45,9 @@ class Branches(nn.Module):
                 elif step == "max/2":
                     branch.append(nn.MaxPool2d(3, stride=2, padding=int(padded)))
                 elif isinstance(step, list):
-                    branch.append(Branches(channels, step, padded=padded, eps=eps))
-                    channels = branch[-1].out_channels
+                    split = Branches(channels, step, padded=padded, eps=eps)
+                    branch.append(split)
+                    channels = split.out_channels
                 else:
                     width, kernel, stride = (*step, 1)[:3]
                     keeps_size = padded or stride == 1
@@ -70,7 +74,7 @@ def build_v3_stem(stem: nn.Sequential, res2: nn.Sequential) -> None:
 
 # Stage -> modules -> branches. Ioffe and Szegedy 2015 (arXiv 1502.03167), Fig. 5, in the widths of
 # the Caffe network that the paper's authors extend (4c and 4d end in 608 channels there).
-_BN_INCEPTION = {
+_BN_INCEPTION: dict[int, list[list[Steps]]] = {
     3: [
         [[(64, 1)], [(64, 1), (64, 3)], [(64, 1), (96, 3), (96, 3)], ["avg", (32, 1)]],
         [[(64, 1)], [(64, 1), (96, 3)], [(64, 1), (96, 3), (96, 3)], ["avg", (64, 1)]],
@@ -90,7 +94,7 @@ _BN_INCEPTION = {
 }
 
 
-def _v3_a(pooled: int) -> list[list[Any]]:
+def _v3_a(pooled: int) -> list[Steps]:
     return [
         [(64, 1)],
         [(48, 1), (64, 5)],
@@ -99,7 +103,7 @@ def _v3_a(pooled: int) -> list[list[Any]]:
     ]
 
 
-def _v3_c(c: int) -> list[list[Any]]:
+def _v3_c(c: int) -> list[Steps]:
     return [
         [(192, 1)],
         [(c, 1), (c, (1, 7)), (192, (7, 1))],
@@ -108,13 +112,13 @@ def _v3_c(c: int) -> list[list[Any]]:
     ]
 
 
-def _v3_e() -> list[list[Any]]:
+def _v3_e() -> list[Steps]:
     split = [[(384, (1, 3))], [(384, (3, 1))]]
     return [[(320, 1)], [(384, 1), split], [(448, 1), (384, 3), split], ["avg", (192, 1)]]
 
 
 # Szegedy et al. 2016 (arXiv 1512.00567), Table 1 and Fig. 5 to 7, as in timm's inception_v3.
-_INCEPTION_V3 = {
+_INCEPTION_V3: dict[int, list[list[Steps]]] = {
     3: [_v3_a(32), _v3_a(64), _v3_a(64)],
     4: [
         [[(384, 3, 2)], [(64, 1), (96, 3), (96, 3, 2)], ["max/2"]],
@@ -185,22 +189,22 @@ class Inception(Backbone):
 
 # Szegedy et al. 2017 (arXiv 1602.07261), Fig. 10 to 19, in the widths of Google's released network,
 # which timm's inception_resnet_v2 has too. Steps are explained in `inception`.
-_MIXED_5B = [
+_MIXED_5B: list[Steps] = [
     [(96, 1)],
     [(48, 1), (64, 5)],
     [(64, 1), (96, 3), (96, 3)],
     ["avg inside", (64, 1)],
 ]
-_MIXED_6A = [[(384, 3, 2)], [(256, 1), (256, 3), (384, 3, 2)], ["max/2"]]
-_MIXED_7A = [
+_MIXED_6A: list[Steps] = [[(384, 3, 2)], [(256, 1), (256, 3), (384, 3, 2)], ["max/2"]]
+_MIXED_7A: list[Steps] = [
     [(256, 1), (384, 3, 2)],
     [(256, 1), (288, 3, 2)],
     [(256, 1), (288, 3), (320, 3, 2)],
     ["max/2"],
 ]
-_BLOCK_35 = [[(32, 1)], [(32, 1), (32, 3)], [(32, 1), (48, 3), (64, 3)]]
-_BLOCK_17 = [[(192, 1)], [(128, 1), (160, (1, 7)), (192, (7, 1))]]
-_BLOCK_8 = [[(192, 1)], [(192, 1), (224, (1, 3)), (256, (3, 1))]]
+_BLOCK_35: list[Steps] = [[(32, 1)], [(32, 1), (32, 3)], [(32, 1), (48, 3), (64, 3)]]
+_BLOCK_17: list[Steps] = [[(192, 1)], [(128, 1), (160, (1, 7)), (192, (7, 1))]]
+_BLOCK_8: list[Steps] = [[(192, 1)], [(192, 1), (224, (1, 3)), (256, (3, 1))]]
 
 
 class InceptionResidualBlock(nn.Module):
@@ -209,7 +213,7 @@ class InceptionResidualBlock(nn.Module):
     def __init__(
         self,
         channels: int,
-        branches: list[list[Any]],
+        branches: list[Steps],
         scale: float,
         *,
         slot: Slot,
@@ -254,8 +258,9 @@ class InceptionResNet(Backbone):
             sequence = nn.Sequential()
             if stage == 3:
                 sequence.append(nn.MaxPool2d(3, stride=2))
-            sequence.append(Branches(channels, entry, padded=False, eps=1e-3))
-            channels = sequence[-1].out_channels
+            module = Branches(channels, entry, padded=False, eps=1e-3)
+            sequence.append(module)
+            channels = module.out_channels
             for _ in range(depth):
                 sequence.append(
                     InceptionResidualBlock(channels, block, scale, slot=slot, stage=stage)

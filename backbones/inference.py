@@ -189,14 +189,14 @@ def _fold_norms(root: nn.Module) -> None:
     calls: dict[nn.Module, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            calls.setdefault(root.get_submodule(node.target), []).append(node)
+            calls.setdefault(root.get_submodule(str(node.target)), []).append(node)
 
     def producer(node: fx.Node) -> nn.Module | None:
         """The module whose output `node` alone takes, called there alone."""
-        source = node.args[0]
-        if source.op != "call_module" or len(source.users) > 1:
+        source = _source(node)
+        if source is None or source.op != "call_module" or len(source.users) > 1:
             return None
-        module = root.get_submodule(source.target)
+        module = root.get_submodule(str(source.target))
         return module if len(calls[module]) == 1 else None
 
     for relu, nodes in calls.items():
@@ -207,12 +207,16 @@ def _fold_norms(root: nn.Module) -> None:
             )
     for norm, nodes in calls.items():
         conv = producer(nodes[0]) if _is_norm(norm) and len(nodes) == 1 else None
-        if type(conv) is nn.Conv2d:
-            folded = fuse_conv_bn_eval(conv, norm)
-            root.set_submodule(nodes[0].args[0].target, folded)
+        source = _source(nodes[0])
+        if type(conv) is nn.Conv2d and source is not None:
+            batch_norm: Any = norm  # a frozen one has the same tensors
+            folded = fuse_conv_bn_eval(conv, batch_norm)
+            root.set_submodule(str(source.target), folded)
             # timm's norms have drop and activation inside.
-            rest = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
-            root.set_submodule(nodes[0].target, rest)
+            rest: nn.Module = nn.Identity()
+            if hasattr(batch_norm, "act"):
+                rest = nn.Sequential(batch_norm.drop, batch_norm.act)
+            root.set_submodule(str(nodes[0].target), rest)
 
 
 def _is_norm(module: nn.Module | None) -> bool:
@@ -221,8 +225,14 @@ def _is_norm(module: nn.Module | None) -> bool:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    source = node.args[0]
-    return source.target is operator.add and len(source.users) == 1
+    source = _source(node)
+    return source is not None and source.target is operator.add and len(source.users) == 1
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """The node whose output a module takes."""
+    source = node.args[0] if node.args else None
+    return source if isinstance(source, fx.Node) else None
 
 
 # Blocks --------------------------------------------------------------------------------------------
@@ -239,15 +249,17 @@ def _rewrite_blocks(root: nn.Module) -> None:
 
 def _rewrite_residual_block(block: ResidualBlock) -> nn.Module:
     """Sum, gate and ReLU in one, for SE at any place; other attentions and norms keep their block."""
-    is_plain = type(block.se) is nn.Identity
-    if type(block) not in (BasicBlock, Bottleneck) or not (is_plain or type(block.se) is SEBlock):
+    if type(block) not in (BasicBlock, Bottleneck):  # a subclass may compute otherwise
         return block
-    pairs = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
-    if type(block) is Bottleneck:
-        pairs.append((block.conv3, block.norm3))
-    if not all(type(norm) is nn.Identity for _, norm in pairs):
+    assert isinstance(block, (BasicBlock, Bottleneck))
+    if type(block.se) not in (nn.Identity, SEBlock):
         return block
-    *inner, last = [conv for conv, _ in pairs]
+    inner, norms = [block.conv1, block.conv2], [block.norm1, block.norm2]
+    if isinstance(block, Bottleneck):
+        inner, norms = [*inner, block.conv3], [*norms, block.norm3]
+    if not all(type(norm) is nn.Identity for norm in norms):
+        return block
+    last = inner.pop()
     body = nn.Sequential()
     if block.placement == "pre":
         body.append(block.se)
@@ -256,7 +268,7 @@ def _rewrite_residual_block(block: ResidualBlock) -> nn.Module:
     if block.placement == "3x3":
         body.append(block.se)
     gate = None
-    if block.placement == "standard" and not is_plain:
+    if block.placement == "standard" and isinstance(block.se, SEBlock):
         gate = _build_gate(block.se, last)
     shortcut = block.shortcut
     if block.placement == "identity":
@@ -268,11 +280,12 @@ def _rewrite_residual_block(block: ResidualBlock) -> nn.Module:
 def _rewrite_inception_block(block: InceptionResidualBlock) -> nn.Module:
     if type(block.se) not in (nn.Identity, SEBlock):
         return block
-    gate = None if type(block.se) is nn.Identity else _build_gate(block.se, block.conv)
+    gate = _build_gate(block.se, block.conv) if isinstance(block.se, SEBlock) else None
     last = block.conv
     if not isinstance(gate, LateGate):
         last = copy.deepcopy(last)  # the block's scale becomes part of its weights
         last.weight.mul_(block.scale)
+        assert last.bias is not None
         last.bias.mul_(block.scale)
     elif block.scale != 1.0:
         return block

@@ -18,10 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from backbones.squeeze_excite import EXCITATIONS, SEBlock
 
+Norm = Any  # nn.BatchNorm2d, or the FrozenBatchNorm2d of Detectron2 or torchvision
 _CHUNK = 1 << 21  # bytes of a map that pass through the cache together
 
 
-def applies_to(x: Tensor, norm: nn.Module, se: nn.Module) -> bool:
+def applies_to(x: Tensor, norm: Norm, se: nn.Module) -> bool:
     """Whether `normed_residual_sum` can take the place of the readable form.
 
     It is for training, with batch statistics or frozen ones, on CPUs, where it was measured; not
@@ -50,7 +51,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks)
 
 
-def is_frozen(norm: nn.Module) -> bool:
+def is_frozen(norm: nn.Module | None) -> bool:
     """Whether it is a batch norm whose statistics and weights are fixed.
 
     Detectron2 and torchvision each have one, under this name and with the same tensors.
@@ -58,7 +59,7 @@ def is_frozen(norm: nn.Module) -> bool:
     return type(norm).__name__ == "FrozenBatchNorm2d"
 
 
-def normed_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tensor) -> Tensor:
+def normed_residual_sum(x: Tensor, norm: Norm, se: SEBlock, shortcut: Tensor) -> Tensor:
     """Return relu(se(norm(x)) + shortcut), all (N, C, H, W), and update the norm's statistics."""
     if not is_frozen(norm):
         norm.num_batches_tracked.add_(1)
@@ -68,7 +69,7 @@ def normed_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tenso
     return _NormedResidualSum.apply(x, norm.weight, norm.bias, shortcut, norm, se, *parameters)
 
 
-def traced_residual_sum(x: Tensor, norm: nn.Module, se: SEBlock, shortcut: Tensor) -> Tensor:
+def traced_residual_sum(x: Tensor, norm: Norm, se: SEBlock, shortcut: Tensor) -> Tensor:
     """Do what `normed_residual_sum` does in operations that torch.compile fuses to two passes.
 
     The mean and variance of a channel come from the means over the pixels of each image, of x and
@@ -104,7 +105,7 @@ class _NormedResidualSum(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         shortcut: Tensor,
-        norm: nn.Module,
+        norm: Norm,
         se: SEBlock,
         *parameters: Tensor,
     ) -> Tensor:

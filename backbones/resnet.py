@@ -91,7 +91,7 @@ def _build_stem(width: int, deep: bool, pool: str) -> tuple[nn.Sequential, int]:
     plan = [(3, width, 7, 2)]
     if deep:
         plan = [(3, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1)]
-    modules = OrderedDict()
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (in_channels, channels, kernel, stride) in enumerate(plan, start=1):
         modules[f"conv{index}"] = nn.Conv2d(
             in_channels, channels, kernel, stride, padding=kernel // 2, bias=False

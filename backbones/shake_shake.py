@@ -43,7 +43,7 @@ class ShakeBlock(nn.Module):
         self.branch1 = build_branch(in_channels, width, stride, cardinality)
         self.branch2 = build_branch(in_channels, width, stride, cardinality)
         out_channels = 4 * width if cardinality else width
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             if cardinality:
                 self.shortcut = projection(in_channels, out_channels, stride)
@@ -97,6 +97,8 @@ class ShakeShake(Backbone):
     Source: Gastaldi 2017: 26 2x96d is 4 blocks of width 96 in the basic form; 29 2x4x64d is 3 blocks
     of width 64 and cardinality 4.
     """
+
+    res4: nn.Sequential
 
     def __init__(
         self, blocks: int, width: int, *, mode: str, cardinality: int = 0, slot: Slot = PLAIN

@@ -7,7 +7,7 @@ from backbones.features import Backbone, FeatureSpec, initialize_he
 from backbones.slot import PLAIN, Slot
 
 # Output channels of each 3x3 convolution, and the 2x2 max pools (configuration D of VGG).
-_STAGES = {
+_STAGES: dict[str, tuple[int | str, ...]] = {
     "stem": (64, 64, "pool", 128, 128, "pool"),
     "res2": (256, 256, 256),
     "res3": ("pool", 512, 512, 512),
@@ -32,7 +32,7 @@ class VGG16(Backbone):
         for name, plan in _STAGES.items():
             sequence = nn.Sequential()
             for step in plan:
-                if step == "pool":
+                if isinstance(step, str):
                     sequence.append(nn.MaxPool2d(2))
                     stride *= 2
                     continue

@@ -65,8 +65,8 @@ def read_part(archive: zipfile.ZipFile, name: str) -> bytearray:
     try:
         part = archive.getinfo(name)
         with archive.open(part) as file:
-            content = bytearray(part.file_size)
-            if file.readinto(content) < part.file_size or file.read(1):
+            content = bytearray(file.read(part.file_size))
+            if len(content) < part.file_size or file.read(1):
                 raise ValueError("its length is not the one declared")
     except Exception as error:
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.build import build_network
+from backbones.config import BackboneSettings
 from backbones.external import ExternalBackbone, build_model, split_name
 from backbones.features import Network
 from backbones.registry import EXTERNAL, describe_backbone
@@ -65,7 +66,7 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
     wanted: set[str] = set()
     given: set[str] = set()
     if shapes or nearest:
-        wanted = set(shapes or backbone_shapes(nearest))
+        wanted = set(shapes or backbone_shapes(nearest or "") or ())
         given = {name for name in weights.tensors if not name.startswith("head.")}
     return {
         "path": weights.path,
@@ -103,34 +104,18 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
     if to not in TARGETS:
         raise ValueError(f"--to {to}: choose from {', '.join(TARGETS)}")
     weights = read_weights(path)
-    if weights.backbone is None:
-        raise ValueError(f"{path} ({weights.title}) fits no network of `sebench list backbones`")
-    if weights.input_format is None:
-        raise ValueError(
-            f"{path}: its channel order, mean and std are unknown and could not go along"
-        )
     if weights.num_classes is None:  # what a detector has beside the backbone stays behind
         kept = {n: t for n, t in weights.tensors.items() if n.startswith("backbone.")}
         weights = replace(weights, tensors=kept)
-    name, options = weights.backbone.name, weights.backbone.options
-    with torch.device("meta"):
-        network = build_network(name, weights.num_classes or 1000, **options)
-    structure = structure_of(network.backbone)
-    metadata = Metadata(
-        backbone=NamedBackbone(name, dict(options)),
-        input_format=weights.input_format,
-        structure=structure,
-        num_classes=weights.num_classes,
-        classes=weights.classes,
-    )
+    metadata = _metadata_of(weights)
     write: Callable[..., str] = save_state
     if to == "safetensors":
         tensors, load_with = weights.tensors, f"--weights {out}"
     elif to == "detectron2":
-        tensors, load_with = _for_detectron2(weights, structure, out)
+        tensors, load_with = _for_detectron2(weights, metadata, out)
         write = save_detectron2
     else:
-        tensors, theirs = _for_library(weights, to, structure)
+        tensors, theirs = _for_library(weights, metadata, to)
         write = save_state if Path(out).suffix == ".safetensors" else save_torch
         load_with = f"{to}:{theirs}"
     sha256 = write(out, tensors, asdict(metadata))
@@ -141,10 +126,32 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
         "tensors": len(tensors),
         "from": weights.format,
         "to": to,
-        "network": name,
+        "network": metadata.backbone.name,
         "load_with": load_with,
-        "input_format": asdict(weights.input_format),
+        "input_format": asdict(metadata.input_format),
     }
+
+
+def _metadata_of(weights: Weights) -> Metadata:
+    """Return what goes along with the tensors. Raises ValueError where it is not known."""
+    backbone, known = weights.backbone, weights.input_format
+    if backbone is None:
+        raise ValueError(
+            f"{weights.path} ({weights.title}) fits no network of `sebench list backbones`"
+        )
+    if known is None:
+        raise ValueError(
+            f"{weights.path}: its channel order, mean and std are unknown and could not go along"
+        )
+    with torch.device("meta"):
+        network = build_network(backbone.name, weights.num_classes or 1000, **backbone.options)
+    return Metadata(
+        backbone=NamedBackbone(backbone.name, dict(backbone.options)),
+        input_format=known,
+        structure=structure_of(network.backbone),
+        num_classes=weights.num_classes,
+        classes=weights.classes,
+    )
 
 
 @torch.no_grad()
@@ -162,15 +169,17 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
     if not against.startswith(EXTERNAL):
         raise ValueError(f"--against {against}: name a network as timm:NAME or torchvision:NAME")
     weights = read_weights(path)
-    if weights.backbone is None or not weights.num_classes:
+    backbone, num_classes = weights.backbone, weights.num_classes
+    if backbone is None or not num_classes:
         raise ValueError(
             f"{path} ({weights.title}) holds no network of `sebench list backbones` with its"
             " classifier: there is nothing to compare"
         )
-    theirs = Network(ExternalBackbone(against), weights.num_classes)
-    theirs.load_state_dict(theirs.backbone.rename(_as_library(weights, against)))
-    ours = build_network(weights.backbone.name, weights.num_classes, **weights.backbone.options)
-    load_weights(ours, path)
+    external = ExternalBackbone(against)
+    theirs = Network(external, num_classes)
+    theirs.load_state_dict(external.rename(_as_library(weights, backbone, num_classes, against)))
+    ours = build_network(backbone.name, num_classes, **backbone.options)
+    load_weights(ours, weights)
     side = size or describe_backbone(against).input_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     one, other = ours.eval().backbone(image), theirs.eval().backbone(image)
@@ -183,8 +192,8 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
     return {
         "path": str(path),
         "format": weights.format,
-        "network": weights.backbone.name,
-        "options": dict(weights.backbone.options),
+        "network": backbone.name,
+        "options": dict(backbone.options),
         "against": against,
         "size": side,
         "logits": differences.pop("logits"),
@@ -202,14 +211,14 @@ def _agree(one: Tensor, other: Tensor, scale: float) -> bool:
 
 
 def _for_library(
-    weights: Weights, library: str, structure: Mapping[str, Any]
+    weights: Weights, metadata: Metadata, library: str
 ) -> tuple[dict[str, Tensor], str]:
     """Rename to a library's network that computes the same. Returns the tensors and its name."""
-    name = weights.backbone.name
+    name, structure = metadata.backbone.name, metadata.structure or {}
     if name.startswith(EXTERNAL):
         if not name.startswith(f"{library}:"):
             raise ValueError(f"{name} is not a network of {library}")
-        return _library_tensors(weights), name.partition(":")[2]
+        return _library_tensors(weights, metadata.backbone), name.partition(":")[2]
     gate = {key: value for key, value in structure.items() if key in _PUBLISHED_GATE}
     if any(value != _PUBLISHED_GATE[key] for key, value in gate.items()):
         raise ValueError(f"{library} has no {name} with {_words(gate)}")
@@ -236,7 +245,7 @@ def _for_library(
 
 
 def _for_detectron2(
-    weights: Weights, structure: Mapping[str, Any], out: str | Path
+    weights: Weights, metadata: Metadata, out: str | Path
 ) -> tuple[dict[str, Tensor], str]:
     """Name tensors so that Detectron2's checkpointer, which goes by suffixes, finds their places.
 
@@ -246,14 +255,12 @@ def _for_detectron2(
     Returns:
         The tensors, and how to load them.
     """
-    assert weights.backbone is not None
-    assert weights.input_format is not None
-    name, options = weights.backbone.name, weights.backbone.options
+    name, options = metadata.backbone.name, metadata.backbone.options
+    structure, known = metadata.structure or {}, metadata.input_format
     info = describe_backbone(name)
     if info.detection is not None:
         raise ValueError(f"{weights.path}: {name} cannot serve detection: {info.detection}")
     named = {n.replace("backbone.", "stages.", 1): t for n, t in weights.tensors.items()}
-    known = weights.input_format
     ways = [
         f"MODEL.WEIGHTS={out}",
         f"INPUT.FORMAT={known.channel_order}",
@@ -275,13 +282,15 @@ def _for_detectron2(
     return named, ", ".join(ways)
 
 
-def _as_library(weights: Weights, against: str) -> dict[str, Tensor]:
+def _as_library(
+    weights: Weights, backbone: BackboneSettings, num_classes: int, against: str
+) -> dict[str, Tensor]:
     """Find the names under which a library's network takes the tensors of a file."""
-    shapes = _library_shapes(against, weights.num_classes)
+    shapes = _library_shapes(against, num_classes)
     counters = {name: torch.tensor(0) for name in shapes if name.endswith(_COUNTER)}
     tried = [weights.own_tensors, *(_renamed(weights, f) for f in FORMATS)]
-    if weights.backbone.name.startswith(EXTERNAL):
-        tried = [_library_tensors(weights)]
+    if backbone.name.startswith(EXTERNAL):
+        tried = [_library_tensors(weights, backbone)]
     for tensors in filter(None, tried):
         tensors = {**counters, **tensors}
         if {name: tensor.shape for name, tensor in tensors.items()} == shapes:
@@ -312,11 +321,13 @@ def _library_shapes(name: str, classes: int) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
-def _library_tensors(weights: Weights) -> dict[str, Tensor]:
+def _library_tensors(
+    weights: Weights, backbone: BackboneSettings | NamedBackbone
+) -> dict[str, Tensor]:
     """Bring the tensors of a library's network back to the library's names."""
     with torch.device("meta"):
-        backbone = ExternalBackbone(weights.backbone.name, **weights.backbone.options)
-    return backbone.library_tensors(weights.tensors)
+        network = ExternalBackbone(backbone.name, **backbone.options)
+    return network.library_tensors(weights.tensors)
 
 
 def _renamed(weights: Weights, weight_format: WeightFormat) -> dict[str, Tensor] | None:
@@ -348,7 +359,7 @@ def _nearest(weights: Weights) -> str | None:
     for pair in PAIRS if given else ():
         if pair.builder == "resnet:ResNet":
             for name in (pair.plain, pair.se):
-                shapes = backbone_shapes(name)
+                shapes = backbone_shapes(name) or {}
                 shared = sum(given.get(key) == shape for key, shape in shapes.items())
                 share = shared / max(len(shapes), len(given))
                 if share > most:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backbones.files import RECORD, WEIGHTS, sha256, write_whole
 from backbones.weights.archives import open_zip, read_npy, read_npz, read_pickled, read_torch_zip
-from backbones.weights.pickled_objects import UnsafePickle
+from backbones.weights.pickled_objects import UnsafePickle, get_metadata, set_metadata
 from backbones.weights.state_dicts import find_state_dict, tensors_of
 
 # What we add to a file lies under this name, as JSON: in the metadata of safetensors, beside the
@@ -157,7 +157,7 @@ def save_torch(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
         The SHA-256 of the file.
     """
     state = OrderedDict((name, tensors[name].detach().cpu().clone()) for name in sorted(tensors))
-    state._metadata = {_OURS: _as_json(metadata)}  # what modules keep their versions in
+    set_metadata(state, {_OURS: _as_json(metadata)})
 
     def write(part: Path) -> None:
         with open(part, "wb") as file:  # opened here: torch writes the name of a path into the file
@@ -198,8 +198,8 @@ def _as_json(metadata: Mapping[str, Any]) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 # Reading -------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _interpret(path: Path, content: bytes) -> TensorFile:
         if _OURS in held:
             metadata = _parse(held[_OURS])
     state, found_in = find_state_dict(held)
-    told = getattr(state, "_metadata", None)
+    told = get_metadata(state)
     if isinstance(told, Mapping) and _OURS in told:
         metadata = _parse(told[_OURS])
     tensors = tensors_of(state)

@@ -338,14 +338,15 @@ def _from_detectron2(tensors: Tensors) -> Tensors:
 
 def _torchvision_names(
     prefix: str = "",
-    gates: tuple[str, str] = ("se.fc1", "se.fc2"),
+    gates: tuple[str, ...] = ("se.fc1", "se.fc2"),
     head: str = "fc",
     legacy: bool = False,
     deep: bool = False,
 ) -> Names:
     """Return the names of those who call stages layer1 .. layer4, as torchvision does."""
     block = prefix + "layer{layer}.{block}."
-    stem, stem_norms = (prefix + "conv1",), (prefix + "bn1",)
+    stem: tuple[str, ...] = (prefix + "conv1",)
+    stem_norms: tuple[str, ...] = (prefix + "bn1",)
     if legacy:
         stem = tuple(f"layer0.conv{i}" for i in (1, 2, 3))
         stem_norms = tuple(f"layer0.bn{i}" for i in (1, 2, 3))

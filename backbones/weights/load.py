@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 PLACES365 = 365
+_OWN_FORMATS = ("sebench", "sebench-detector")  # under our own names
 _OURS = r"(backbone|head)\."  # how names of this suite begin; MMPretrain's begin so too
 # Our stages as the backbone of a detector: of this suite's own, or converted for Detectron2.
 _STAGES = r"(?:backbone\.)?(?:bottom_up\.)?stages\.(.*)"
@@ -118,7 +119,7 @@ def read_weights(path: str | Path, network: str = "") -> Weights:
         file, input_format = download(str(path))
         return replace(_interpret(file), input_format=input_format)
     weights = _interpret(read_tensors(path))
-    if network.startswith(EXTERNAL) and weights.format != "sebench":
+    if network.startswith(EXTERNAL) and weights.format not in _OWN_FORMATS:
         from backbones.external import input_format_of
 
         library = network.partition(":")[0]
@@ -257,8 +258,9 @@ def structure_of(backbone: nn.Module) -> dict[str, Any]:
     if isinstance(pool, nn.MaxPool2d):
         structure["stem_pool"] = "ceil" if pool.ceil_mode else "padded"
     for module in backbone.modules():
-        convolutions = [getattr(module, f"conv{i}", None) for i in (1, 2, 3)]
-        if all(isinstance(c, nn.Conv2d) for c in convolutions) and "stride_in_1x1" not in structure:
+        found = [getattr(module, f"conv{i}", None) for i in (1, 2, 3)]
+        convolutions = [c for c in found if isinstance(c, nn.Conv2d)]
+        if len(convolutions) == 3 and "stride_in_1x1" not in structure:
             kernels = [c.kernel_size for c in convolutions]
             strides = [c.stride for c in convolutions]
             if kernels == [(1, 1), (3, 3), (1, 1)] and strides != [(1, 1)] * 3:
@@ -356,8 +358,9 @@ def _with_metadata(weights: Weights, known: Metadata | None) -> Weights:
 
 def _named_for(backbone: Backbone, weights: Weights) -> dict[str, Tensor]:
     """Return the tensors under the names of the network that takes them."""
-    if weights.format != "sebench" and hasattr(backbone, "rename"):  # a library's, its own names
-        return backbone.rename(weights.own_tensors)
+    rename = getattr(backbone, "rename", None)
+    if weights.format not in _OWN_FORMATS and callable(rename):  # a library's, its own names
+        return rename(weights.own_tensors)
     if weights.unfit:
         raise ValueError(f"{weights.path}: {weights.unfit}")
     if weights.format == "unknown":

@@ -91,6 +91,20 @@ def refer(module: Any, name: Any) -> Reference:
     return Reference(module, name, _BUILDERS.get((module, name)))
 
 
+def set_metadata(state: OrderedDict, metadata: Any) -> None:
+    """Keep what torch's modules tell about a state dict, in the attribute where they keep it.
+
+    Torch has no public name for it. Were it another, files that `save_torch` wrote would lose
+    classes and input format on the way back, which a test of the conversion would notice.
+    """
+    setattr(state, "_metadata", metadata)  # noqa: B010 - OrderedDict declares no attributes
+
+
+def get_metadata(state: Any) -> Any:
+    """Return what `set_metadata` set, or None."""
+    return getattr(state, "_metadata", None)
+
+
 # Placeholders --------------------------------------------------------------------------------------
 
 # Classes of the standard library whose objects training scripts keep beside the tensors.

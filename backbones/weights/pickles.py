@@ -25,6 +25,7 @@ from backbones.weights.pickled_objects import (
     Reference,
     UnsafePickle,
     refer,
+    set_metadata,
 )
 
 _SPARE = 1 << 24  # bytes and elements that calls may copy beside a multiple of the pickle's length
@@ -268,7 +269,7 @@ class PickleMachine:
             target.state = state
         elif isinstance(target, OrderedDict):
             if isinstance(state, Mapping) and "_metadata" in state:  # of a module's state dict
-                target._metadata = state["_metadata"]
+                set_metadata(target, state["_metadata"])
         elif not isinstance(target, Tensor):  # attributes of a tensor are not its numbers
             raise TypeError(f"attributes are set on a {type(target).__name__}")
 
