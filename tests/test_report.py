@@ -12,6 +12,8 @@ import time
 
 import jsonschema
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import yaml
 from written_runs import (
@@ -319,6 +321,66 @@ def test_rows_that_disagree_with_the_record_give_no_interval(tmp_path):
     assert found.difference.low is None
     assert "disagree with its record" in found.difference.reason
     assert found.verdict == "not tested"
+
+
+def _rewrite(column, values):
+    def damage(directory):
+        path = directory / "samples.parquet"
+        table = parquet.read_table(path)
+        place = table.column_names.index(column)
+        values_now = table[column].to_pylist()
+        parquet.write_table(table.set_column(place, column, pa.array(values(values_now))), path)
+
+    return damage
+
+
+DAMAGES = {
+    "no labels": lambda d: parquet.write_table(
+        parquet.read_table(d / "samples.parquet").drop_columns(["label"]), d / "samples.parquet"
+    ),
+    "labels missing": _rewrite("label", lambda v: [None, *v[1:]]),
+    "labels in lists": _rewrite("label", lambda v: [[x] for x in v]),
+    "labels not numbers": _rewrite("label", lambda v: ["bee", *map(str, v[1:])]),
+    "one class only": _rewrite("top5", lambda v: [x[0] for x in v]),
+    "a class missing": _rewrite("top5", lambda v: [[None, *v[0][1:]], *v[1:]]),
+    "ranks missing": _rewrite("top5", lambda v: [None, *v[1:]]),
+    "ragged ranks": _rewrite("top5", lambda v: [v[0][:3], [*v[1], 1], *v[2:]]),
+    "deep ranks": _rewrite("top5", lambda v: [[x] for x in v]),
+    "no ranks": _rewrite("top5", lambda v: pa.array([[] for _ in v], pa.list_(pa.int64()))),
+    "fewer rows": lambda d: parquet.write_table(
+        parquet.read_table(d / "samples.parquet").slice(0, 10), d / "samples.parquet"
+    ),
+    "half a file": lambda d: (d / "samples.parquet").write_bytes(
+        (d / "samples.parquet").read_bytes()[:900]
+    ),
+    "an empty file": lambda d: (d / "samples.parquet").write_bytes(b""),
+    "no file": lambda d: (d / "samples.parquet").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_rows_cost_a_pair_its_interval_and_nothing_else(tmp_path, name):
+    write_twins(tmp_path, "a")
+    write_twins(tmp_path, "b", protocol={"name": "full-image+flip"})
+    DAMAGES[name](tmp_path / "a-se_resnet20")
+    damaged, sound = build_table(*load_records([tmp_path])).comparisons
+    assert damaged.headline.difference.low is None
+    assert damaged.headline.difference.reason.startswith("no interval: ")
+    assert "\n" not in damaged.headline.difference.reason
+    assert damaged.headline.verdict == "not tested"
+    assert sound.headline.verdict == "better"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, '{"step": 1e400, "loss": NaN}', '{"step": true, "loss": "x"}', "\0", "7"],
+)
+def test_a_damaged_curve_leaves_the_rest_of_the_report(tmp_path, line):
+    write_twins(tmp_path / "runs", "a")
+    with (tmp_path / "runs" / "a-resnet20" / "curve.jsonl").open("a") as file:
+        file.write(f"\n{line}\n")
+    page = write_report([tmp_path / "runs"], tmp_path / "report", resamples=20)[0].read_text()
+    assert "Training curves of resnet20" in page
 
 
 def test_references_stand_beside_with_a_verdict(tmp_path):

@@ -168,7 +168,10 @@ def compare_pair(
 
 def _compare_classifiers(pair: Pair, resamples: int, seed: int):
     sides = [
-        [statistics.load_predictions(_file(record, "samples")) for record in records]
+        [
+            statistics.load_predictions(_file(record, "samples"), record.dataset.images)
+            for record in records
+        ]
         for records in (pair.plain, pair.candidate)
     ]
     first = sides[0][0]

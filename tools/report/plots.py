@@ -52,6 +52,7 @@ _DECIMALS = re.compile(r"(\d+\.\d{2})\d+")  # a hundredth of a point is enough
 _WIDTH = 4.6  # inches: a phone shows it at about its own size
 CURVE_POINTS = 150
 CLASSES_SHOWN = 24
+_LARGEST_CURVE = 1 << 26  # bytes; a million lines
 
 
 def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()) -> str | None:
@@ -237,7 +238,7 @@ def _read_curve(record: Record) -> list[dict[str, float]]:
     for line in _lines(path) if path else ():
         try:
             point = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a run that was killed may leave half a line
         if isinstance(point, dict) and isinstance(point.get("step"), (int, float)):
             points.append({k: v for k, v in point.items() if isinstance(v, (int, float))})
@@ -246,6 +247,8 @@ def _read_curve(record: Record) -> list[dict[str, float]]:
 
 def _lines(path: Path) -> list[str]:
     try:
+        if path.stat().st_size > _LARGEST_CURVE:
+            return []
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

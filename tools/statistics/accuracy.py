@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as parquet
 from scipy import special, stats
 
@@ -36,22 +37,41 @@ class Predictions:
         return (self.top[:, :k] == self.label[:, None]).any(axis=1)
 
 
-def load_predictions(path: str | Path) -> Predictions:
+_ROWS = pa.schema(
+    {"image": pa.string(), "label": pa.int64(), "top5": pa.list_(pa.int64())}  # best class first
+)
+
+
+def load_predictions(path: str | Path, images: int | None = None) -> Predictions:
     """Read ``samples.parquet``.
 
+    Args:
+        images: how many rows there must be; looked at before any row is read.
+
     Raises:
-        ValueError: not a Parquet file, columns missing, or rows of unequal length.
+        ValueError: not a Parquet file, columns missing or of other types, values missing, or rows
+            of unequal length.
     """
     try:
-        table = parquet.read_table(path, columns=["image", "label", "top5"])
+        rows = parquet.read_metadata(path).num_rows
+        if rows == 0 or (images is not None and rows != images):
+            wanted = "at least 1" if images is None else images
+            raise ValueError(f"{path}: {rows} rows, expected {wanted}")
+        table = parquet.read_table(path, columns=_ROWS.names).select(_ROWS.names).cast(_ROWS)
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not readable as per-image rows ({error})") from None
-    top = table["top5"].combine_chunks()
-    values = top.flatten().to_numpy(zero_copy_only=False)
-    if len(table) == 0 or len(values) % len(table):
-        raise ValueError(f"{path}: {len(table)} images with {len(values)} ranked classes in all")
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not readable as per-image rows ({reason})") from None
+    ranked = table["top5"].combine_chunks()
+    values = ranked.flatten()
+    if values.null_count or any(column.null_count for column in table.columns):
+        raise ValueError(f"{path}: an image, a label or a class is missing")
+    lengths = pa.compute.unique(pa.compute.list_value_length(ranked)).to_pylist()
+    if len(lengths) != 1 or lengths[0] < 1:
+        raise ValueError(f"{path}: rows rank {sorted(lengths)} classes; expected one length")
     return Predictions(
-        table["image"].to_numpy(), table["label"].to_numpy(), values.reshape(len(table), -1)
+        table["image"].to_numpy(),
+        table["label"].to_numpy(),
+        values.to_numpy().reshape(len(table), lengths[0]),
     )
 
 
