@@ -34,24 +34,23 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> Optimize
 
 
 def check_optimizer(settings: OptimizerSettings) -> None:
-    """Make a step on two numbers, so that an optimiser that cannot work here is found early.
+    """Make a step on a network of a few numbers, so that what cannot work here is found early.
 
     Raises:
         ValueError: timm has no optimiser of that name, or it needs what is not here: a GPU, a
-            package, second derivatives.
+            package, a compiler, another momentum.
     """
-    network = nn.Linear(2, 2)
+    check_choice("train.optimizer.name", settings.name, list_optimizers())
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
     try:
         optimizer = build_optimizer(network, settings)
-        network(torch.zeros(1, 2)).sum().backward()
+        network(torch.ones(2, 3, 3, 3)).sum().backward()
         optimizer.step()
-    except ValueError:
-        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"train.optimizer.name={settings.name}: it cannot make a step here ({reason}); "
-            "choose another, e.g. sgd or adamw"
+            f"train.optimizer.name={settings.name}: it cannot make a step with these settings here "
+            f"({reason}); choose another, e.g. sgd or adamw"
         ) from None
 
 

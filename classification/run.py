@@ -21,7 +21,7 @@ from backbones import (
 )
 from backbones.device import choose_device, peak_memory
 from backbones.files import CURVE, SAMPLES, WEIGHTS, lock_directory
-from backbones.result import Cost, Dataset, Latency, Result, Timing, Weights
+from backbones.result import Cost, Latency, Result, Timing, Weights
 from backbones.result import Protocol as ProtocolInfo
 from classification.catalog import Readers
 from classification.check import (
@@ -38,7 +38,7 @@ from classification.evaluate import Predictions, predict, refuse_non_finite, wri
 from classification.metrics import TopK, chance_level
 from classification.networks import Member, load_ensemble, load_initial, on_meta, try_initial
 from classification.protocols import Protocol, choose_protocol
-from classification.splits import READERS, Split, Splits, load_splits
+from classification.splits import READERS, Splits, TrainSplits, load_splits, load_train_splits
 
 logger = logging.getLogger(__name__)
 
@@ -60,30 +60,7 @@ def check(
     """
     choose_device(config.device)
     check_compiler(config.evaluate.inference)
-    task = _Task.of(config, training, readers)
-    reported = task.splits.reported
-    found: dict[str, Any] = {}
-    if training:
-        train = task.train_split
-        steps, doubts = check_training(config, train, processes=1)
-        members = [try_initial(config, reported)]
-        interpolation = members[0].input_format.interpolation
-        check_train_images(members[0].network, config, train, interpolation, processes=1)
-        found["steps_per_epoch"] = steps
-        found["steps"] = config.train.iterations or steps * config.train.epochs
-        found["warnings"] = [*task.splits.doubts, *doubts]
-    else:
-        ensemble = load_ensemble(config, reported)
-        members = [on_meta(config, member, reported, training=False) for member in ensemble]
-    for member in members:
-        interpolation = member.input_format.interpolation
-        check_evaluation_images(member.network, reported, task.protocol, interpolation)
-    return {
-        "dataset": task.splits.describe([]),
-        "protocol": task.describe_protocol(members),
-        "parameters": sum(count_parameters(member.network) for member in members),
-        **found,
-    }
+    return _check_training(config, readers) if training else _check_evaluation(config, readers)
 
 
 def train(
@@ -105,14 +82,15 @@ def train(
         KeyboardInterrupt: stopped by a signal, with the checkpoint saved.
     """
     with join_processes(config.device) as processes, _hold([directory], processes):
-        task = _Task.of(config, True, readers)
-        _, doubts = check_training(config, task.train_split, processes.count)
-        for doubt in (*task.splits.doubts, *doubts) if processes.is_first else ():
+        splits = load_train_splits(config, readers)
+        task = _Task.of(config, splits)
+        _, doubts = check_training(config, splits.train, processes.count)
+        for doubt in (*splits.doubts, *doubts) if processes.is_first else ():
             logger.warning(doubt)
         torch.manual_seed(config.seed)
-        initial = load_initial(config, task.splits.reported)
-        trainer = _train(task, initial, directory, resume, processes)
-        selection = _select(trainer, task)
+        initial = load_initial(config, splits.reported)
+        trainer = _train(task, splits, initial, directory, resume, processes)
+        selection = _select(trainer, config, splits)
         final = replace(initial, network=trainer.final_network)
         processes.copy_from_first(final.network)
         weights = _keep(final, initial, task, directory) if processes.is_first else None
@@ -167,7 +145,7 @@ def evaluate_together(
     config = runs[0][0]
     directories = [directory for _, directory in runs]
     with join_processes(config.device) as processes, _hold(directories, processes):
-        task = _Task.of(config, False, readers)
+        task = _Task.of(config, load_splits(config, readers))
         ensembles = []
         for each, _ in runs:
             members = load_ensemble(each, task.splits.reported)
@@ -193,6 +171,27 @@ def evaluate_together(
 # Parts of the three -------------------------------------------------------------------------------
 
 
+def _check_training(config: ClassificationConfig, readers: Readers) -> dict[str, Any]:
+    splits = load_train_splits(config, readers)
+    task = _Task.of(config, splits)
+    steps, doubts = check_training(config, splits.train, processes=1)
+    member = try_initial(config, splits.reported)
+    interpolation = member.input_format.interpolation
+    check_train_images(member.network, config, splits.train, interpolation, processes=1)
+    return task.check([member]) | {
+        "steps_per_epoch": steps,
+        "steps": config.train.iterations or steps * config.train.epochs,
+        "warnings": [*splits.doubts, *doubts],
+    }
+
+
+def _check_evaluation(config: ClassificationConfig, readers: Readers) -> dict[str, Any]:
+    task = _Task.of(config, load_splits(config, readers))
+    reported = task.splits.reported
+    members = load_ensemble(config, reported)
+    return task.check([on_meta(config, member, reported, training=False) for member in members])
+
+
 @dataclass(frozen=True)
 class _Task:
     """What is reported, and how networks are scored on it."""
@@ -203,9 +202,8 @@ class _Task:
     protocol: Protocol
 
     @classmethod
-    def of(cls, config: ClassificationConfig, training: bool, readers: Readers) -> _Task:
-        """Read the data and choose the protocol."""
-        splits = load_splits(config, training, readers)
+    def of(cls, config: ClassificationConfig, splits: Splits) -> _Task:
+        """Choose the protocol."""
         name, protocol = choose_protocol(config.evaluate)
         if protocol.crop is None and not isinstance(splits.reported, ImageArray):
             raise ValueError(
@@ -214,10 +212,17 @@ class _Task:
             )
         return cls(config, splits, name, protocol)
 
-    @property
-    def train_split(self) -> Split:
-        assert self.splits.train is not None
-        return self.splits.train
+    def check(self, members: Sequence[Member]) -> dict[str, Any]:
+        """Find what is wrong with networks that have shapes alone, and describe the rest."""
+        for member in members:
+            interpolation = member.input_format.interpolation
+            reported = self.splits.reported
+            check_evaluation_images(member.network, reported, self.protocol, interpolation)
+        return {
+            "dataset": asdict(self.splits.describe([])),
+            "protocol": self.describe_protocol(members),
+            "parameters": sum(count_parameters(member.network) for member in members),
+        }
 
     def score(
         self, ensembles: Sequence[Sequence[Member]], processes: Processes
@@ -269,7 +274,7 @@ class _Task:
             missing=missing,
             chance=chance_level(len(reported.class_names)),
             per_class=counts.compute_per_class(reported.class_names),
-            dataset=Dataset(**self.splits.describe(seen.skipped)),
+            dataset=self.splits.describe(seen.skipped),
             protocol=ProtocolInfo(protocol.pop("name"), protocol),
             weights=weights,
             cost=self._cost(members),
@@ -314,10 +319,15 @@ def _hold(directories: Sequence[Path], processes: Processes) -> Iterator[None]:
 
 
 def _train(
-    task: _Task, initial: Member, directory: Path, resume: bool, processes: Processes
+    task: _Task,
+    splits: TrainSplits,
+    initial: Member,
+    directory: Path,
+    resume: bool,
+    processes: Processes,
 ) -> Trainer:
     """Train to the end; epochs are scored on what is held out, or else on the reported images."""
-    config, splits = task.config, task.splits
+    config = task.config
     watched = splits.held_out or splits.reported
 
     def validate(network: nn.Module) -> Predictions:
@@ -327,7 +337,7 @@ def _train(
 
     trainer = Trainer(
         initial.network,
-        task.train_split,
+        splits.train,
         config,
         initial.input_format,
         processes,
@@ -340,13 +350,13 @@ def _train(
     return trainer
 
 
-def _select(trainer: Trainer, task: _Task) -> str:
+def _select(trainer: Trainer, config: ClassificationConfig, splits: TrainSplits) -> str:
     """Put the chosen weights into the final network, and say by which rule they were chosen."""
-    if task.config.train.select == "best":
+    if config.train.select == "best":
         if trainer.best is None:
             raise ValueError("no epoch gave finite outputs on the held-out images: none is best")
         trainer.final_network.load_state_dict(trainer.best["network"])
-        count = len(task.splits.held_out or ())
+        count = len(splits.held_out or ())
         return f"best epoch, {trainer.best['epoch']}, on {count} images held out of train"
     if trainer.schedule.is_over:
         return f"last epoch, {trainer.step // trainer.steps_per_epoch}, after the last plateau"

@@ -5,15 +5,15 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from backbones.config import check_choice, printable
 from backbones.files import sha256
+from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import ImageArray, ImageFiles
@@ -36,41 +36,55 @@ class Splits:
 
     Attributes:
         reported: whose numbers are reported.
-        train: None for an evaluation.
-        held_out: of train, for choosing an epoch; None where `data.holdout` is 0.
         doubts: what is likely a mistake, a line each.
     """
 
     reported: Split
-    train: Split | None = None
-    held_out: Split | None = None
     doubts: Sequence[str] = ()
 
-    def describe(self, skipped: list[str]) -> dict[str, Any]:
-        """The reported set as plain values, for the result.
+    def describe(self, skipped: list[str]) -> Dataset:
+        """The reported set, for the result.
 
         `images` counts what was seen: with `skipped_images` it adds up to `images_in_set`.
         """
         reported = self.reported
-        return {
-            "name": reported.name,
-            "split": reported.split,
-            "images": len(reported) - len(skipped),
-            "images_in_set": len(reported),
-            "skipped_images": [printable(name) for name in skipped],
-            "classes": len(reported.class_names),
-            "class_names": list(reported.class_names),
-            "synthetic": reported.synthetic,
-            "root": str(reported.root),
-            "annotations": None,
-            "train_images": None if self.train is None else len(self.train),
-            "held_out_images": None if self.held_out is None else len(self.held_out),
-            "sha256": reported.sha256(),
-        }
+        return Dataset(
+            name=reported.name,
+            split=reported.split,
+            images=len(reported) - len(skipped),
+            images_in_set=len(reported),
+            skipped_images=[printable(name) for name in skipped],
+            classes=len(reported.class_names),
+            class_names=list(reported.class_names),
+            synthetic=reported.synthetic,
+            root=str(reported.root),
+            sha256=reported.sha256(),
+        )
 
 
-def load_splits(config: ClassificationConfig, training: bool, readers: Readers) -> Splits:
-    """Read the reported split, and for training the train split and what is held out of it.
+@dataclass(frozen=True, kw_only=True)
+class TrainSplits(Splits):
+    """With those that are trained on.
+
+    Attributes:
+        train: without what is held out.
+        held_out: of train, for choosing an epoch; None where `data.holdout` is 0.
+    """
+
+    train: Split
+    held_out: Split | None = None
+
+    def describe(self, skipped: list[str]) -> Dataset:
+        """The reported set and the number of the others, for the result."""
+        return replace(
+            super().describe(skipped),
+            train_images=len(self.train),
+            held_out_images=None if self.held_out is None else len(self.held_out),
+        )
+
+
+def load_splits(config: ClassificationConfig, readers: Readers) -> Splits:
+    """Read the split whose numbers are reported.
 
     Raises:
         ValueError: the set is unknown here, incomplete, disagrees with itself, or holds more
@@ -82,8 +96,18 @@ def load_splits(config: ClassificationConfig, training: bool, readers: Readers) 
     reported = read(data, reported_name)
     if config.evaluate.images is not None:
         reported = select_listed(reported, Path(os.path.expanduser(config.evaluate.images)))
-    if not training:
-        return _inspected(Splits(reported), data)
+    _inspect(reported, data)
+    return Splits(reported)
+
+
+def load_train_splits(config: ClassificationConfig, readers: Readers) -> TrainSplits:
+    """Read the reported split, the train split, and what is held out of it.
+
+    Raises:
+        ValueError: as `load_splits`; also where the two splits have different classes.
+    """
+    reported, data = load_splits(config, readers).reported, config.data
+    read, _ = readers[data.name]
     train, held_out = read(data, "train"), None
     if list(train.class_names) != list(reported.class_names):
         raise ValueError(f"{reported.root}: train and {reported.split} have different classes")
@@ -91,14 +115,14 @@ def load_splits(config: ClassificationConfig, training: bool, readers: Readers) 
     if data.holdout:
         kept, held = split_holdout(train.labels, data.holdout)
         train, held_out = train.subset(kept), train.subset(held)
-    return _inspected(Splits(reported, train, held_out, doubts), data)
+        _inspect(held_out, data)
+    _inspect(train, data)
+    return TrainSplits(reported, doubts, train=train, held_out=held_out)
 
 
-def _inspected(splits: Splits, data: DataSettings) -> Splits:
-    for split in (splits.reported, splits.train, splits.held_out):
-        if isinstance(split, ImageFiles) and len(split) <= INSPECTED_UP_FRONT:
-            BadImages(data.skip_bad_images, split.root).add(find_bad_images(split))
-    return splits
+def _inspect(split: Split, data: DataSettings) -> None:
+    if isinstance(split, ImageFiles) and len(split) <= INSPECTED_UP_FRONT:
+        BadImages(data.skip_bad_images, split.root).add(find_bad_images(split))
 
 
 # Parts of a set ------------------------------------------------------------------------------------

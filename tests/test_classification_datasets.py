@@ -26,7 +26,7 @@ from classification.readers import (
 from classification.splits import (
     READERS,
     find_bad_images,
-    load_splits,
+    load_train_splits,
     select_listed,
     split_holdout,
 )
@@ -493,7 +493,7 @@ def test_a_name_of_several_images_is_no_name_for_one(tmp_path):
 
 
 def splits_of(root, **more):
-    return load_splits(ClassificationConfig(data=settings("folder", root, **more)), True, READERS)
+    return load_train_splits(ClassificationConfig(data=settings("folder", root, **more)), READERS)
 
 
 @pytest.mark.parametrize("how", ["content", "path", "none"])
@@ -513,7 +513,7 @@ def test_images_that_are_both_trained_on_and_reported_are_told(tmp_path, how):
 
 def test_arrays_that_are_both_trained_on_and_reported_are_told(tmp_path):
     data = write_cifar(tmp_path)  # the same image everywhere
-    (doubt,) = load_splits(ClassificationConfig(data=data), True, READERS).doubts
+    (doubt,) = load_train_splits(ClassificationConfig(data=data), READERS).doubts
     assert doubt.startswith("1 of the 1 test images of cifar10 are among those trained on")
 
 
@@ -554,7 +554,7 @@ def test_a_row_and_its_reader_make_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "toy", row)
     images(*(tmp_path / "data" / s / "one" / f"{n}.png" for s in ("train", "test") for n in (1, 2)))
     config = ClassificationConfig(data=settings("toy", tmp_path / "data"))
-    splits = load_splits(config, True, readers_of("classification"))
+    splits = load_train_splits(config, readers_of("classification"))
     assert (splits.reported.name, splits.reported.split, len(splits.train)) == ("toy", "test", 2)
 
 

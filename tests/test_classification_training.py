@@ -536,7 +536,7 @@ def test_a_single_image_a_step_with_maps_of_one_pixel_is_refused_by_the_check(ro
 
 
 def test_an_optimizer_that_cannot_step_here_is_refused_by_the_check(root):
-    with pytest.raises(ValueError, match=r"optimizer\.name=.*cannot make a step here"):
+    with pytest.raises(ValueError, match=r"optimizer\.name=.*cannot make a step"):
         run.check(config(root, optimizer=OptimizerSettings(name="bnbadam")))
 
 

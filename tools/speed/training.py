@@ -20,7 +20,7 @@ from classification.engine import Trainer
 from classification.loader import train_batches
 from classification.optimizer import Schedule, build_optimizer
 from classification.order import SampleOrder
-from classification.splits import READERS, load_splits
+from classification.splits import READERS, load_train_splits
 from classification.transforms import normalize
 from tools.experiments.run import load_experiment
 from tools.sample_data import make_cifar10
@@ -115,7 +115,7 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
             data_root=root,
         )
         config: ClassificationConfig = experiment.config
-        dataset = load_splits(config, True, READERS).train
+        dataset = load_train_splits(config, READERS).train
         torch.manual_seed(0)
         network = build_network("se_resnet20", 10)
         clock, clock_name = choose_clock()
