@@ -160,7 +160,7 @@ def across_sentence(found: Across, candidate: str) -> str:
         )
     if found.one_seed:
         text += f"; {found.one_seed} of them by one seed"
-    few = " Few data sets say little: their mean is told from none only where they agree well."
+    few = " Few data sets say little: their mean stands out only where they agree well."
     return f"{text}.{few if pooled.tasks < 6 else ''}"
 
 
@@ -256,6 +256,7 @@ def _who_is_what(
         for verdict, words in said.items()
         if counts.get(verdict)
     ]
+    parts[1:] = [part.removesuffix(f" {noun}") for part in parts[1:]]  # said once is enough
     return f"{who} {verb} {', '.join(parts)}."
 
 
