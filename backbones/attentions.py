@@ -31,6 +31,7 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         z = x.mean(dim=(2, 3)).unsqueeze(1)  # (N, 1, C)
         gate = torch.sigmoid(self.conv(z)).transpose(1, 2).unsqueeze(3)  # (N, C, 1, 1)
         return x * gate
@@ -53,6 +54,7 @@ class CBAM(nn.Module):
         initialize_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         average, maximum = x.mean(dim=(2, 3)), x.amax(dim=(2, 3))
         gate = torch.sigmoid(self._excite(average) + self._excite(maximum))  # (N, C)
         x = x * gate[:, :, None, None]
@@ -94,6 +96,7 @@ class GatherExcite(nn.Module):
         initialize_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         size = tuple(x.shape[2:])
         if not self.extent and size != self.feature_size:
             raise ValueError(
@@ -120,6 +123,7 @@ class CoordinateAttention(nn.Module):
         initialize_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         height, width = x.shape[2:]
         rows = x.mean(dim=3, keepdim=True)  # (N, C, H, 1)
         columns = x.mean(dim=2, keepdim=True).transpose(2, 3)  # (N, C, W, 1)
@@ -148,6 +152,7 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(self.fc2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the context of x (N, C, H, W) to it; the shape stays."""
         weights = self.attend(x).flatten(2).softmax(dim=2)  # (N, 1, HW)
         context = (x.flatten(2) @ weights.transpose(1, 2)).squeeze(2)  # (N, C)
         update = self.fc2(torch.relu(self.norm(self.fc1(context))))
@@ -165,6 +170,7 @@ class SimAM(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         deviation = (x - x.mean(dim=(2, 3), keepdim=True)) ** 2
         others = x.shape[2] * x.shape[3] - 1
         variance = deviation.sum(dim=(2, 3), keepdim=True) / others
@@ -183,5 +189,6 @@ class EffectiveSE(nn.Module):
         initialize_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate x (N, C, H, W); the shape stays."""
         gate = F.hardsigmoid(self.fc(x.mean(dim=(2, 3))))
         return x * gate[:, :, None, None]

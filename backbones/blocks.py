@@ -59,9 +59,11 @@ class ResidualBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.Module:
+        """The norm after the last convolution."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         convolved = self.convolve(self.se(x) if self.placement == "pre" else x)
         norm, se = self.last_norm, self.se
         if (
@@ -102,10 +104,12 @@ class BasicBlock(ResidualBlock):
         self.norm2 = nn.BatchNorm2d(width)
 
     def convolve(self, x: Tensor) -> Tensor:
+        """Both convolutions: (N, in_channels, H, W) -> (N, width, H / stride, W / stride)."""
         return self.conv2(self.relu(self.norm1(self.conv1(x))))
 
     @property
     def last_norm(self) -> nn.Module:
+        """The norm after the last convolution."""
         return self.norm2
 
 
@@ -157,6 +161,7 @@ class Bottleneck(ResidualBlock):
         self.norm3 = nn.BatchNorm2d(out_channels)
 
     def convolve(self, x: Tensor) -> Tensor:
+        """The three convolutions: (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride)."""
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.relu(self.norm2(self.conv2(x)))
         if self.placement == "3x3":
@@ -165,6 +170,7 @@ class Bottleneck(ResidualBlock):
 
     @property
     def last_norm(self) -> nn.Module:
+        """The norm after the last convolution."""
         return self.norm3
 
 

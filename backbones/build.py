@@ -1,6 +1,8 @@
 """From a name and options to a network."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -31,7 +33,8 @@ def build_backbone(name: str, **options: Any) -> Backbone:
         return ExternalBackbone(name, **options)
     entry = find_backbone(name)
     if not isinstance(entry, Pair):
-        return entry.builder(**options)
+        with _as_value_errors(name):
+            return entry.builder(**options)
     structure = {key: value for key, value in options.items() if key in entry.options}
     attention = {key: value for key, value in options.items() if key not in entry.options}
     _check_names(name, entry, attention)
@@ -40,7 +43,7 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     module, _, attribute = entry.builder.partition(":")
     network = getattr(importlib.import_module(f"backbones.{module}"), attribute)
     arguments = {**entry.arguments, **structure}
-    try:
+    with _as_value_errors(name):
         if name == entry.plain:
             return network(**arguments)
         slot = build_slot(attention, entry.input_size)
@@ -50,12 +53,19 @@ def build_backbone(name: str, **options: Any) -> Backbone:
                 f" attention at one place, {', '.join(network.placements)}"
             )
         backbone = network(**arguments, slot=slot)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
     for stage in slot.stages or ():
         if not _holds_attention(backbone, stage):
             raise ValueError(f"{name}: se_stages names {stage}, where this network has no place")
     return backbone
+
+
+@contextmanager
+def _as_value_errors(name: str) -> Iterator[None]:
+    """Say which network an option does not suit, also where its type is another."""
+    try:
+        yield
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _holds_attention(backbone: Backbone, stage: int) -> bool:

@@ -76,6 +76,7 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out channels, H / stride, W / stride)."""
         activated = F.relu(self.norm1(x))
         shortcut = self._shortcut(activated if self.activate_shortcut else x)
         residual = self._residual(self.se(activated) if self.placement == "pre" else activated)

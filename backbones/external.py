@@ -75,6 +75,7 @@ class ExternalBackbone(Backbone):
             self.add_module(stage, nn.Sequential(modules))
 
     def build_head(self, num_classes: int, dropout: float = 0.0) -> nn.Module:
+        """Build what the library's network does after its last stage: features -> logits."""
         return ExternalHead(self, num_classes, dropout)
 
     def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -71,6 +71,7 @@ class Network(nn.Module):
         self.head = backbone.build_head(num_classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, num_classes)."""
         return self.head(self.backbone(x))
 
 

@@ -59,6 +59,7 @@ class Branches(nn.Module):
             self.out_channels += channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, ~H/stride, ~W/stride)."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
@@ -229,6 +230,7 @@ class InceptionResidualBlock(nn.Module):
         self.relu = nn.Identity() if last else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the scaled residual to x (N, channels, H, W); the shape stays."""
         residual = self.se(self.conv(self.branches(x)))
         return self.relu(residual * self.scale + x)
 

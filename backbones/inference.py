@@ -79,6 +79,7 @@ class Compiled(nn.Module):
         self.module.compile(dynamic=False)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        """Do what `module` does, in compiled code."""
         with _frozen_weights(), torch.no_grad():
             return self.module(x)
 
@@ -117,6 +118,7 @@ class ResidualSum(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in channels, H, W) to (N, out channels, H / stride, W / stride)."""
         inner = self.body(x)
         y = self.last(inner)
         if self.gate is None:
@@ -144,6 +146,7 @@ class EarlyGate(nn.Module):
         self.excitation = EXCITATIONS[se.excitation]
 
     def forward(self, inner: Tensor, y: Tensor) -> Tensor:
+        """Return the gate (N, C, 1, 1) from the input of `last` (N, inner channels, H, W)."""
         z = inner.mean(dim=(2, 3))  # (N, inner channels)
         return self.excitation(self.fc2(self.fc1(z).relu_()))[:, :, None, None]
 
@@ -156,6 +159,7 @@ class LateGate(nn.Module):
         self.se = se
 
     def forward(self, inner: Tensor, y: Tensor) -> Tensor:
+        """Return the gate from what it will scale, y (N, C, H, W)."""
         return self.se.gate(y)
 
 
@@ -166,6 +170,7 @@ class _Tracer(fx.Tracer):
     """Traces a network down to torch's modules, frozen norms and attention."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Say whether tracing stops at a module."""
         is_attention = name.rpartition(".")[2] == "se"
         return is_attention or _is_norm(module) or super().is_leaf_module(module, name)
 

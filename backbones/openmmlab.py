@@ -79,6 +79,7 @@ class OpenMMLabBackbone(BaseModule):
         """Keep the weights: they were drawn, or loaded, when the network was built."""
 
     def train(self, mode: bool = True) -> "OpenMMLabBackbone":
+        """Set training mode, but for frozen stages and, with `norm_eval`, all batch norms."""
         super().train(mode)
         for stage in list(self.stages.feature_specs)[: self.frozen_stages + 1]:
             for module in self.stages.stage_modules(stage):

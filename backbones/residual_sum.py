@@ -109,6 +109,7 @@ class _NormedResidualSum(torch.autograd.Function):
         se: SEBlock,
         *parameters: Tensor,
     ) -> Tensor:
+        """Compute the block's end, and keep what the backward pass needs."""
         # `deviation` is the inverse of the standard deviation.
         if is_frozen(norm):
             mean, deviation = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
@@ -137,6 +138,7 @@ class _NormedResidualSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of forward's arguments, from that of its result (N, C, H, W)."""
         x, weight, bias, mean, deviation, means, y, *parameters = ctx.saved_tensors
         pixels = x.shape[2] * x.shape[3]
         total = len(x) * pixels

@@ -53,6 +53,7 @@ class ShakeBlock(nn.Module):
         self.relu = nn.ReLU() if cardinality else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out channels, H / stride, W / stride)."""
         residual = self._mix(self.branch1(x), self.branch2(x))
         return self.relu(self.se(residual) + self.shortcut(x))
 
@@ -80,6 +81,7 @@ class ShiftedShortcut(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         x = torch.relu(x)
         shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
         step = self.stride

@@ -42,6 +42,7 @@ class ShuffleUnit(nn.Module):
         self.se = slot.build(branch, stage, 2**stage) if stride == 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         y = F.channel_shuffle(self.reduce(x), _GROUPS)
         y = self.depthwise_norm(self.depthwise(y))
         y = self.expand_norm(self.expand(y))

@@ -296,3 +296,20 @@ def test_an_own_backbone_needs_no_more_than_modules_and_specs():
         "stem": (1, 4, 4, 4),
         "res2": (1, 6, 2, 2),
     }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reduction": "two"},
+        {"se_stages": 3},
+        {"se_stages": [[2]]},
+        {"attention": ["se"]},
+        {"squeeze": ["avg"]},
+        {"attention": "coordinate", "reduction": 0},
+        {"stem_pool": {"a": 1}},
+    ],
+)
+def test_options_of_other_types_are_errors_that_name_the_network(options):
+    with pytest.raises(ValueError, match="se_resnet_tiny: "):
+        build_backbone("se_resnet_tiny", **options)

@@ -206,3 +206,10 @@ def test_equal_weights_are_equal_bytes_whoever_writes_them(target, tmp_path):
         digests.add(convert_weights(file, target, folder / f"out{index}.pth")["sha256"])
         ours.state_dict = lambda: reverse
     assert len(digests) == 1
+
+
+def test_options_with_lists_are_inspected(tmp_path):
+    network = build_network("se_resnet_tiny", 3, se_stages=[2, 3])
+    file = save(network, tmp_path / "f.safetensors", "se_resnet_tiny", se_stages=[2, 3])
+    found = inspect_weights(file)
+    assert (found["options"], found["missing"], found["extra"]) == ({"se_stages": [2, 3]}, [], [])

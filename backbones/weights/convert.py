@@ -1,6 +1,6 @@
 """Weights between libraries: inspect a file, convert it, and prove that both networks agree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,33 +36,6 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
     fit = weights.backbone
     shapes = backbone_shapes(fit.name, **fit.options) if fit else None
     nearest = None if fit or weights.unfit else _nearest(weights)
-    tasks, notes = [], []
-    if fit is not None and shapes is None:
-        notes.append(
-            f"{fit.name} with these options is no network of `sebench list backbones`; a network of"
-            " your own is registered by a file given with --import"
-        )
-    elif fit is not None:
-        if weights.num_classes:
-            tasks = ["scene"] if weights.num_classes == 365 else ["classification", "scene"]
-        reason = describe_backbone(fit.name).detection
-        if reason is None:
-            tasks.append("detection")
-        else:
-            notes.append(f"not for detection: {reason}")
-    elif weights.unfit:
-        notes.append(weights.unfit)
-    elif nearest is None:
-        notes.append(
-            "no network of `sebench list backbones` is near; one of timm or torchvision takes its"
-            " own weights: name it as backbone.name=timm:NAME"
-        )
-    if weights.found_in:
-        notes.append(f"its state dict was found under {weights.found_in}")
-    if weights.input_format is None and weights.format == "detectron2":
-        notes.append("the names do not tell stride, channel order, mean and std")
-    if weights.format == "torchvision":
-        notes.append("timm's plain ResNets have the same names, but crop and interpolate otherwise")
     wanted: set[str] = set()
     given: set[str] = set()
     if shapes or nearest:
@@ -80,11 +53,49 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
         "num_classes": weights.num_classes,
         "class_names": weights.classes is not None,
         "input_format": asdict(weights.input_format) if weights.input_format else None,
-        "tasks": tasks,
+        "tasks": _tasks(weights) if shapes else [],
         "missing": sorted(wanted - given),
         "extra": sorted(given - wanted),
-        "notes": notes,
+        "notes": list(_notes(weights, nearest, shapes is not None)),
     }
+
+
+def _tasks(weights: Weights) -> list[str]:
+    """Name the tasks that weights of a known network can serve."""
+    assert weights.backbone is not None
+    tasks = []
+    if weights.num_classes:
+        tasks = ["scene"] if weights.num_classes == 365 else ["classification", "scene"]
+    if describe_backbone(weights.backbone.name).detection is None:
+        tasks.append("detection")
+    return tasks
+
+
+def _notes(weights: Weights, nearest: str | None, is_known: bool) -> Iterator[str]:
+    """Say what a user of the weights should know."""
+    fit = weights.backbone
+    if fit is not None and not is_known:
+        yield (
+            f"{fit.name} with these options is no network of `sebench list backbones`; a network of"
+            " your own is registered by a file given with --import"
+        )
+    elif fit is not None:
+        reason = describe_backbone(fit.name).detection
+        if reason is not None:
+            yield f"not for detection: {reason}"
+    elif weights.unfit:
+        yield weights.unfit
+    elif nearest is None:
+        yield (
+            "no network of `sebench list backbones` is near; one of timm or torchvision takes its"
+            " own weights: name it as backbone.name=timm:NAME"
+        )
+    if weights.found_in:
+        yield f"its state dict was found under {weights.found_in}"
+    if weights.input_format is None and weights.format == "detectron2":
+        yield "the names do not tell stride, channel order, mean and std"
+    if weights.format == "torchvision":
+        yield "timm's plain ResNets have the same names, but crop and interpolate otherwise"
 
 
 def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class SameOrder:
 
 @dataclass(frozen=True)
 class WeightFormat:
+    """How a format names tensors, and what its weights were trained in."""
+
     name: str
     title: str
     marker: str  # a pattern that some name has in this format, and none in the formats after it
@@ -173,7 +175,8 @@ def fitting_network(
 
 def backbone_shapes(name: str, **options: Any) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of a backbone's tensors by name, or None where the options do not fit."""
-    return _shapes(name, tuple(sorted(options.items())))
+    hashable = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    return _shapes(name, tuple(sorted(hashable.items())))
 
 
 @functools.lru_cache(maxsize=64)

@@ -194,30 +194,18 @@ def load_weights(
     prefix = "" if isinstance(module, Network) else "backbone."
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     given = _named_for(backbone, weights)
-    built = structure_of(backbone)
-    for option, value in weights.structure.items():
-        if option in built and _plain(built[option]) != _plain(value):
-            raise ValueError(_conflict(weights, option, value, built[option]))
-
-    def is_replaced(name: str) -> bool:
-        return name.startswith("head.") and (replace_head or bool(prefix))
-
-    dropped = [name for name in given if is_replaced(name)]
-    kept = [name for name in wanted if is_replaced(name)]
-    given = {name: tensor for name, tensor in given.items() if not is_replaced(name)}
-    wanted = {name: tensor for name, tensor in wanted.items() if not is_replaced(name)}
-    missing = [name for name in wanted if name not in given]
-    allowed = [n for n in missing if any(fnmatch.fnmatchcase(n, p) for p in allow_missing)]
-    missing = [name for name in missing if name not in allowed]
-    unexpected = [name for name in given if name not in wanted]
-    misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
-    if missing or unexpected or misshapen:
-        table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
-        fit = len(wanted) - len(missing) - len(misshapen)
-        raise ValueError(
-            f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
-            f" it has:\n{table}"
-        )
+    _check_structure(backbone, weights)
+    replaced = "head." if replace_head or prefix else None
+    dropped = [name for name in given if replaced and name.startswith(replaced)]
+    kept = [name for name in wanted if replaced and name.startswith(replaced)]
+    given = {name: tensor for name, tensor in given.items() if name not in dropped}
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in kept}
+    allowed = [
+        name
+        for name in wanted
+        if name not in given and any(fnmatch.fnmatchcase(name, p) for p in allow_missing)
+    ]
+    _check_shapes(weights, given, {n: t for n, t in wanted.items() if n not in allowed})
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
     check_finite(state, weights.path)
     module.load_state_dict(state, strict=False)
@@ -230,6 +218,30 @@ def load_weights(
         missing=kept + allowed,
         unexpected=dropped,
     )
+
+
+def _check_structure(backbone: Backbone, weights: Weights) -> None:
+    """Raise ValueError where the network computes otherwise than the one that was trained."""
+    built = structure_of(backbone)
+    for option, value in weights.structure.items():
+        if option in built and _plain(built[option]) != _plain(value):
+            raise ValueError(_conflict(weights, option, value, built[option]))
+
+
+def _check_shapes(
+    weights: Weights, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError, with a table, unless both have the same names and shapes."""
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
+    if missing or unexpected or misshapen:
+        table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
+        fit = len(wanted) - len(missing) - len(misshapen)
+        raise ValueError(
+            f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
+            f" it has:\n{table}"
+        )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str = "") -> None:
