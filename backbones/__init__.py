@@ -9,7 +9,6 @@ from typing import Any
 
 from backbones.config import BackboneInfo, BackboneSettings, InputFormat
 from backbones.device import keep_large_tensors_on_heap
-from backbones.paper import paper_comparison
 from backbones.registry import (
     describe_backbone,
     list_backbones,
@@ -48,7 +47,6 @@ __all__ = [
     "keep_large_tensors_on_heap",
     "list_backbones",
     "load_user_module",
-    "paper_comparison",
     "register_backbone",
     "twin_of",
     *_NEEDS_TORCH,

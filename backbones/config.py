@@ -107,7 +107,8 @@ class Settings:
     def __post_init__(self) -> None:
         import pydantic  # only where settings are made
 
-        for name, adapter in _adapters(type(self)).items():
+        own: Any = type(self)
+        for name, adapter in _adapters(own).items():
             value = getattr(self, name)
             try:
                 adapter.validate_python(value)
@@ -244,7 +245,7 @@ def describe_settings(settings_class: type, prefix: str = "") -> Iterator[Settin
     for item in fields(settings_class):
         hint = hints[item.name]
         if is_dataclass(hint):
-            yield from describe_settings(hint, f"{prefix}{item.name}.")
+            yield from describe_settings(hints[item.name], f"{prefix}{item.name}.")
             continue
         default = item.default
         if item.default_factory is not MISSING:

@@ -5,9 +5,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from backbones import cost, paper_comparison
+from backbones import cost
 from backbones.build import build_network
-from backbones.paper import ROWS
 from backbones.registry import describe_backbone, list_backbones
 from backbones.squeeze_excite import SEBlock
 
@@ -199,52 +198,6 @@ def test_the_rule_counts_a_worked_block():
     assert cost.count_parameters(block) == 4 * 2 * 9 + 4 + 8 + 50
     assert next(block.parameters()).device.type == "cpu"  # counted on a copy
     assert block.training
-
-
-def test_the_papers_rows_hold_what_is_counted():
-    counted = {}
-    for row in ROWS:
-        options = str(row.options)
-        if (row.backbone, options) not in counted:
-            info = describe_backbone(row.backbone)
-            counts = info.parameters, info.multiply_adds
-            if row.options:
-                network = on_meta(row.backbone, **row.options)
-                multiply_adds = describe_backbone(info.twin).multiply_adds + se_weights(network)
-                if row.options.get("squeeze") == "none":
-                    multiply_adds = cost.count_multiply_adds(network)
-                counts = cost.count_parameters(network), multiply_adds
-            counted[row.backbone, options] = counts
-        assert (row.parameters, row.multiply_adds) == counted[row.backbone, options], row
-
-
-def test_the_second_counts_of_the_papers_rows_hold_what_is_counted():
-    for row in ROWS:
-        if row.with_gating is not None:
-            network = on_meta(row.backbone, **row.options)
-            assert cost.count_multiply_adds(network, with_gating=True) == row.with_gating, row
-
-
-def test_each_printed_digit_says_which_rule_gives_it():
-    rows = {(row["table"], row["row"]): row for row in paper_comparison()}
-    met = {key: row["met_by"] for key, row in rows.items()}
-    assert met[2, "ResNet-50"] == "both"
-    assert met[2, "SE-ResNet-50"] == "first"  # 3.866 and 3.877 G, printed 3.87
-    assert met[2, "SE-ResNet-101"] == "second"  # 7.584 and 7.602 G, printed 7.60
-    assert met[2, "SE-ResNet-152"] == "neither"
-    assert met[10, "SE, r = 2"] is None
-
-
-def test_the_comparison_notes_exactly_the_rows_that_leave_the_printed_digit():
-    rows = {(row["table"], row["row"]): row for row in paper_comparison()}
-    assert len(rows) == 36
-    assert rows[2, "ResNet-50"]["note"] == ""
-    assert rows[16, "NoSqueeze"]["note"] == ""  # 4.2745 G, printed 4.27
-    off = rows[10, "SE, r = 4"]
-    assert off["note"].startswith("parameters: ours 35.62 M, printed 35.7 (")
-    assert off["parameters_difference"] == pytest.approx(-0.233, abs=0.001)
-    assert rows[2, "SE-ResNet-152"]["note"].startswith("multiply-adds: ours 11.30 G, printed 11.32")
-    assert rows[3, "MobileNet"]["paper_multiply_adds"] == "569 M"
 
 
 def test_latency_is_measured_in_evaluation_mode_and_leaves_the_network_as_it_was():
