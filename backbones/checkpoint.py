@@ -87,7 +87,7 @@ def _verify(path: Path) -> None:
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C are noted in `asked` instead of ending the process."""
+    """While entered, SIGTERM, SIGHUP and Ctrl-C are noted in `asked` instead of ending the process."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
@@ -97,7 +97,7 @@ class StopRequest:
         self.asked = signal.Signals(number).name
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:  # only the main thread may set handlers; elsewhere none is needed

@@ -23,6 +23,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:

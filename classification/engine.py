@@ -265,14 +265,7 @@ class Trainer:
             while not self.is_finished:
                 if self.step % self.steps_per_epoch == 0:
                     self._set_mode()
-                micro_batches = [next(batches) for _ in range(train.accumulate)]
-                for batch in micro_batches:
-                    self._bad.add(batch.bad)
-                lr = self.schedule.learning_rate
-                loss = self._make_step(micro_batches, self.step + 1)
-                self.step += 1
-                self.schedule.move_to(self.step)
-                monitor.note(self.step, lr, loss)
+                self._step([next(batches) for _ in range(train.accumulate)])
                 ends_epoch = self.step % self.steps_per_epoch == 0 or self.is_finished
                 # Here the processes wait for each other; one alone can stop after any step.
                 is_pause = ends_epoch or monitor.is_due
@@ -295,6 +288,16 @@ class Trainer:
                     )
         if self._bad.names:
             logger.warning("skipped %d unreadable training images", len(self._bad.names))
+
+    def _step(self, micro_batches: list[Batch]) -> None:
+        """Make one step of the optimiser and note its loss."""
+        for batch in micro_batches:
+            self._bad.add(batch.bad)
+        lr = self.schedule.learning_rate
+        loss = self._make_step(micro_batches, self.step + 1)
+        self.step += 1
+        self.schedule.move_to(self.step)
+        self._monitor.note(self.step, lr, loss)
 
     def _set_mode(self) -> None:
         """Training mode; in the last epochs, where asked, with the batch norms frozen."""

@@ -37,6 +37,7 @@ class TopK:
 
     @property
     def images(self) -> int:
+        """Images counted so far."""
         return int(self._images.sum())
 
     def correct(self, k: int) -> int:

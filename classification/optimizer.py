@@ -113,6 +113,7 @@ class Schedule:
 
     @property
     def learning_rate(self) -> float:
+        """Of the next step."""
         return self._optimizer.param_groups[0]["lr"]
 
     @property
@@ -155,6 +156,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
         self._best_loss = float(state["best_loss"])
         self._bad_epochs = int(state["bad_epochs"])
         self._is_over = bool(state["is_over"])

@@ -49,6 +49,8 @@ def check(
     """Find what is wrong with an experiment before anything is computed.
 
     Args:
+        config: the experiment.
+        readers: data set -> its reader and reported split.
         training: whether it is to be trained; otherwise only what evaluation needs is looked for.
 
     Returns:
@@ -72,6 +74,9 @@ def train(
     """Train, keep the weights in `directory`, and evaluate them.
 
     Args:
+        config: the experiment.
+        directory: where the run's files go; made if it is not there.
+        readers: data set -> its reader and reported split.
         resume: go on from the checkpoint in `directory`, where there is one.
 
     Returns:
@@ -135,6 +140,7 @@ def evaluate_together(
 
     Args:
         runs: configs and their directories; they differ in network, weights and seed alone.
+        readers: data set -> its reader and reported split.
 
     Returns:
         The results on rank 0, None on other ranks.

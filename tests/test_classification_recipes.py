@@ -61,6 +61,8 @@ def test_a_recipe_says_what_it_costs_in_a_line_of_fixed_form(task, name):
     assert found, line
     train = load_experiment(task, name).config.train
     images, epochs = int(found[1].replace(",", "")), int(found[2])
+    row = f"| `{name}` | {found[1]} | {found[2]} | {found[3]} |"
+    assert row in (resources.files(task) / "README.md").read_text()
     steps = images // train.batch_size
     assert epochs == round((train.iterations or train.epochs * steps) / steps)
 
