@@ -292,10 +292,15 @@ def _image_problem(path: Path, size: list[int]) -> str | None:
         with Image.open(path) as image:
             stored = list(image.size)
             turned = image.getexif().get(_ORIENTATION) in _TURNED
+            deep = image.mode == "I" or image.mode.startswith(("I;", "F"))
             if not _ends_as_jpeg(path):
                 image.load()
     except Exception as error:  # Pillow raises what it likes for a damaged file
         return "not an image" if "cannot identify" in str(error) else printable(str(error))
+    if deep:
+        return (
+            f"mode {image.mode}: Detectron2 would clip it to white; convert it to 8 bits a channel"
+        )
     seen = stored[::-1] if turned else stored
     if seen == size:
         return None

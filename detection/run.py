@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import tempfile
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from backbones import (
     build_backbone,
@@ -29,6 +32,7 @@ from backbones import (
     describe_latency,
     prepare_for_inference,
 )
+from backbones.checkpoint import StopRequest
 from backbones.device import choose_device, peak_memory
 from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to, sha256, write_whole
 from backbones.result import (
@@ -106,11 +110,7 @@ def train(config: DetectionConfig, directory: Path, resume: bool = False) -> Res
     if config.processes == 1 or "WORLD_SIZE" in os.environ:
         return _train(config, directory, resume)
     check_experiment(config, training=True)
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        result = Path(folder) / "result.json"
-        arguments = (config, directory, resume, result)
-        launch(_launched, config.processes, dist_url="auto", args=arguments)
-        return TypeAdapter(Result).validate_json(result.read_bytes())
+    return _launch(config, directory, resume)
 
 
 def evaluate(config: DetectionConfig, directory: Path) -> Result | None:
@@ -131,10 +131,44 @@ def evaluate(config: DetectionConfig, directory: Path) -> Result | None:
         return _evaluate(config, directory, data, detector, origin, Timing())
 
 
-def _launched(config: DetectionConfig, directory: Path, resume: bool, result: Path) -> None:
+def _launch(config: DetectionConfig, directory: Path, resume: bool) -> Result:
+    """Train in processes of our own, which stop and fail as one."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder, _ForwardedStop() as stop:
+        result, error = Path(folder) / "result.json", Path(folder) / "error.txt"
+        arguments = (config, directory, resume, result, error)
+        try:
+            launch(_launched, config.processes, dist_url="auto", args=arguments)
+        except (ProcessExitedException, ProcessRaisedException):
+            if stop.asked is None and not error.exists():
+                raise
+        if error.exists():
+            raise ValueError(error.read_text(encoding="utf-8"))
+        if not result.exists():
+            raise KeyboardInterrupt(
+                f"stopped by {stop.asked}; --resume goes on from the checkpoint"
+            )
+        return TypeAdapter(Result).validate_json(result.read_bytes())
+
+
+class _ForwardedStop(StopRequest):
+    """Passes SIGTERM on to the processes that train; Ctrl-C at a terminal reaches them anyway."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def _launched(
+    config: DetectionConfig, directory: Path, resume: bool, result: Path, error: Path
+) -> None:
     loggers = ("backbones", "detection", "detectron2", "fvcore")
-    with log_to(directory / LOG, loggers) if comm.is_main_process() else nullcontext():
-        found = _train(config, directory, resume)
+    try:
+        with log_to(directory / LOG, loggers) if comm.is_main_process() else nullcontext():
+            found = _train(config, directory, resume)
+    except ValueError as wrong:
+        error.write_text(str(wrong), encoding="utf-8")
+        raise
     if found is not None:
         result.write_bytes(TypeAdapter(Result).dump_json(found))
 

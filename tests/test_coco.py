@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -218,6 +219,16 @@ def test_damaged_pictures_are_named_and_left_out_of_training_only(spoiled):
     next((root / "val2017").iterdir()).write_bytes(b"")
     with pytest.raises(ValueError, match="an evaluation leaves no image out"):
         load_coco(DataSettings(root=str(root), skip_bad_images=9))
+
+
+def test_an_image_of_sixteen_bits_is_not_clipped_to_white(spoiled):
+    root, _ = spoiled
+    path = next(iter(sorted((root / "val2017").iterdir())))
+    with Image.open(path) as image:
+        size = image.size
+    Image.fromarray(np.full(size[::-1], 40_000, np.uint16)).save(path, "PNG")
+    with pytest.raises(ValueError, match=r"mode I;16: Detectron2 would clip it to white"):
+        load_coco(DataSettings(root=str(root)))
 
 
 def test_a_turned_photograph_has_the_size_it_is_seen_in(spoiled):

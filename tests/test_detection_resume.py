@@ -104,6 +104,16 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_says_how_to_go_on(coc
     assert_equal(directory, whole)
 
 
+def test_processes_of_one_run_stop_together_with_one_checkpoint(coco, tmp_path):
+    directory = tmp_path / "run"
+    process = start(coco, directory, "processes=2", "device=cpu", "evaluate.every=0")
+    interrupt(process, directory, signal.SIGTERM)
+    errors = finish(process, 128 + signal.SIGINT)
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert 4 <= torch.load(directory / "checkpoint.pt", weights_only=True)["step"] < 12
+
+
 def test_a_checkpoint_with_one_wrong_bit_is_refused(coco, whole, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("settings.yaml", "checkpoint.pt"):

@@ -385,6 +385,37 @@ def test_an_image_that_resizing_would_leave_nothing_of_is_refused(config, coco, 
     run.check(replace(config, data=data, train=replace(train, max_size=1000)))
 
 
+def test_odd_files_and_images_that_the_check_accepts_train_to_the_end(config, coco, tmp_path):
+    root = tmp_path / "coco"
+    shutil.copytree(coco, root)
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        content |= {"info": {"year": "2017"}, "licenses": None}
+        for place, row in enumerate(content["categories"]):
+            row["name"] = place
+        for place, row in enumerate(content["annotations"]):
+            row |= {"id": place, "image_id": float(row["image_id"]), "segmentation": [1, 2]}
+            row |= {"area": None, "iscrowd": place % 5 == 0}
+        content["annotations"][1]["bbox"][2:] = [0, 0]
+        path.write_text(json.dumps(content), encoding="utf-8-sig")
+        for place, row in enumerate(content["images"][:5]):
+            file = root / f"{split}2017" / row["file_name"]
+            with Image.open(file) as image:
+                exif = image.getexif()
+                exif[274] = 6 if place == 4 else 1
+                turned = image.transpose(Image.Transpose.ROTATE_90) if place == 4 else image
+                mode = ("L", "P", "CMYK", "RGBA", "RGB")[place]
+                kind = "PNG" if mode in ("P", "RGBA") else "JPEG"
+                turned.convert(mode).save(file, kind, exif=exif)
+    data = DataSettings(root=str(root), accept_bad_boxes=1)
+    odd = replace(config, data=data, train=replace(config.train, iterations=5, warmup_iterations=0))
+    run.check(odd)
+    result = run.train(odd, tmp_path / "run")
+    assert result.metrics["AP"] is not None
+    assert result.dataset.class_names == ["0", "1", "2"]
+
+
 def test_check_sums_up_data_and_schedule(config):
     summary = run.check(config)
     assert summary["dataset"]["class_names"] == ["circle", "square", "triangle"]
