@@ -8,7 +8,7 @@ import pytest
 
 from backbones import describe_backbone
 from classification.protocols import PROTOCOLS
-from tools.experiments.run import list_recipes, load_experiment
+from tools.experiments.experiment import list_recipes, load_experiment
 
 RECIPES = [(task, name) for task in ("classification", "scene") for name in list_recipes(task)]
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tools import cli, sample_data
+from tools.cli import arguments as cli_arguments
 from tools.cli import listing
 
 
@@ -255,18 +256,18 @@ def test_a_fault_of_ours_says_so(monkeypatch, sebench):
 
 
 def test_names_are_completed():
-    assert "se_resnet50" in cli._complete_backbones("se_resnet5")
-    assert cli._complete_tasks("d") == ["detection"]
-    assert cli._complete_datasets("cifar") == ["cifar10", "cifar100"]
+    assert "se_resnet50" in cli_arguments.complete_backbones("se_resnet5")
+    assert cli_arguments.complete_tasks("d") == ["detection"]
+    assert cli_arguments.complete_datasets("cifar") == ["cifar10", "cifar100"]
 
     class Context:
         params = {"task": "detection"}  # noqa: RUF012
 
-    assert cli._complete_recipes(Context(), "t") == ["tiny"]
+    assert cli_arguments.complete_recipes(Context(), "t") == ["tiny"]
 
 
 def test_only_the_first_process_speaks(monkeypatch, sebench):
-    monkeypatch.setattr(cli, "_first_process", False)
+    monkeypatch.setattr(cli_arguments, "first_process", False)
     assert sebench("list", "x") == (1, "", "")
 
 

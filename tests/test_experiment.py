@@ -10,13 +10,9 @@ import pytest
 import yaml
 
 from tools import sample_data
-from tools.experiments.run import (
-    TASKS,
-    describe_recipe,
-    list_recipes,
-    load_experiment,
-    prepare_directory,
-)
+from tools.experiments.experiment import describe_recipe, list_recipes, load_experiment
+from tools.experiments.run import prepare_directory
+from tools.experiments.tasks import TASKS
 
 
 @pytest.fixture
@@ -34,8 +30,20 @@ def recipe(tmp_path):
     return str(path)
 
 
-def _load(recipe, *overrides, **named):
-    return load_experiment("classification", recipe, overrides, **named)
+def _load(recipe, *overrides, action="train", imports=(), settings=None, **named):
+    """An experiment; ``named`` are settings that options of the command line stand for."""
+    groups = {"data_root": ("data", "root")}
+    given = dict(settings or {})
+    for key, value in named.items():
+        group, name = groups.get(key, ("backbone", "name" if key == "backbone" else key))
+        if key == "seed":
+            given["seed"] = value
+        else:
+            value = str(value) if isinstance(value, Path) else value
+            given[group] = {**given.get(group, {}), name: value}
+    return load_experiment(
+        "classification", recipe, overrides, settings=given, action=action, imports=imports
+    )
 
 
 def test_overrides_come_after_arguments_and_arguments_after_the_recipe(recipe):
@@ -261,7 +269,7 @@ def test_loading_experiments_does_not_import_torch():
     import subprocess
 
     code = (
-        "import sys; from tools.experiments.run import load_experiment as load;"
+        "import sys; from tools.experiments.experiment import load_experiment as load;"
         "load('classification', 'cifar-preact'); load('scene', 'places365-paper');"
         "load('detection', 'tiny'); sys.exit('torch' in sys.modules)"
     )

@@ -14,17 +14,17 @@ import pytest
 
 from backbones.result import Latency
 from tools.experiments import record as record_module
+from tools.experiments.experiment import load_experiment
 from tools.experiments.record import (
     METRICS,
     Git,
-    build_record,
     load_records,
     read_record,
     record_schema,
     to_plain,
     write_record,
 )
-from tools.experiments.run import load_experiment, read_recorded, run_experiment
+from tools.experiments.run import build_record, read_recorded, run_experiment
 from tools.report.table import build_table
 
 
@@ -32,7 +32,7 @@ from tools.report.table import build_table
 def experiment(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("backbone: {name: se_resnet20, options: {reduction: 8}}\n")
-    return load_experiment("classification", str(recipe), seed=3)
+    return load_experiment("classification", str(recipe), ["seed=3"])
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ class _Door:
 
 def test_a_run_is_recorded_once_and_not_run_again(experiment, result, tmp_path, monkeypatch):
     door = _Door(result)
-    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    monkeypatch.setattr(type(experiment), "entry_points", lambda self: door)
     record = run_experiment(experiment, tmp_path / "run")
     assert door.calls == ["train resume=False"]
     assert run_experiment(experiment, tmp_path / "run") == record
@@ -315,7 +315,7 @@ def test_a_run_that_breaks_leaves_no_record_and_goes_on_when_asked(
 ):
     broken, sound = _Door(result, RuntimeError("out of memory")), _Door(result)
     doors = iter([broken, sound, sound])
-    monkeypatch.setattr(type(experiment), "door", lambda self: next(doors))
+    monkeypatch.setattr(type(experiment), "entry_points", lambda self: next(doors))
     with pytest.raises(RuntimeError, match="out of memory"):
         run_experiment(experiment, tmp_path / "run")
     assert not (tmp_path / "run" / "record.json").exists()
@@ -328,7 +328,7 @@ def test_a_run_that_breaks_leaves_no_record_and_goes_on_when_asked(
 def test_bad_input_leaves_no_directory_behind(experiment, result, tmp_path, monkeypatch):
     door = _Door(result)
     door.train = lambda *_, **__: (_ for _ in ()).throw(ValueError("no such data root"))
-    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    monkeypatch.setattr(type(experiment), "entry_points", lambda self: door)
     with pytest.raises(ValueError, match="no such data root"):
         run_experiment(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -337,7 +337,7 @@ def test_bad_input_leaves_no_directory_behind(experiment, result, tmp_path, monk
 def test_only_the_first_process_writes(experiment, result, tmp_path, monkeypatch):
     door = _Door(None)
     door.train = lambda config, directory, resume: None
-    monkeypatch.setattr(type(experiment), "door", lambda self: door)
+    monkeypatch.setattr(type(experiment), "entry_points", lambda self: door)
     monkeypatch.setenv("RANK", "1")
     assert run_experiment(experiment, tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
@@ -366,7 +366,7 @@ def test_a_second_process_in_a_run_directory_is_refused_and_takes_nothing_away(
         assert holder.stdout.readline() == "held\n"
         (run / "settings.yaml").write_text("the first's")
         (run / "log.txt").write_text("the first's")
-        monkeypatch.setattr(type(experiment), "door", lambda self: _Door(result))
+        monkeypatch.setattr(type(experiment), "entry_points", lambda self: _Door(result))
         with pytest.raises(ValueError, match=f"in use by process {holder.pid}"):
             run_experiment(experiment, run)
         assert (run / "settings.yaml").read_text() == "the first's"

@@ -11,8 +11,9 @@ import yaml
 from written_runs import altered, evaluation_of, published_run
 
 from tools import references
+from tools.experiments.experiment import list_recipes, load_experiment
 from tools.experiments.record import METRICS, Metric, write_record
-from tools.experiments.run import TASKS, list_recipes, load_experiment
+from tools.experiments.tasks import TASKS
 from tools.references.verdicts import MAY_DIFFER
 from tools.report.pairs import Pair
 from tools.report.published import effects_beside
@@ -225,7 +226,7 @@ def test_a_run_as_published_is_compared_with_its_row(table, row):
 @pytest.mark.parametrize(("table", "row"), DISTINCT, ids=lambda x: getattr(x, "name", ""))
 def test_every_setting_that_changes_a_result_is_compared(table, row):
     run = published_run(table, row)
-    identity = load_experiment(table.task, row.recipes[0]).identity
+    identity = load_experiment(table.task, row.recipes[0]).identity()
     matters = {key for key, _ in leaves(identity)}
     compared = 0
     for key, value in leaves(run.experiment.settings):

@@ -28,8 +28,8 @@ from written_runs import (
 )
 
 from tools import references, sample_data, statistics
+from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Metric, load_records, write_record
-from tools.experiments.run import load_experiment
 from tools.report import write_report
 from tools.report.escape import escape_csv
 from tools.report.examples import _reader
@@ -482,7 +482,7 @@ def test_tide_says_where_the_difference_lies(content):
 
 def test_pictures_are_read_by_the_reader_of_the_run(tmp_path):
     sample_data.make_cifar10(tmp_path, train_per_class=1, test_per_class=1)
-    settings = load_experiment("classification", "cifar-preact", data_root=tmp_path).settings
+    settings = load_experiment("classification", "cifar-preact", [f"data.root={tmp_path}"]).settings
     run = record(
         experiment={"settings": json.loads(json.dumps(settings))},
         dataset={"root": str(tmp_path)},

@@ -15,7 +15,8 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from tools.experiments.run import load_experiment, run_experiment
+from tools.experiments.experiment import load_experiment
+from tools.experiments.run import run_experiment
 
 SETTINGS = ["train.epochs=2", "evaluate.every=0", "train.batch_size=6", "augment.size=32", "device=cpu",
             "evaluate.resize=40", "evaluate.crop=32", "train.tensorboard=false"]
@@ -26,15 +27,16 @@ if __name__ == "__main__":
     if method != "none":
         multiprocessing.set_start_method(method)
     workers = ["data.workers=0"] if method == "none" else []
-    here = {"backbone": "se_resnet_tiny", "data_root": imagenet}
-    settings = [*SETTINGS, *workers, "data.classes=folders"]
-    train = load_experiment("classification", "imagenet-paper", settings, **here)
+    network = "backbone.name=se_resnet_tiny"
+    settings = [*SETTINGS, *workers, "data.classes=folders", network, f"data.root={imagenet}"]
+    train = load_experiment("classification", "imagenet-paper", settings)
     run_experiment(train, output / "imagenet")
-    here |= {"action": "evaluate", "weights": output / "imagenet" / "weights.safetensors"}
-    run_experiment(load_experiment("classification", "imagenet-paper", settings, **here), output / "again")
-    here = {"backbone": "se_resnet_tiny", "data_root": places}
+    settings.append(f"backbone.weights={output / 'imagenet' / 'weights.safetensors'}")
+    again = load_experiment("classification", "imagenet-paper", settings, action="evaluate")
+    run_experiment(again, output / "again")
     settings = [*SETTINGS, *workers, "train.schedule.warmup=0", "train.precision=float32"]
-    run_experiment(load_experiment("scene", "places365-short", settings, **here), output / "places")
+    settings += [network, f"data.root={places}"]
+    run_experiment(load_experiment("scene", "places365-short", settings), output / "places")
 """
 TRAINED = ("imagenet", "places")
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as parquet
 from PIL import Image
 from pydantic import TypeAdapter
 
+from tools.experiments.experiment import load_experiment
 from tools.experiments.record import METRICS, Metric, Record, to_plain, write_record
-from tools.experiments.run import load_experiment
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 SETTINGS = {
@@ -86,7 +86,10 @@ def published_run(table, row, **settings):
     overrides = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
     overrides += [f"{key.replace('__', '.')}={json.dumps(v)}" for key, v in settings.items()]
     experiment = load_experiment(
-        table.task, row.recipes[0], overrides, backbone=row.backbone, options=dict(row.options)
+        table.task,
+        row.recipes[0],
+        overrides,
+        settings={"backbone": {"name": row.backbone, "options": dict(row.options)}},
     )
     images, split = table.dataset["images"], table.dataset["split"]
     coco, held_out = table.task == "detection", round(

@@ -460,7 +460,7 @@ def write_templates(root: Path) -> None:
     """Write one whole file of every kind, and what lies around it."""
     from tests.written_runs import write_classifier, write_coco, write_detector
     from tools import sample_data as made
-    from tools.experiments.run import list_recipes, load_experiment
+    from tools.experiments.experiment import list_recipes, load_experiment
 
     made.make_cifar10(root / "cifar", train_per_class=5, test_per_class=2)
     made.make_fashion_mnist(root / "fashion", train_per_class=4, test_per_class=2)

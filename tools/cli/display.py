@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
+from tools.experiments.record import METRICS, Record
+from tools.experiments.tasks import TASKS
 
 if TYPE_CHECKING:
-    from tools.experiments.run import Experiment
+    from tools.experiments.experiment import Experiment
     from tools.experiments.study import Cell, Outcome
 
 
@@ -148,7 +149,7 @@ class StudyDisplay:
 def headline(record: Record) -> str:
     """The numbers a task is known by, e.g. 'AP 61.2, AP50 84.0'."""
     parts = []
-    for name in HEADLINE_METRICS[record.task]:
+    for name in TASKS[record.task].headline:
         metric = record.metrics.get(name)
         if metric is not None and metric.value is not None:
             label = METRICS[name].label if name.startswith("top") else name

@@ -12,7 +12,8 @@ from typing import Any
 from backbones.config import describe_settings, unknown
 from backbones.registry import list_backbones
 from classification import catalog
-from tools.experiments.run import TASKS, describe_recipe, list_recipes, settings_class
+from tools.experiments.experiment import describe_recipe, list_recipes
+from tools.experiments.tasks import TASKS, settings_class
 
 Row = dict[str, Any]
 

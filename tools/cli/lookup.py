@@ -10,11 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ImportOption = Annotated[
-    list[Path] | None,
-    typer.Option("--import", help="Python file that registers networks of your own."),
-]
+from tools.cli.arguments import ImportOption, JsonOption, check_file
 
 data_app = typer.Typer(no_args_is_help=True, help="Make sample data.")
 weights_app = typer.Typer(
@@ -308,14 +304,6 @@ def weights_remeasure(
     _print(rows, as_json)
     if all(row["reason"] for row in rows):
         raise typer.Exit(1)
-
-
-def check_file(path: str | Path) -> None:
-    """Raise a ValueError for a file or folder that does not exist, before anything is imported."""
-    from backbones.registry import EXTERNAL
-
-    if not str(path).startswith(EXTERNAL) and not Path(path).exists():
-        raise ValueError(f"no such file or folder: {path}")
 
 
 def _import(paths: list[Path] | None) -> None:

@@ -10,25 +10,21 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import platform
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pydantic_core
 from pydantic import Field, TypeAdapter, ValidationError
 
 from backbones import files
-from backbones.config import Count, WholeNumber, describe_error, printable
-from backbones.device import processor_name
-from backbones.registry import describe_backbone, twin_of
+from backbones.config import Count, WholeNumber, check_choice, describe_error, printable
 from backbones.result import (
     ClassScore,
     Cost,
@@ -36,13 +32,10 @@ from backbones.result import (
     Percent,
     PlainValue,
     Protocol,
-    Result,
     Timing,
     Weights,
 )
-
-if TYPE_CHECKING:
-    from tools.experiments.run import Experiment
+from tools.experiments.tasks import ACTIONS, find_task
 
 SCHEMA = 3
 _LARGEST_FILE = 64 << 20  # bytes of a record
@@ -77,13 +70,6 @@ METRICS = {
     "ARl": MetricKind("AR of large objects", "percent", True),
 }
 # fmt: on
-
-# The number a task is known by, first; the others stand beside it.
-HEADLINE_METRICS = {
-    "classification": ("top1_error", "top5_error"),
-    "scene": ("top1_error", "top5_error"),
-    "detection": ("AP", "AP50", "AP75"),
-}
 
 
 @dataclass(frozen=True)
@@ -318,10 +304,10 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
         content["cost"] = content["cost"] | {"latency": missing}
     if isinstance(setup := content.get("experiment"), dict) and "condition" in setup:
         content["experiment"] = setup | {"comparison_hash": setup["condition"]}
-    return _upgrade_result(content)
+    return upgrade_result(content)
 
 
-def _upgrade_result(content: dict[str, Any]) -> dict[str, Any]:
+def upgrade_result(content: dict[str, Any]) -> dict[str, Any]:
     """Bring what a task's entry point returned as a plain mapping, in schema 2, to this one."""
     if isinstance(protocol := content.get("protocol"), dict) and "settings" not in protocol:
         settings = {key: value for key, value in protocol.items() if key != "name"}
@@ -352,6 +338,8 @@ def _check(record: Record) -> None:
         # The name of a file beside the record: it must not lead to another folder.
         if name is not None and (not name or name == ".." or set(name) & set("/\\\0")):
             raise ValueError(f"files.{kind}={name!r}: must be the name of a file beside the record")
+    find_task(record.task)
+    check_choice("experiment.action", record.experiment.action, ACTIONS)
     for key in ("backbone", "data", "train", "evaluate"):
         if not isinstance(record.experiment.settings.get(key, {}), dict):
             raise ValueError(f"experiment.settings.{key}: expected keys with values")
@@ -372,94 +360,6 @@ def _check(record: Record) -> None:
                 raise ValueError(f"metric {name} has neither a value nor a reason")
         elif metric.unit == "percent" and not 0 <= metric.value <= 100:
             raise ValueError(f"metric {name}={metric.value}: percent are from 0 to 100")
-
-
-# Making one --------------------------------------------------------------------------------------
-
-
-def build_record(
-    experiment: Experiment,
-    result: Result | Mapping[str, Any],
-    directory: Path,
-    command: str | None = None,
-    git: Git | None = None,
-) -> Record:
-    """Check what a task's entry point returned and join it with where it came from.
-
-    ``command`` and ``git`` are this process's and this moment's unless given.
-
-    Raises:
-        ValueError: an unknown, infinite or unexplained metric, or images that do not add up.
-    """
-    found = dataclasses.asdict(result) if isinstance(result, Result) else dict(result)
-    # A tuple becomes a list, so that what is returned equals what will be read back.
-    found = _upgrade_result(json.loads(json.dumps(found)))
-    settings = experiment.config.backbone
-    info = describe_backbone(settings.name)
-    twin = twin_of(settings.name, settings.options)
-    if settings.twin:
-        twin = (settings.twin, settings.twin_options)
-    content = {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "experiment": {
-            "hash": experiment.hash,
-            "comparison_hash": experiment.comparison_hash,
-            "task": experiment.task,
-            "action": experiment.action,
-            "recipe": experiment.recipe,
-            "settings": experiment.settings,
-        },
-        "backbone": {
-            "name": settings.name,
-            "options": settings.options,
-            "family": info.family,
-            "is_se": info.is_se,
-            "twin": {"name": twin[0], "options": twin[1]} if twin else None,
-        },
-        "seed": experiment.config.seed,
-        "metrics": _metrics(found),
-        "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
-        "command": command or shlex.join(["sebench", *sys.argv[1:]]),
-        "git": dataclasses.asdict(git or read_git()),
-        "versions": describe_versions(),
-        "device": _device(experiment.config.device),
-        **{key: found[key] for key in _TAKEN if key in found},
-    }
-    record = record_from(json.loads(json.dumps(content)), Path(directory))
-    _check_rows(record)
-    return record
-
-
-_TAKEN = (
-    *("dataset", "protocol", "weights", "per_class", "cost", "timing", "selection"),
-    *("input_format", "chance", "steps"),
-)
-
-
-def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:
-    missing = found.get("missing") or {}
-    metrics = {}
-    for name, value in found["metrics"].items():
-        kind = METRICS.get(name, MetricKind(name, "", True))  # unknown ones are refused with all
-        metrics[name] = {
-            "value": value,
-            "unit": kind.unit,
-            "higher_is_better": kind.higher_is_better,
-            "n": found["dataset"]["images"],
-            "reason": missing.get(name),
-        }
-    return metrics
-
-
-def _check_rows(record: Record) -> None:
-    samples = record.file("samples")
-    if samples is not None:
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_metadata(samples).num_rows
-        if rows != record.dataset.images:
-            raise ValueError(f"{samples} has {rows} rows for {record.dataset.images} images")
 
 
 # Where it ran ------------------------------------------------------------------------------------
@@ -497,19 +397,6 @@ def describe_versions() -> dict[str, str]:
     if "detectron2" in sys.modules:
         versions["detectron2"] = str(getattr(sys.modules["detectron2"], "__version__", "unknown"))
     return versions
-
-
-def _device(asked: str) -> dict[str, Any]:
-    import torch
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked.startswith("cuda") or (asked == "auto" and torch.cuda.is_available()):
-        index = int(asked.partition(":")[2] or 0)
-        name, kind = torch.cuda.get_device_name(index), "cuda"
-    else:
-        name, kind = processor_name(), "cpu"
-    threads = torch.get_num_threads()
-    return {"type": kind, "name": name, "threads": threads, "processes": processes}
 
 
 if __name__ == "__main__":  # write the schema anew

@@ -47,6 +47,14 @@ def _validator(settings_class: type) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(settings_class)
 
 
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, the second's values over the first's."""
+    merged: dict[str, Any] = {}
+    for part in (first, second):
+        _merge(merged, part)
+    return merged
+
+
 def _merge(into: dict[str, Any], part: Mapping[str, Any]) -> None:
     for key, value in part.items():
         if isinstance(value, Mapping):

@@ -27,17 +27,12 @@ from backbones import files
 from backbones.config import unknown
 from backbones.device import keep_large_tensors_on_heap
 from backbones.registry import load_user_module, twin_of
+from tools.experiments.experiment import Experiment, check_imports, load_experiment
 from tools.experiments.failure import describe_failure
 from tools.experiments.record import Record, read_git
-from tools.experiments.run import (
-    TASKS,
-    Experiment,
-    check_imports,
-    load_experiment,
-    read_recorded,
-    run_experiment,
-)
-from tools.experiments.settings import build_settings, read_yaml
+from tools.experiments.run import read_recorded, run_experiment
+from tools.experiments.settings import build_settings, merge, read_yaml
+from tools.experiments.tasks import TASKS
 
 _DATA, _LOGS, _REPORT = "data", "logs", "report"  # folders beside the entries'
 _GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
@@ -182,8 +177,8 @@ def start_workers(tasks: Iterable[str]) -> Any:
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if context.get_start_method() == "forkserver":
         # Every optimizer asks for torch._dynamo, which takes seconds to import.
-        doors = [TASKS[task].door for task in sorted(set(tasks))]
-        context.set_forkserver_preload(["torch._dynamo", *doors])
+        modules = [TASKS[task].module for task in sorted(set(tasks))]
+        context.set_forkserver_preload(["torch._dynamo", *modules])
         forkserver.ensure_running()
     return context
 
@@ -229,7 +224,7 @@ def run_cells(
                 if len(running) == jobs:
                     break
                 waiting.remove(cell)
-                record = read_recorded(_fresh(cell.experiment), cell.directory)
+                record = read_recorded(cell.experiment, cell.directory)
                 if record is not None:
                     outcome = Outcome(cell, 0.0, record, skipped=True)
                 elif source is not None and ended[source.directory].error:
@@ -274,23 +269,18 @@ def _experiment(
     seed: int,
     imports: Sequence[str | Path],
 ) -> Experiment:
-    settings = dict(entry.settings)
+    network = {key: backbone[key] for key in ("name", "options", "weights") if backbone.get(key)}
     if backbone.get("twin"):
         twin = _named(backbone["twin"])
-        declared = {"twin": twin["name"], "twin_options": twin["options"]}
-        settings["backbone"] = {**settings.get("backbone", {}), **declared}
-    return load_experiment(
-        entry.task,
-        entry.recipe,
-        backbone=backbone["name"],
-        options=backbone.get("options"),
-        weights=backbone.get("weights"),
-        data=entry.data,
-        data_root=root,
-        seed=seed,
-        imports=imports,
-        settings=settings,
-    )
+        network |= {"twin": twin["name"], "twin_options": twin["options"]}
+    data = {"name": entry.data, "root": root}
+    named = {
+        "backbone": network,
+        "data": {key: value for key, value in data.items() if value is not None},
+        "seed": seed,
+    }
+    settings = merge(entry.settings, named)
+    return load_experiment(entry.task, entry.recipe, settings=settings, imports=imports)
 
 
 def _named(item: Any) -> dict[str, Any]:
@@ -357,15 +347,10 @@ def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
 
 
 def _weights_source(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The cell whose product this one starts from."""
+    """The cell whose weights this one starts from."""
     weights = cell.experiment.config.backbone.weights
     folder = Path(weights).parent if weights else None
     return next((other for other in cells if other.directory == folder), None)
-
-
-def _fresh(experiment: Experiment) -> Experiment:
-    """The same experiment, with an identity computed anew: its weights may have come since."""
-    return dataclasses.replace(experiment)
 
 
 # Running -----------------------------------------------------------------------------------------
@@ -377,8 +362,7 @@ def _start(
     receiver, sender = context.Pipe(duplex=False)
     log = _log_path(cell, output)
     log.parent.mkdir(parents=True, exist_ok=True)
-    experiment = _fresh(cell.experiment)
-    arguments = (experiment, cell.directory, log, threads, slot, origin, sender)
+    arguments = (cell.experiment, cell.directory, log, threads, slot, origin, sender)
     process = context.Process(target=_run_cell, args=arguments, name=cell.label)
     process.start()
     sender.close()

@@ -13,7 +13,8 @@ from backbones.config import InputFormat
 from backbones.external import input_format_of
 from backbones.registry import EXTERNAL
 from backbones.weights.load import read_weights
-from tools.experiments.run import load_experiment, run_experiment
+from tools.experiments.experiment import load_experiment
+from tools.experiments.run import run_experiment
 from tools.references import Row, reference
 
 METRICS = ("top1_accuracy", "top5_accuracy")
@@ -120,12 +121,12 @@ def _evaluate(checkpoint: Checkpoint, data_root: Path, output: Path, classes: st
     experiment = load_experiment(
         "classification",
         "imagenet-paper",
-        [f"evaluate.crop={crop}", f"evaluate.resize={resize}", f"data.classes={classes}"],
+        settings={
+            "backbone": {"name": network, "weights": checkpoint.weights},
+            "data": {"root": str(data_root), "classes": classes},
+            "evaluate": {"crop": crop, "resize": resize},
+        },
         action="evaluate",
-        backbone=network,
-        options={},
-        weights=checkpoint.weights,
-        data_root=data_root,
     )
     name = re.sub(r"[^\w.-]+", "_", Path(checkpoint.weights).name)
     return run_experiment(experiment, output / f"{name}-{crop}-{experiment.hash[:8]}")

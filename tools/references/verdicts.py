@@ -23,8 +23,9 @@ from backbones.registry import EXTERNAL
 from backbones.result import WeightsFile
 from backbones.zoo import PAIRS
 from classification.protocols import PROTOCOLS
+from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Network, Record, read_record
-from tools.experiments.run import TASKS, load_experiment, settings_class
+from tools.experiments.tasks import TASKS, settings_class
 from tools.references.tables import Reference, Row, Table, load_references
 from tools.statistics.published import UNDECIDED, judge_released, judge_trained
 
@@ -325,7 +326,7 @@ def _expected(task: str, recipe: str, changes: str) -> _Expected:
     overrides = [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()]
     experiment = load_experiment(task, recipe, overrides)
     everything = _leaves(experiment.settings)
-    matters = _leaves(experiment.identity)
+    matters = _leaves(experiment.identity())
     free = frozenset(key for key in everything if key not in matters)
     settings = {key: value for key, value in everything.items() if key in matters}
     return _Expected(settings, free, _leaves(_defaults(task)))

@@ -9,8 +9,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from backbones.config import describe_settings, flatten
-from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
-from tools.experiments.run import TASKS, settings_class
+from tools.experiments.record import METRICS, Record
+from tools.experiments.tasks import TASKS, settings_class
 from tools.report.pairs import Pair
 
 NEAR_CHANCE = 2.0  # percent of the way from guessing to all right
@@ -54,7 +54,7 @@ def says_little(runs: Sequence[Record], trained: Sequence[Record]) -> tuple[str,
 
 def near_chance(record: Record) -> str | None:
     """What guessing would give, where the result is hardly better or not at all."""
-    name = HEADLINE_METRICS[record.task][0]
+    name = TASKS[record.task].headline[0]
     metric = record.metrics.get(name)
     if metric is None or metric.value is None:
         return None

@@ -12,7 +12,8 @@ import numpy as np
 from detection.annotations import Annotations, Results, read_annotations, read_results
 from detection.scoring import match
 from tools import statistics
-from tools.experiments.record import HEADLINE_METRICS, METRICS, Record
+from tools.experiments.record import METRICS, Record
+from tools.experiments.tasks import TASKS, load_function
 from tools.references import training_of
 from tools.report.caveats import marks_of, says_little
 from tools.report.pairs import Pair, describe_network
@@ -122,13 +123,10 @@ def compare_pair(
         why = f"no interval: {TOO_MANY}"
     else:
         try:
-            if task == "detection":
-                found, classes, tide = _compare_detectors(pair, resamples, seed)
-                variation = statistics.variation_of(list(classes.values()))
-                why = "no interval is computed for this metric"
-            else:
-                found, classes, variation = _compare_classifiers(pair, resamples, seed)
-                why = "no interval is computed for this metric"
+            compared = load_function(TASKS[task].compare)(pair, resamples, seed)
+            found, classes = compared.metrics, compared.classes
+            tide, variation = compared.errors, compared.variation
+            why = "no interval is computed for this metric"
         except ValueError as error:
             why = f"no interval: {error}"
     costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
@@ -152,7 +150,7 @@ def compare_pair(
         marks_of(pair, trained),
         says_little([*pair.plain, *pair.candidate], trained),
         metrics,
-        "AP" if task == "detection" else "top1_accuracy",
+        TASKS[task].class_metric,
         tuple(_class_rows(pair, classes, variation)),
         variation,
         costs,
@@ -166,7 +164,22 @@ def compare_pair(
     )
 
 
-def _compare_classifiers(pair: Pair, resamples: int, seed: int):
+@dataclass(frozen=True)
+class Compared:
+    """What the per-image files of a pair say: differences by metric, and by class."""
+
+    metrics: dict[str, Difference]
+    classes: dict[str, Difference]
+    errors: dict[str, tuple[float, float]]  # kind -> points that it costs plain, candidate
+    variation: Variation | None = None  # of the classes
+
+
+def compare_classifiers(pair: Pair, resamples: int, seed: int) -> Compared:
+    """Compare accuracies image by image.
+
+    Raises:
+        ValueError: a file is missing, or files and records do not agree.
+    """
     sides = [
         [
             statistics.load_predictions(_file(record, "samples"), record.dataset.images)
@@ -200,10 +213,15 @@ def _compare_classifiers(pair: Pair, resamples: int, seed: int):
             }
             if varied is not None and len(classes) == len(by_class):  # every class has a name
                 variation = varied
-    return found, classes, variation
+    return Compared(found, classes, {}, variation)
 
 
-def _compare_detectors(pair: Pair, resamples: int, seed: int):
+def compare_detectors(pair: Pair, resamples: int, seed: int) -> Compared:
+    """Compare COCO's metrics by a paired bootstrap over images.
+
+    Raises:
+        ValueError: a file is missing, or files and records do not agree.
+    """
     truth = _annotations(pair.candidate[0])
     plain, candidate = (
         [read_results(_file(record, "detections"), truth) for record in records]
@@ -212,7 +230,8 @@ def _compare_detectors(pair: Pair, resamples: int, seed: int):
     found, classes = statistics.compare_coco_metrics(truth, plain, candidate, resamples, seed)
     _check_scored(found["AP"].plain, pair.plain)
     _check_scored(found["AP"].candidate, pair.candidate)
-    return found, classes, _tide(truth, plain[0], candidate[0])
+    variation = statistics.variation_of(list(classes.values()))
+    return Compared(found, classes, _tide(truth, plain[0], candidate[0]), variation)
 
 
 def _check_scored(ap: float | None, records: tuple[Record, ...]) -> None:
@@ -272,7 +291,7 @@ def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | N
     effects = statistics.effect_sizes(
         change, difference.plain, added["parameters"], added["multiply_adds"]
     )
-    headline = name == HEADLINE_METRICS.get(pair.candidate[0].task, ("top1_error",))[0]
+    headline = name == TASKS[pair.candidate[0].task].headline[0]
     return MetricRow(
         name, kind.label, kind.unit, kind.higher_is_better, headline, difference, gain, None,
         Outcome(UNTESTED, margin or margin_of(name), difference.about_weights), effects,

@@ -17,8 +17,8 @@ from backbones.config import printable
 from detection.annotations import read_annotations, read_results
 from tools import statistics
 from tools.experiments.record import Record
-from tools.experiments.run import TASKS, settings_class
 from tools.experiments.settings import build_settings
+from tools.experiments.tasks import TASKS, load_function, settings_class
 from tools.report.comparison import Comparison
 from tools.statistics.matching import match_detections
 
@@ -48,20 +48,21 @@ class Picture:
     truth: tuple[Box, ...] = ()
     plain: tuple[Box, ...] = ()
     candidate: tuple[Box, ...] = ()
+    is_boxed: bool = False
 
 
 def find_pictures(comparison: Comparison) -> tuple[list[Picture], str | None]:
     """Up to SHOWN_EACH_WAY pictures each twin does better on (first seed), or why there are none."""
-    choose = _detections if comparison.task == "detection" else _classifications
     try:
-        pictures = choose(comparison)
+        pictures = load_function(TASKS[comparison.task].find_pictures)(comparison)
     # The data may be gone, moved or changed since the run: a report does without its pictures.
     except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         return [], printable(f"no pictures: {error}")
     return pictures, None if pictures else "the twins agree on every picture"
 
 
-def _classifications(comparison: Comparison) -> list[Picture]:
+def classified_pictures(comparison: Comparison) -> list[Picture]:
+    """Images that one twin classifies rightly and the other does not."""
     plain, candidate = comparison.pair.plain[0], comparison.pair.candidate[0]
     files = [record.file("samples") for record in (plain, candidate)]
     if None in files:
@@ -101,7 +102,7 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
     task = TASKS[record.task]
     given = {**record.experiment.settings}
     config = build_settings(settings_class(task), [("the record", given)])
-    read, split = importlib.import_module(task.door).READERS[record.dataset.name]
+    read, split = importlib.import_module(task.module).READERS[record.dataset.name]
     dataset = read(config.data, split)
     places = {printable(image): place for place, image in enumerate(dataset.ids)}
 
@@ -113,7 +114,8 @@ def _reader(record: Record) -> Callable[[str], Image.Image]:
     return load
 
 
-def _detections(comparison: Comparison) -> list[Picture]:
+def detected_pictures(comparison: Comparison) -> list[Picture]:
+    """Images in which one twin finds more objects than the other, or fewer false ones."""
     plain, candidate = comparison.pair.plain[0], comparison.pair.candidate[0]
     annotations = Path(candidate.dataset.annotations or "")
     truth = read_annotations(annotations)
@@ -161,7 +163,7 @@ def _detections(comparison: Comparison) -> list[Picture]:
             f" {len(drawn[0]) - right[0]} false, its twin {right[1]} with {len(drawn[1]) - right[1]} false"
         )
         pictures.append(
-            _picture(Image.open(path), _SCENE, printable(caption), tuple(boxes), *drawn)
+            _picture(Image.open(path), _SCENE, printable(caption), tuple(boxes), *drawn, True)
         )
     return pictures
 

@@ -13,6 +13,7 @@ import yaml
 
 from backbones.result import Dataset
 from tools.experiments.record import METRICS
+from tools.experiments.tasks import TASKS
 from tools.report import wording
 from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex, escape_markdown
@@ -290,11 +291,6 @@ def as_latex(table: Table) -> str:
 
 def as_model_index(table: Table) -> str:
     """A ``model-index`` block for the card of each candidate, in the Hugging Face form."""
-    kinds = {
-        "classification": "image-classification",
-        "scene": "image-classification",
-        "detection": "object-detection",
-    }
     models: dict[str, list[dict[str, Any]]] = {}
     for c in table.comparisons:
         made = " (synthetic data)" if c.synthetic else ""
@@ -309,7 +305,7 @@ def as_model_index(table: Table) -> str:
             if row.difference.candidate is not None
         ]
         result = {
-            "task": {"type": kinds.get(c.task, c.task), "name": wording.TASKS.get(c.task, c.task)},
+            "task": {"type": TASKS[c.task].hub_name, "name": TASKS[c.task].label},
             "dataset": {
                 "type": c.pair.candidate[0].dataset.name,
                 "name": f"{c.benchmark}{made}",

@@ -9,7 +9,8 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from tools.experiments.record import HEADLINE_METRICS, METRICS
+from tools.experiments.record import METRICS
+from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
 from tools.report.comparison import Comparison
 from tools.report.examples import find_pictures
@@ -73,7 +74,7 @@ def render_page(table: Table, title: str) -> str:
         these_weights=wording.THESE_WEIGHTS,
         cost_plots=_cost_plots(comparisons),
         unfolded=len(detailed) <= OPEN,
-        tasks=wording.TASKS,
+        tasks=TASKS,
         methods=wording.METHODS,
         metrics=METRICS,
         css=Markup((home / "page.css").read_text("utf-8")),
@@ -90,13 +91,14 @@ def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
         "class_plot": _markup(plots.class_plot(comparison)),
         "classes": classes if len(classes) <= ends * 2 else (*classes[:ends], *classes[-ends:]),
         "pictures": pictures,
+        "boxed": any(picture.is_boxed for picture in pictures),
         "why_no_pictures": why_none,
     }
 
 
 def _run_row(run: Run) -> dict:
     record = run.record
-    name = HEADLINE_METRICS.get(record.task, ("top1_error",))[0]
+    name = TASKS[record.task].headline[0]
     metric = record.metrics.get(name)
     rate = record.timing.evaluate_images_per_second
     return {"run": run, "metric": name, "value": metric, "rate": rate}
@@ -120,7 +122,7 @@ def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, Markup]]
         svg = plots.cost_plot(group[:60], f"cost-{number}")
         if svg:
             made = " (synthetic data)" if group[0].synthetic else ""
-            drawn.append((f"{wording.TASKS.get(task, task)}: {dataset}{made}", Markup(svg)))
+            drawn.append((f"{TASKS[task].label}: {dataset}{made}", Markup(svg)))
     return drawn
 
 

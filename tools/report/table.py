@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from backbones.config import printable
 from tools import statistics
 from tools.experiments.record import Record
+from tools.experiments.tasks import TASKS
 from tools.report.across import Across, pool_datasets
 from tools.report.caveats import variants
 from tools.report.comparison import (
@@ -71,10 +72,10 @@ def build_table(
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
     records = [harmless(record) for record in records]
     pairing = pair_twins(records, allow_unequal)
-    order = {"classification": 0, "scene": 1, "detection": 2}
+    order = list(TASKS)
     pairs = sorted(
         pairing.pairs,
-        key=lambda p: (order.get(p.candidate[0].task, 9), p.candidate[0].dataset.name),
+        key=lambda p: (order.index(p.candidate[0].task), p.candidate[0].dataset.name),
     )
     trainings = {
         record.weights.sha256: record

@@ -13,11 +13,6 @@ from tools.statistics.outcomes import BETTER, EQUIVALENT, UNDECIDED, UNTESTED, W
 
 _MIXED = "judged differently under different protocols or settings"
 THESE_WEIGHTS = "one seed: about these weights, not about the networks"
-TASKS = {
-    "classification": "image classification",
-    "scene": "scene classification",
-    "detection": "object detection",
-}
 METHODS = (
     "A difference is the candidate minus its plain twin, on the same images. Errors are better"
     " when lower, accuracies, AP and AR when higher; the words say which way it went.",

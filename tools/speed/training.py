@@ -22,7 +22,7 @@ from classification.optimizer import Schedule, build_optimizer
 from classification.order import SampleOrder
 from classification.splits import READERS, load_train_splits
 from classification.transforms import normalize
-from tools.experiments.run import load_experiment
+from tools.experiments.experiment import load_experiment
 from tools.sample_data import make_cifar10
 from tools.speed.networks import calibrate_norms, describe, images
 from tools.speed.timing import Measurement, choose_clock, compare, summarize
@@ -110,9 +110,7 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
         experiment = load_experiment(
             "classification",
             "cifar-preact",
-            overrides,
-            backbone="se_resnet20",
-            data_root=root,
+            [*overrides, "backbone.name=se_resnet20", f"data.root={root}"],
         )
         config: ClassificationConfig = experiment.config
         dataset = load_train_splits(config, READERS).train

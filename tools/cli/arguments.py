@@ -1,0 +1,111 @@
+"""Arguments that several commands share, with the names that a shell completes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+first_process = int(os.environ.get("RANK", "0")) == 0  # of those that torchrun started
+
+
+def say(text: str) -> None:
+    """Print to stderr, once however many processes there are."""
+    if first_process:
+        print(text, file=sys.stderr)
+
+
+def check_file(path: str | Path) -> None:
+    """Raise a ValueError for a file or folder that does not exist, before anything is imported."""
+    from backbones.registry import EXTERNAL
+
+    if not str(path).startswith(EXTERNAL) and not Path(path).exists():
+        raise ValueError(f"no such file or folder: {path}")
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import",
+        help="Python file that registers networks of your own; it is run. Files that settings name "
+        "are run only where you name them here.",
+    ),
+]
+
+
+def complete_recipes(ctx: typer.Context, incomplete: str) -> list[str]:
+    from tools.experiments.experiment import list_recipes
+    from tools.experiments.tasks import TASKS
+
+    task = ctx.params.get("task")
+    tasks = [task] if task in TASKS else list(TASKS)
+    return [name for task in tasks for name in list_recipes(task) if name.startswith(incomplete)]
+
+
+def complete_backbones(incomplete: str) -> list[str]:
+    from backbones.registry import list_backbones
+
+    return [info.name for info in list_backbones() if info.name.startswith(incomplete)]
+
+
+def complete_datasets(incomplete: str) -> list[str]:
+    from tools.cli.listing import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    from tools.experiments.tasks import TASKS
+
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="classification, scene or detection.",
+        autocompletion=complete_tasks,
+    ),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: train.epochs=10"),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Name (sebench list recipes), a YAML file, or a run's settings.yaml.",
+        autocompletion=complete_recipes,
+    ),
+]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", "-b", help="Network.", autocompletion=complete_backbones),
+]
+DataOption = Annotated[str | None, typer.Option(help="Data set.", autocompletion=complete_datasets)]
+DataRootOption = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/...")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of weights and data order.")]
+SkipOption = Annotated[
+    int | None,
+    typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache", help="Classification, scene: neither read nor keep evaluation crops."
+    ),
+]
+AllowMissingOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Tensors that --weights may lack.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]

@@ -1,0 +1,462 @@
+"""The commands that run experiments: train, evaluate, run, demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backbones.files import SETTINGS
+from tools.cli import arguments
+from tools.cli.arguments import (
+    AllowMissingOption,
+    BackboneOption,
+    DataOption,
+    DataRootOption,
+    DryRunOption,
+    ImportOption,
+    JsonOption,
+    NoCacheOption,
+    OutputOption,
+    OverridesArgument,
+    RecipeOption,
+    SeedOption,
+    SkipOption,
+    TaskArgument,
+    check_file,
+    complete_backbones,
+    say,
+)
+
+if TYPE_CHECKING:
+    from tools.experiments.experiment import Experiment
+
+
+def train(
+    task: TaskArgument,
+    overrides: OverridesArgument = None,
+    recipe: RecipeOption = None,
+    backbone: BackboneOption = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    output: OutputOption = None,
+    seed: SeedOption = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights to start from; default: random.")
+    ] = None,
+    allow_missing: AllowMissingOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    imports: ImportOption = None,
+    skip_bad_images: SkipOption = None,
+    no_cache: NoCacheOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network, evaluate it, and record the result.
+
+    [bold]Examples[/]
+
+      sebench train classification -r cifar-preact -b se_resnet110 --data-root data/cifar10
+
+      sebench train scene -r places365-short -b se_resnet50 --data-root data/places365 train.epochs=30
+
+      sebench train detection -r tiny -b se_resnet_tiny --data-root data/coco --dry-run
+
+    Several GPUs: torchrun --nproc_per_node 8 -m tools train classification ...
+    """
+    if weights:
+        check_file(weights)
+    settings = _settings(
+        skip_bad_images, allow_missing, None, no_cache, backbone, data, data_root, weights, seed
+    )
+    experiment = _load("train", task, recipe, overrides, settings, imports)
+    _run([experiment], output, resume, dry_run, as_json)
+
+
+def evaluate(
+    task: TaskArgument,
+    overrides: OverridesArgument = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="Weights to evaluate; several times for several, which classification and scene "
+            "do in one pass over the images.",
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="Network; one for all weights, or one for each. Default: what the file says.",
+            autocompletion=complete_backbones,
+        ),
+    ] = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    output: OutputOption = None,
+    imports: ImportOption = None,
+    skip_bad_images: SkipOption = None,
+    allow_missing: AllowMissingOption = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
+    ] = None,
+    no_cache: NoCacheOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate weights and record the result, or score a file of detections.
+
+    [bold]Examples[/]
+
+      sebench evaluate classification --weights runs/a/weights.safetensors
+
+      sebench evaluate classification -r imagenet-paper -b se_resnet50 -w se50.pth --data-root imagenet
+
+      sebench evaluate scene -w runs/plain/weights.safetensors -w runs/se/weights.safetensors
+
+      sebench evaluate detection --results detections.json --annotations instances_val2017.json
+
+      sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
+    """
+    if results is not None or annotations is not None:
+        useless = {
+            "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
+            "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing,
+            "--no-cache": no_cache,
+        }  # fmt: skip
+        if not backbone:  # then the numbers are printed, and nothing is recorded
+            useless |= {
+                "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
+            }  # fmt: skip
+        score = _check_results(task, results, annotations, [k for k, v in useless.items() if v])
+        if not backbone:
+            _score(score, str(results), str(annotations), evaluator, as_json)
+            return
+        told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
+        if len(backbone) > 1:
+            raise ValueError("--backbone is given twice: a results file is of one network")
+        from tools.experiments.experiment import results_experiment
+
+        places = (str(results), str(annotations))
+        scored = results_experiment(task, *places, backbone[0], told, imports or ())
+        _run([scored], output, False, dry_run, as_json)
+        return
+    if not weights:
+        raise ValueError("--weights is missing: name the file to evaluate")
+    experiments = []
+    for file, network in zip(weights, _networks_of(weights, backbone or []), strict=True):
+        # Weights of a run of this suite are evaluated as they were made.
+        made = Path(file).parent / SETTINGS
+        own = recipe is None and made.is_file()
+        if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
+            network = _network_in(file)
+        source = str(made) if own else recipe
+        settings = _settings(
+            skip_bad_images, allow_missing, evaluator, no_cache, network, data, data_root, file
+        )
+        experiments.append(_load("evaluate", task, source, overrides, settings, imports))
+    _run(experiments, output, False, dry_run, as_json)
+
+
+def run(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    imports: ImportOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
+
+    What is recorded already is skipped, what was interrupted goes on, and a run that fails does
+    not stop the others: repeat the command until all is done.
+    """
+    _run_study(study, output, jobs, dry_run, imports or ())
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")] = Path(
+        "demo"
+    ),
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Four benchmarks, plain network beside SE twin, on made data, in minutes: the whole suite."""
+    study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
+    _run_study(study, output, jobs or min(2, os.cpu_count() or 1), dry_run)
+
+
+# Parts of the commands ---------------------------------------------------------------------------
+
+
+def _load(
+    action: str,
+    task: str,
+    recipe: str | None,
+    overrides: list[str] | None,
+    settings: Mapping[str, Any],
+    imports: Sequence[Path] | None,
+) -> Experiment:
+    from tools.experiments.experiment import list_recipes, load_experiment
+    from tools.experiments.tasks import find_task
+
+    find_task(task)
+    if recipe is None:
+        raise ValueError(f"--recipe is missing: choose from {', '.join(list_recipes(task))}")
+    return load_experiment(
+        task, recipe, overrides or (), settings=settings, action=action, imports=imports or ()
+    )
+
+
+def _networks_of(weights: list[str], backbones: list[str]) -> list[str | None]:
+    """The network that is named for each file of weights; None: none is."""
+    if len(backbones) not in (0, 1, len(weights)):
+        raise ValueError(
+            f"--backbone is given {len(backbones)} times for {len(weights)} --weights: give it "
+            "once, once for each, or not at all"
+        )
+    for file in weights:
+        check_file(file)
+    if len(backbones) == len(weights):
+        return list(backbones)
+    return [backbones[0] if backbones else None] * len(weights)
+
+
+def _network_in(file: str) -> str | None:
+    """The network that a file of weights says it is of, or that its tensors fit."""
+    from backbones.weights.load import read_weights
+
+    try:
+        network = read_weights(file).backbone
+    except ValueError:  # the task says what is wrong, or knows the file
+        return None
+    return network.name if network else None
+
+
+def _settings(
+    skip_bad_images: int | None,
+    allow_missing: list[str] | None,
+    evaluator: str | None,
+    no_cache: bool,
+    backbone: str | None,
+    data: str | None,
+    data_root: Path | None,
+    weights: str | None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """The settings that options stand for, nested as in a recipe; those not given are left out."""
+    given = {
+        "backbone": {"name": backbone, "weights": weights, "allow_missing": allow_missing or None},
+        "data": {
+            "name": data,
+            "root": None if data_root is None else str(data_root),
+            "skip_bad_images": skip_bad_images,
+        },
+        "evaluate": {"evaluator": evaluator, "cache": "none" if no_cache else None},
+    }
+    settings: dict[str, Any] = {} if seed is None else {"seed": seed}
+    for group, values in given.items():
+        if named := {key: value for key, value in values.items() if value is not None}:
+            settings[group] = named
+    return settings
+
+
+def _run(
+    experiments: list[Experiment],
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run one experiment, or several evaluations, each into a directory of its own."""
+    from backbones.device import keep_large_tensors_on_heap
+    from backbones.files import CHECKPOINT
+    from tools.cli.display import describe_check, print_nested, print_record
+    from tools.experiments.run import evaluate_experiments, read_recorded, run_experiment
+
+    single = len(experiments) == 1
+    if single and output is not None:
+        runs = {output: experiments[0]}
+    else:
+        runs = {(output or _folder(each)) / _run_name(each): each for each in experiments}
+    if dry_run:
+        found = []
+        for directory, each in runs.items():
+            summary = each.entry_points().check(each.config, training=each.action == "train")
+            found.append(describe_check(each, summary, directory))
+        if arguments.first_process and as_json:
+            print(json.dumps(found[0] if single else found, indent=1))
+        elif arguments.first_process:
+            for content in found:
+                print_nested(content)
+            print("all is well; nothing was run")
+        return
+    there = [directory for directory, each in runs.items() if read_recorded(each, directory)]
+    _show_log()
+    keep_large_tensors_on_heap()
+    records = []
+
+    def how_to_go_on() -> str:
+        if single and (next(iter(runs)) / CHECKPOINT).exists():
+            return "go on with the same command and --resume"
+        return "nothing was kept; start anew with the same command"
+
+    with _stop_hint(how_to_go_on):
+        if single:
+            ((directory, experiment),) = runs.items()
+            records.append(run_experiment(experiment, directory, resume=resume))
+        else:
+            records.extend(evaluate_experiments(runs))
+    if not arguments.first_process:
+        return
+    for directory in there:
+        say(f"{directory} has recorded this experiment already; nothing was run")
+    if as_json:
+        files = [record.directory / "record.json" for record in records]
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        print(json.dumps(found[0] if single else found, indent=1))
+        return
+    for record in records:
+        print_record(record)
+
+
+def _folder(experiment: Experiment) -> Path:
+    action = "" if experiment.action == "train" else f"-{experiment.action}"
+    return Path("runs") / f"{experiment.task}{action}"
+
+
+def _run_name(experiment: Experiment) -> str:
+    config = experiment.config
+    name = f"{Path(experiment.recipe).stem}-{config.backbone.name}-seed{config.seed}"
+    return f"{name}-{experiment.hash[:8]}".replace(":", "_")
+
+
+def _check_results(
+    task: str, results: Path | None, annotations: Path | None, useless: list[str]
+) -> str:
+    """The function that scores a file of results, where all that it needs is given and no more."""
+    from tools.experiments.tasks import TASKS, find_task
+
+    score = find_task(task).score
+    if score is None:
+        able = " or ".join(name for name, row in TASKS.items() if row.score)
+        raise ValueError(f"--results is for {able}: sebench evaluate {able} --results FILE")
+    if results is None or annotations is None:
+        missing = "--results" if results is None else "--annotations"
+        raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
+    if useless:
+        raise ValueError(
+            f"{', '.join(useless)}: --results scores a file as it is, and no network is run; leave "
+            "that out, or evaluate --weights. With --backbone NAME, the network it came from, it is "
+            "recorded, and --output, --import and seed=N count"
+        )
+    check_file(results)
+    check_file(annotations)
+    return score
+
+
+def _score(
+    function: str, results: str, annotations: str, evaluator: str | None, as_json: bool
+) -> None:
+    from tools.cli.display import print_metrics
+    from tools.experiments.tasks import load_function
+
+    scores = load_function(function)(results, annotations, evaluator or "hotcoco")
+    if as_json:
+        print(json.dumps(scores, indent=1, allow_nan=False))
+    else:
+        print_metrics(scores["metrics"], scores["missing"])
+
+
+def _run_study(
+    path: Path, output: Path, jobs: int, dry_run: bool, imports: Sequence[Path] = ()
+) -> None:
+    from backbones.files import lock_directory, remove_partial_files
+    from tools.cli.display import StudyDisplay, print_plan
+    from tools.experiments.study import load_study, make_sample_data, plan, run_cells, start_workers
+
+    study = load_study(path)
+    if dry_run:
+        print_plan(plan(study, output, imports))
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with _stop_hint(lambda: "go on with the same command"), lock_directory(output):
+        remove_partial_files(output)
+        with StudyDisplay(output) as display:
+            if study.sample_data:
+                display.say("making synthetic data")
+                start_workers(entry.task for entry in study.experiments)  # meanwhile
+                make_sample_data(study, output)
+            cells = plan(study, output, imports)
+            display.begin(cells)
+            outcomes = []
+            # Closed whatever ends this, so that no run is left behind.
+            with closing(run_cells(cells, output, jobs, started=display.started)) as running:
+                for outcome in running:
+                    outcomes.append(outcome)
+                    display.ended(outcome)
+        recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
+        if recorded:
+            from tools.report import write_report
+
+            for written in write_report(recorded, output / "report"):
+                if written.suffix == ".html":
+                    say(f"report: {written}")
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    if failed:
+        lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
+        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(lines))
+
+
+@contextmanager
+def _stop_hint(how: Callable[[], str]) -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and say how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    received = signal.SIGINT
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; {how()}")
+        raise typer.Exit(128 + received) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_log() -> None:
+    """Print what the benchmarks log, epoch by epoch, above the progress bar."""
+
+    class Stderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(self.format(record), file=sys.stderr)  # looked up now: the bar redirects it
+
+    if arguments.first_process:
+        for room in ("backbones", "classification", "scene"):
+            logging.getLogger(room).addHandler(Stderr())

@@ -1,0 +1,275 @@
+"""Experiments: a task, a recipe and overrides become one typed, frozen, hashed description.
+
+    experiment = load_experiment("classification", "cifar-resnet", ["train.epochs=10", "seed=1"])
+    record = run_experiment(experiment, Path("runs/resnet20-1"))
+
+Two experiments are the same when everything that can change the result is the same: that is what
+`Experiment.hash` covers. `Experiment.comparison_hash` leaves out backbone and seed as well, so that a
+network and its twin share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from backbones import files
+from backbones.config import unknown
+from backbones.registry import describe_backbone, load_user_module, twin_of
+from tools.experiments.settings import build_settings, parse_override, read_yaml
+from tools.experiments.tasks import ACTIONS, TASKS, find_task, settings_class
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is to be run; nothing of where."""
+
+    task: str  # a key of TASKS
+    recipe: str  # name of a shipped recipe, or path of a file; says where settings came from
+    config: Any  # the task's frozen settings
+    action: str = "train"  # or "evaluate": weights that are there already
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values; an evaluation has none of training's."""
+        settings = dataclasses.asdict(self.config)
+        if self.action == "evaluate":
+            for key in TASKS[self.task].training_only:
+                del settings[key]
+        return settings
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the result, as plain values.
+
+        Weights count by their content and synthetic data by how they were made, wherever they lie;
+        files are looked at anew at each call.
+        """
+        identity = {"task": self.task, "action": self.action, **_identity_fields(self.config)}
+        for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
+            del identity[key]
+        weights = self.config.backbone.weights
+        if weights and Path(weights).is_file():
+            identity["backbone"]["weights"] = f"sha256:{_sha256(weights)}"
+        identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
+        return identity
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits; equal for experiments that must give the same result."""
+        return _hash(self.identity())
+
+    @property
+    def comparison_hash(self) -> str:
+        """As `hash`, without backbone and seed: what twins and repetitions have in common."""
+        return _hash({k: v for k, v in self.identity().items() if k not in ("backbone", "seed")})
+
+    def entry_points(self) -> Any:
+        """The module that checks, trains and evaluates this task; imports torch."""
+        return importlib.import_module(TASKS[self.task].module)
+
+
+def load_experiment(
+    task: str,
+    recipe: str,
+    overrides: Iterable[str] = (),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    action: str = "train",
+    imports: Iterable[str | Path] = (),
+) -> Experiment:
+    """Read a recipe and change it: by ``settings``, then by ``overrides``.
+
+    Options of the network join those of the recipe, of which a plain twin drops what concerns the
+    attention of its SE partner.
+
+    Files come from anyone: Python files that a recipe or ``settings`` name in `backbone.imports`
+    are not run unless ``imports``, which a person gives, is there; it takes their place.
+
+    Args:
+        recipe: the name of a shipped recipe or the path of a YAML file, which may be the
+            ``settings.yaml`` of a run.
+        overrides: texts as "train.epochs=3".
+        settings: nested, as in a recipe.
+        action: one of ACTIONS.
+        imports: Python files that register networks or attentions; they are run.
+
+    Raises:
+        ValueError: anything unknown, with near matches, or of the wrong type, with its full name;
+            a file that asks for Python files to be run.
+    """
+    row = find_task(task)
+    assert action in ACTIONS
+    recipe, written = _read_recipe(task, recipe)
+    settings = dict(settings or {})
+    imports = [str(path) for path in imports]
+    for source, part in ((f"recipe {recipe}", written), ("settings", settings)):
+        check_imports(source, _backbone(part).get("imports"), imports)
+    for path in imports:
+        load_user_module(path)
+    parts = [("settings", settings)]
+    if imports:
+        parts.append(("--import", {"backbone": {"imports": imports}}))
+    parts += [(text, parse_override(text)) for text in overrides]
+    named = [_backbone(part).get("name") for _, part in parts]
+    fitting = _with_fitting_options(written, next(filter(None, reversed(named)), None))
+    config = build_settings(settings_class(row), [(f"recipe {recipe}", fitting), *parts])
+    for path in config.backbone.imports:
+        load_user_module(path)
+    for name in filter(None, (config.backbone.name, config.backbone.twin)):
+        describe_backbone(name)
+    return Experiment(task, recipe, config, action)
+
+
+def results_experiment(
+    task: str,
+    results: str,
+    annotations: str,
+    backbone: str,
+    overrides: Iterable[str] = (),
+    imports: Sequence[str | Path] = (),
+) -> Experiment:
+    """The evaluation of a file of results that came from somewhere else.
+
+    Args:
+        task: one whose row has `score`.
+        results: detections, `[{"image_id", "category_id", "bbox", "score"}, ...]`.
+        annotations: the ground truth they are scored against.
+        backbone: the network that they came from, which the file does not tell.
+        overrides: what else is known: seed=N, backbone.options.KEY=VALUE, or evaluate.evaluator.
+
+    Raises:
+        ValueError: an override of what a results file leaves unknown.
+    """
+    named = {"name": backbone, "weights": results, "imports": [str(path) for path in imports]}
+    known = {"backbone": named, "data": {"name": "custom", "val_annotations": annotations}}
+    parts: list[tuple[str, Mapping[str, Any]]] = [("", known)]
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key not in ("seed", "evaluate.evaluator") and not key.startswith("backbone.options"):
+            raise ValueError(
+                f"{text}: a results file is scored as it is; only seed, backbone.options and "
+                "evaluate.evaluator can be told"
+            )
+        parts.append((text, parse_override(text)))
+    config = build_settings(settings_class(find_task(task)), parts)
+    for path in imports:
+        load_user_module(path)
+    describe_backbone(config.backbone.name)
+    return Experiment(task, "unknown (a results file)", config, "evaluate")
+
+
+def check_imports(source: str, wanted: object, named: Sequence[str | Path]) -> None:
+    """Refuse a file that asks for Python files to be run while a person named none.
+
+    Args:
+        source: what to call the file in the message.
+        wanted: the value of its key `imports`.
+        named: what `--import` named.
+    """
+    if wanted and not named:
+        listed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        mend = " ".join(f"--import {path}" for path in listed)
+        raise ValueError(
+            f"{source} wants Python files to be run; read them, and if you trust them, pass {mend}"
+        )
+
+
+def list_recipes(task: str) -> dict[str, Path]:
+    """Names of the shipped recipes of a task and where they lie."""
+    folder = Path(str(resources.files(TASKS[task].recipes))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def describe_recipe(path: Path) -> str:
+    """The first line of the comment a recipe opens with: what it reproduces."""
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").lstrip("# ").strip()
+
+
+def synthetic_marker(root: str | None) -> str | None:
+    """How the sample data in ``root`` were made; None for real data."""
+    path = Path(root) / files.SYNTHETIC if root else None
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def _read_recipe(task: str, recipe: str) -> tuple[str, dict[str, Any]]:
+    """What a recipe is called, and its content; settings of a run name the recipe they came from."""
+    shipped = list_recipes(task)
+    path = shipped.get(recipe)
+    if path is None:
+        path = Path(recipe)
+        if path.suffix not in (".yaml", ".yml"):
+            elsewhere = [
+                other for other in TASKS if other != task and recipe in list_recipes(other)
+            ]
+            hint = f" (it is one of {elsewhere[0]})" if elsewhere else ""
+            raise ValueError(unknown(f"{task} recipe", recipe, shipped) + hint)
+        if not path.is_file():
+            raise ValueError(f"recipe {recipe}: no such file")
+    content = read_yaml(path)
+    if "experiment" in content and "config" in content:
+        if content.get("task") != task:
+            raise ValueError(f"recipe {recipe}: settings of {content.get('task')}, not of {task}")
+        return str(content.get("recipe") or recipe), content["config"]
+    return recipe, content
+
+
+def _with_fitting_options(written: Mapping[str, Any], name: object) -> Mapping[str, Any]:
+    """A recipe whose network is replaced by the one called ``name``.
+
+    Options belong to a network: a plain network in the place of a recipe's SE twin keeps those it
+    has itself and drops those of the attention.
+    """
+    backbone = _backbone(written)
+    options, own = backbone.get("options"), backbone.get("name")
+    if not isinstance(options, Mapping) or not isinstance(own, str) or name in (None, own):
+        return written
+    twin = twin_of(own, dict(options))
+    if twin is None or twin[0] != name:
+        return written
+    return {**written, "backbone": {**backbone, "options": twin[1]}}
+
+
+def _backbone(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    backbone = part.get("backbone")
+    return backbone if isinstance(backbone, Mapping) else {}
+
+
+# Identity ----------------------------------------------------------------------------------------
+
+
+def _identity_fields(settings: Any) -> dict[str, Any]:
+    fields = {}
+    for field in dataclasses.fields(settings):
+        if field.metadata.get("identity", True):
+            value = getattr(settings, field.name)
+            nested = dataclasses.is_dataclass(value)
+            fields[field.name] = _identity_fields(value) if nested else value
+    return fields
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True, allow_nan=False, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sha256(path: str) -> str:
+    """The hash of a file, which is read again only when it has changed."""
+    state = Path(path).stat()
+    return _sha256_of(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: str, *state: int) -> str:
+    return files.sha256(path)

@@ -1,0 +1,95 @@
+"""The tasks: one row says what everything above a task's own folder has to know of it.
+
+A task is added by its folder, a row here, and what compares two of its results. Modules and
+functions are named as text and imported when they are used, so that a list of tasks needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from backbones.config import unknown
+
+ACTIONS = ("train", "evaluate")  # what can be done with a task
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task is. Functions are named "module:function"."""
+
+    label: str  # in sentences, e.g. "image classification"
+    hub_name: str  # what the Hugging Face Hub calls it
+    settings: str  # "module:class"; importing the module does not import torch
+    module: str  # entry points: check, train, evaluate, perhaps evaluate_together
+    recipes: str  # the package whose folder `recipes` holds them
+    training_only: tuple[str, ...]  # groups of settings that an evaluation does not read
+    headline: tuple[str, ...]  # keys of METRICS: the one it is known by, then those beside it
+    class_metric: str  # key of METRICS: what is measured of each class
+    # (pair, resamples, seed) -> a `tools.report.comparison.Compared`
+    compare: str
+    # (comparison) -> images on which the twins disagree, as `tools.report.examples.Picture`
+    find_pictures: str
+    # (results file, annotations file, evaluator) -> scores of results without a network
+    score: str | None = None
+
+
+def load_function(name: str) -> Any:
+    """Import what a row names as "module:function"."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def find_task(name: str) -> Task:
+    """The row of a task. Raises ValueError, with near matches, for an unknown name."""
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, TASKS))
+    return TASKS[name]
+
+
+def settings_class(task: Task) -> type:
+    """The class of a task's settings; importing it does not import torch."""
+    return load_function(task.settings)
+
+
+# In the order in which a report shows them.
+TASKS = {
+    "classification": Task(
+        label="image classification",
+        hub_name="image-classification",
+        settings="classification.config:ClassificationConfig",
+        module="classification.run",
+        recipes="classification",
+        training_only=("augment", "train"),
+        headline=("top1_error", "top5_error"),
+        class_metric="top1_accuracy",
+        compare="tools.report.comparison:compare_classifiers",
+        find_pictures="tools.report.examples:classified_pictures",
+    ),
+    "scene": Task(
+        label="scene classification",
+        hub_name="image-classification",
+        settings="classification.config:ClassificationConfig",
+        module="scene.run",
+        recipes="scene",
+        training_only=("augment", "train"),
+        headline=("top1_error", "top5_error"),
+        class_metric="top1_accuracy",
+        compare="tools.report.comparison:compare_classifiers",
+        find_pictures="tools.report.examples:classified_pictures",
+    ),
+    "detection": Task(
+        label="object detection",
+        hub_name="object-detection",
+        settings="detection.config:DetectionConfig",
+        module="detection.run",
+        recipes="detection",
+        training_only=("train",),
+        headline=("AP", "AP50", "AP75"),
+        class_metric="AP",
+        compare="tools.report.comparison:compare_detectors",
+        find_pictures="tools.report.examples:detected_pictures",
+        score="detection.scoring:score_results",
+    ),
+}
