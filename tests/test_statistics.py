@@ -383,6 +383,17 @@ def test_intervals_of_average_precision_cover_the_expected_difference():
     assert covered_plain >= 0.85
 
 
+@pytest.mark.parametrize(
+    "shapes", [((2, 9), (3, 9)), ((2, 9), (2, 8)), ((9,), (9,)), ((1, 0), (1, 0))]
+)
+def test_sides_that_do_not_fit_are_named(shapes):
+    plain, candidate = (np.zeros(shape, bool) for shape in shapes)
+    with pytest.raises(ValueError, match=r"plain of shape .* and candidate of shape"):
+        statistics.compare_accuracy(plain, candidate)
+    with pytest.raises(ValueError, match="shape"):
+        statistics.compare_classes(np.zeros(9, int), plain, candidate)
+
+
 def test_classes_are_compared_as_all_images_are():
     rng = np.random.default_rng(5)
     label = rng.permutation(np.repeat([0, 1, 3, 4], 50))  # no image of class 2

@@ -213,6 +213,8 @@ def test_nothing_is_said_of_what_was_not_tested():
     found = a_difference(1.0, 0.1)
     said = outcomes.decide(found, higher_is_better=True, margin=0.3, p_value=None)
     assert said.word == said.phrase == "not tested"
+    nan = outcomes.decide(found, higher_is_better=True, margin=0.3, p_value=float("nan"))
+    assert nan.word == "not tested"
     bare = Difference(70.0, 71.0, 1.0, p_value=0.001)
     assert (
         outcomes.decide(bare, higher_is_better=True, margin=0.3, p_value=0.001).word == "not tested"

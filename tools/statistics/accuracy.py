@@ -145,8 +145,12 @@ def compare_accuracy(
 
     Returns the difference in percent points. One seed: Tango's score interval and McNemar's mid-p,
     about these weights. Several: variance components (``differences_over_seeds``).
+
+    Raises:
+        ValueError: the sides are not of one shape (S, N), or hold nothing.
     """
     del resamples, seed
+    _check_sides(plain, candidate)
     everything = np.zeros(plain.shape[1], dtype=int)
     return _compare_groups(everything, plain, candidate)[0][0]
 
@@ -162,7 +166,13 @@ def compare_classes(
 
     Returns the differences by class and whether they differ at all, of two classes or more with two
     images each.
+
+    Raises:
+        ValueError: the sides are not of one shape (S, N), hold nothing, or N labels are not given.
     """
+    _check_sides(plain, candidate)
+    if label.shape != plain.shape[1:]:
+        raise ValueError(f"labels of shape {label.shape} for {plain.shape[1]} images")
     differences, variances = _compare_groups(label, plain, candidate)
     found = dict(zip(np.unique(label).tolist(), differences, strict=True))
     sizes = np.array([one.n for one in differences], dtype=float)
@@ -171,6 +181,14 @@ def compare_classes(
     smoothed = np.array([one.standard_error or 0.0 for one in differences]) ** 2
     values = np.array([one.difference for one in differences])
     return found, variation(values, variances, sizes, np.maximum(smoothed, variances))
+
+
+def _check_sides(plain: np.ndarray, candidate: np.ndarray) -> None:
+    if plain.ndim != 2 or plain.shape != candidate.shape or plain.size == 0:
+        raise ValueError(
+            f"plain of shape {plain.shape} and candidate of shape {candidate.shape}: expected both"
+            " (seeds, images), of as many seeds and the same images"
+        )
 
 
 def _compare_groups(

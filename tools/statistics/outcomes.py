@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tools.statistics.differences import CONFIDENCE, Difference
@@ -57,7 +58,7 @@ def decide(
 
     Args:
         margin: a difference that does not matter, in the unit of the metric, above 0.
-        p_value: corrected for the number of comparisons; None where nothing was tested.
+        p_value: corrected for the number of comparisons; None or NaN where nothing was tested.
 
     A clear difference is called better or worse even where it is smaller than ``margin``.
 
@@ -68,7 +69,7 @@ def decide(
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
     about = difference.about_weights
     change = difference.difference
-    if p_value is None or change is None or difference.low is None:
+    if p_value is None or math.isnan(p_value) or change is None or difference.low is None:
         return Outcome(UNTESTED, margin, about)
     numbers = (difference.detectable, difference.compatible)
     if p_value < 1 - CONFIDENCE and change != 0:
