@@ -30,7 +30,7 @@ from written_runs import (
 from tools import references, sample_data, statistics
 from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Metric, load_records, write_record
-from tools.report import write_report
+from tools.report import document, write_report
 from tools.report.escape import escape_csv
 from tools.report.examples import _reader
 from tools.report.pairs import pair_twins
@@ -500,6 +500,11 @@ def test_the_json_follows_its_published_schema(suite, content):
     schema = json.loads(suite[1]["report.schema.json"].read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(content, schema)
+
+
+def test_the_published_schema_is_made_from_the_types():
+    """After a change of types: write ``document.report_schema()`` to report.schema.json, indent 1."""
+    assert json.loads(document.shipped_schema()) == json.loads(json.dumps(document.report_schema()))
 
 
 def test_every_format_has_the_same_difference(suite, content):

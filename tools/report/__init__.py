@@ -39,7 +39,8 @@ def write_report(
         ValueError: a path does not exist, there is no sound record in any, or ``margin`` is not
             above 0.
     """
-    from tools.report import exports
+    from tools.report import document, exports
+    from tools.report.markdown import as_markdown
     from tools.report.page import render_page
     from tools.report.table import build_table
 
@@ -58,9 +59,9 @@ def write_report(
     )
     files = {
         "report.html": render_page(table, title),
-        "report.md": exports.as_markdown(table, title),
-        "report.json": exports.as_json(table),
-        exports.SCHEMA: exports.schema(),
+        "report.md": as_markdown(table, title),
+        "report.json": document.as_json(table),
+        document.SCHEMA: document.shipped_schema(),
         "differences.csv": exports.differences_csv(table),
         "runs.csv": exports.runs_csv(table),
         "report.tex": exports.as_latex(table),

@@ -1,73 +1,19 @@
-"""The table as Markdown, CSV, JSON, LaTeX and the model-index block of a model card."""
+"""The table as CSV, LaTeX and the model-index block of a model card."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-from importlib import resources
 from typing import Any
 
-import msgspec
 import yaml
 
-from backbones.result import Dataset
-from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
 from tools.report import wording
-from tools.report.comparison import Comparison, MetricRow
-from tools.report.escape import escape_csv, escape_latex, escape_markdown
-from tools.report.published import ReferenceRow
+from tools.report.comparison import MetricRow
+from tools.report.escape import escape_csv, escape_latex
 from tools.report.table import Table
-from tools.statistics import Difference, Variation
-
-SCHEMA = "report.schema.json"
-_MARKDOWN_REFERENCES, _MARKDOWN_RUNS = 200, 500
-_READABLE = 500  # runs
-
-
-def as_json(table: Table) -> str:
-    """Everything, as ``report.schema.json`` describes it."""
-    candidate = wording.candidate_word(table)
-    content = {
-        "$schema": SCHEMA,
-        "schema": 1,
-        "headline": wording.headline(table),
-        "synthetic": table.synthetic,
-        "comparisons": [_comparison(comparison) for comparison in table.comparisons],
-        "across": [
-            {**vars(found), "sentence": wording.across_sentence(found, candidate)}
-            for found in table.across
-        ],
-        "runs": [
-            {
-                "directory": str(run.record.directory),
-                "network": run.network,
-                "variant": run.variant,
-                "task": run.record.task,
-                "dataset": _dataset(run.record.dataset),
-                "seed": run.record.seed,
-                "experiment": run.record.hash,
-                "condition": run.record.comparison_hash,
-                "metrics": run.record.metrics,
-                "cost": run.record.cost,
-                "paired": run.paired,
-                "why_not_paired": run.why_not,
-                "references": run.references,
-            }
-            for run in table.runs
-        ],
-        "skipped": list(table.warnings),
-        "methods": list(wording.METHODS),
-    }
-    text = msgspec.json.encode(content)
-    if len(table.runs) <= _READABLE:
-        text = msgspec.json.format(text, indent=1)
-    return text.decode() + "\n"
-
-
-def schema() -> str:
-    return (resources.files("tools.report") / SCHEMA).read_text("utf-8")
+from tools.statistics import Difference
 
 
 def differences_csv(table: Table) -> str:
@@ -159,89 +105,6 @@ def runs_csv(table: Table) -> str:
     return _csv(rows)
 
 
-def as_markdown(table: Table, title: str) -> str:
-    e = escape_markdown
-    lines = [f"# {e(title)}", "", f"**{e(wording.headline(table))}**", ""]
-    if lede := wording.lede(table):
-        lines += [f"{e(lede)}.", ""]
-    if table.synthetic:
-        lines += [
-            "Numbers marked *synthetic* come from synthetic images: not real results.",
-            "",
-        ]
-    if table.comparisons:
-        lines += [
-            "| Benchmark | Candidate | Plain | Metric | Plain % | Candidate % | Difference |"
-            " 95 % interval | On these images | p (Holm) | Verdict | Parameters | Multiply-adds |"
-            " Seeds |",
-            "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
-        ]
-    for c in table.comparisons:
-        row, found = c.headline, c.headline.difference
-        made = " *synthetic*" if c.synthetic else ""
-        cells = [
-            f"{e(c.benchmark)}{made}",
-            e(c.candidate),
-            e(c.plain),
-            f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
-            wording.number(found.plain),
-            wording.number(found.candidate),
-            f"{wording.signed(found.difference)} ({wording.change_in_words(row)})",
-            wording.interval(found.low, found.high) or "–",
-            e(wording.these_images(found)) or "–",
-            e(wording.p_text(row.p_holm)),
-            row.outcome.phrase + (", these weights" if row.outcome.about_weights else ""),
-            wording.more(c.costs["parameters"]),
-            wording.more(c.costs["multiply_adds"]),
-            str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    marked = [
-        (c, (*c.marks, *filter(None, [c.headline.difference.reason]))) for c in table.comparisons
-    ]
-    notes = [
-        f"- {e(c.benchmark)}, {e(c.candidate)}: {e('; '.join(texts))}."
-        for c, texts in marked
-        if texts
-    ]
-    if notes:
-        lines += ["", *notes]
-    candidate = wording.candidate_word(table)
-    lines += [f"\n{e(wording.across_sentence(found, candidate))}" for found in table.across]
-    references = [row for c in table.comparisons for row in c.references]
-    references += [row for run in table.runs for row in run.references]
-    if references:
-        lines += ["", "## Published numbers", "", *_markdown_references(references)]
-    lines += ["", "## Runs", "", "| Network | Data | Recipe | Seed | Metric | % | In a pair |"]
-    lines.append("|---|---|---|--:|---|--:|---|")
-    for run in table.runs[:_MARKDOWN_RUNS]:
-        record = run.record
-        name, metric = next(iter(record.metrics.items()))
-        made = " *synthetic*" if record.synthetic else ""
-        value = (
-            wording.number(metric.value) if metric.value is not None else f"– ({e(metric.reason)})"
-        )
-        paired = "yes" if run.paired else f"no: {e(run.why_not)}"
-        data = f"{e(record.dataset.name)} {e(record.dataset.split)}{made}"
-        data += f" ({e(run.variant)})" if run.variant else ""
-        lines.append(
-            f"| {e(run.network)} | {data} | {e(record.experiment.recipe)} | {record.seed} |"
-            f" {METRICS[name].label} | {value} | {paired} |"
-        )
-    if len(table.runs) > _MARKDOWN_RUNS:
-        lines += ["", f"{len(table.runs) - _MARKDOWN_RUNS} more runs are in runs.csv."]
-    if table.warnings:
-        lines += ["", "## Skipped", "", *(f"- {e(text)}" for text in table.warnings)]
-    lines += [
-        "",
-        "## How these numbers were made",
-        "",
-        *(f"- {text}" for text in wording.METHODS),
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def as_latex(table: Table) -> str:
     """A booktabs table of the headline differences: ``\\\\usepackage{booktabs}``."""
     e = escape_latex
@@ -321,54 +184,10 @@ def as_model_index(table: Table) -> str:
     return f"---\n{text}---\n"
 
 
-def _comparison(c: Comparison) -> dict[str, Any]:
-    simple = (
-        "key", "task", "dataset", "images", "synthetic", "protocol", "recipe", "plain",
-        "candidate", "seeds", "marks", "not_counted", "variant", "unequal", "class_metric", "cost_scope",
-    )  # fmt: skip
-    return {
-        **{name: getattr(c, name) for name in simple},
-        "sentence": wording.verdict_sentence(c),
-        "experiments": {
-            "plain": [record.hash for record in c.pair.plain],
-            "candidate": [record.hash for record in c.pair.candidate],
-        },
-        "metrics": [_metric(row) for row in c.metrics],
-        "classes": c.classes,
-        "variation": _variation(c.variation),
-        "costs": {
-            name: {"plain": plain, "candidate": candidate}
-            for name, (plain, candidate) in c.costs.items()
-        },
-        "errors": {
-            kind: {"plain": plain, "candidate": candidate}
-            for kind, (plain, candidate) in c.tide.items()
-        },
-        "references": c.references,
-    }
-
-
-def _dataset(dataset: Dataset) -> dict[str, Any]:
-    return {
-        key: getattr(dataset, key) for key in ("name", "split", "images", "classes", "synthetic")
-    }
-
-
 def _on_these_images(found: Difference) -> dict[str, float | None]:
     here = found.on_these_images
     names = ("low", "high", "p_value")
     return {f"{name}_these_images": getattr(here, name) if here else None for name in names}
-
-
-def _metric(row: MetricRow) -> dict[str, Any]:
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    outcome = {**vars(row.outcome), "phrase": row.outcome.phrase}
-    return {**fields, "outcome": outcome, "verdict": row.verdict}
-
-
-def _variation(found: Variation | None) -> dict[str, float] | None:
-    keys = ("q", "p_value", "mean", "sd")
-    return None if found is None else {key: getattr(found, key) for key in keys}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -379,22 +198,6 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             writer.writerow({name: escape_csv(value) for name, value in row.items()})
     return buffer.getvalue()
-
-
-def _markdown_references(rows: list[ReferenceRow]) -> list[str]:
-    e = escape_markdown
-    lines = [
-        "| Network | Published as | Metric | Published | Measured | Verdict | Mark |",
-        "|---|---|---|--:|--:|---|---|",
-    ]
-    for row in rows[:_MARKDOWN_REFERENCES]:
-        lines.append(
-            f"| {e(row.network)} | {e(row.published_network)}, {e(row.where)} |"
-            f" {METRICS[row.metric].label} | {row.printed} |"
-            f" {wording.number(row.measured)} | **{row.verdict}**: {e(row.reason)} | {row.mark} |"
-        )
-    notes = dict.fromkeys((row.where, note) for row in rows for note in row.notes)
-    return [*lines, "", *(f"- {e(where)}: {e(note)}" for where, note in notes)]
 
 
 def _latex_mark(row: MetricRow) -> str:

@@ -1,0 +1,142 @@
+"""The table as Markdown, for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tools.experiments.record import METRICS
+from tools.report import wording
+from tools.report.comparison import Comparison
+from tools.report.escape import escape_markdown as e
+from tools.report.published import ReferenceRow
+from tools.report.table import Run, Table
+
+_REFERENCES, _RUNS = 200, 500  # rows; the CSV and JSON files hold all
+_MADE = " *synthetic*"
+_NUMBER = ":"  # at the end of a heading: a column of numbers, to the right
+
+
+def as_markdown(table: Table, title: str) -> str:
+    """Write the headline, the pairs, published numbers, every run, and how numbers were made."""
+    references = [row for c in table.comparisons for row in c.references]
+    references += [row for run in table.runs for row in run.references]
+    sections = [
+        _head(table, title),
+        _pairs(table.comparisons),
+        _notes(table),
+        _published(references) if references else "",
+        _runs(table.runs),
+        _section("Skipped", _bullets(table.warnings)) if table.warnings else "",
+        _section("How these numbers were made", "\n".join(f"- {text}" for text in wording.METHODS)),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _head(table: Table, title: str) -> str:
+    lines = [f"# {e(title)}", f"**{e(wording.headline(table))}**"]
+    if lede := wording.lede(table):
+        lines.append(f"{e(lede)}.")
+    if table.synthetic:
+        lines.append("Numbers marked *synthetic* come from synthetic images: not real results.")
+    return "\n\n".join(lines)
+
+
+def _pairs(comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    heads = [
+        "Benchmark", "Candidate", "Plain", "Metric", "Plain %:", "Candidate %:", "Difference:",
+        "95 % interval:", "On these images:", "p (Holm):", "Verdict", "Parameters:",
+        "Multiply-adds:", "Seeds:",
+    ]  # fmt: skip
+    return _table(heads, [_pair(c) for c in comparisons])
+
+
+def _pair(c: Comparison) -> list[str]:
+    row, found = c.headline, c.headline.difference
+    return [
+        e(c.benchmark) + (_MADE if c.synthetic else ""),
+        e(c.candidate),
+        e(c.plain),
+        f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
+        wording.number(found.plain),
+        wording.number(found.candidate),
+        f"{wording.signed(found.difference)} ({wording.change_in_words(row)})",
+        wording.interval(found.low, found.high) or "–",
+        e(wording.these_images(found)) or "–",
+        e(wording.p_text(row.p_holm)),
+        row.outcome.phrase + (", these weights" if row.outcome.about_weights else ""),
+        wording.more(c.costs["parameters"]),
+        wording.more(c.costs["multiply_adds"]),
+        str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
+    ]
+
+
+def _notes(table: Table) -> str:
+    """Marks of the pairs, and what holds over several data sets."""
+    lines = []
+    for c in table.comparisons:
+        reason = c.headline.difference.reason
+        if texts := [*c.marks, *([reason] if reason else [])]:
+            lines.append(f"- {e(c.benchmark)}, {e(c.candidate)}: {e('; '.join(texts))}.")
+    candidate = wording.candidate_word(table)
+    across = [e(wording.across_sentence(found, candidate)) for found in table.across]
+    return "\n\n".join(filter(None, ["\n".join(lines), *across]))
+
+
+def _published(rows: Sequence[ReferenceRow]) -> str:
+    heads = ["Network", "Published as", "Metric", "Published:", "Measured:", "Verdict", "Mark"]
+    cells = [
+        [
+            e(row.network),
+            f"{e(row.published_network)}, {e(row.where)}",
+            METRICS[row.metric].label,
+            row.printed,
+            wording.number(row.measured),
+            f"**{row.verdict}**: {e(row.reason)}",
+            row.mark,
+        ]
+        for row in rows[:_REFERENCES]
+    ]
+    notes = dict.fromkeys(f"{row.where}: {note}" for row in rows for note in row.notes)
+    return _section("Published numbers", f"{_table(heads, cells)}\n\n{_bullets(notes)}")
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    heads = ["Network", "Data", "Recipe", "Seed:", "Metric", "%:", "In a pair"]
+    text = _table(heads, [_run(run) for run in runs[:_RUNS]])
+    if len(runs) > _RUNS:
+        text += f"\n\n{len(runs) - _RUNS} more runs are in runs.csv."
+    return _section("Runs", text)
+
+
+def _run(run: Run) -> list[str]:
+    record = run.record
+    name, metric = next(iter(record.metrics.items()))
+    data = f"{e(record.dataset.name)} {e(record.dataset.split)}"
+    data += _MADE if record.synthetic else ""
+    data += f" ({e(run.variant)})" if run.variant else ""
+    value = wording.number(metric.value)
+    return [
+        e(run.network),
+        data,
+        e(record.experiment.recipe),
+        str(record.seed),
+        METRICS[name].label,
+        value if metric.value is not None else f"{value} ({e(metric.reason)})",
+        "yes" if run.paired else f"no: {e(run.why_not)}",
+    ]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rules = ["--:" if head.endswith(_NUMBER) else "---" for head in heads]
+    lines = [[head.removesuffix(_NUMBER) for head in heads], rules, *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _bullets(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {e(text)}" for text in texts)
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}"
