@@ -31,8 +31,8 @@ from tools import references, sample_data, statistics
 from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Metric, load_records, write_record
 from tools.report import document, write_report
+from tools.report.classifiers import _opener
 from tools.report.escape import escape_csv
-from tools.report.examples import _reader
 from tools.report.pairs import pair_twins
 from tools.report.table import build_table
 from tools.report.wording import candidate_word, headline, lede, more, signed
@@ -487,10 +487,10 @@ def test_pictures_are_read_by_the_reader_of_the_run(tmp_path):
         experiment={"settings": json.loads(json.dumps(settings))},
         dataset={"root": str(tmp_path)},
     )
-    image = _reader(run)("test/00003")
+    image = _opener(run)("test/00003")
     assert image.size == (32, 32)
     with pytest.raises(ValueError, match="no longer"):
-        _reader(run)("../../etc/passwd")
+        _opener(run)("../../etc/passwd")
 
 
 # Formats -----------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ class Task:
     training_only: tuple[str, ...]  # groups of settings that an evaluation does not read
     headline: tuple[str, ...]  # keys of METRICS: the one it is known by, then those beside it
     class_metric: str  # key of METRICS: what is measured of each class
-    # (pair, resamples, seed) -> a `tools.report.comparison.Compared`
+    # (pair, resamples, seed) -> a `tools.report.compared.Compared`
     compare: str
-    # (comparison) -> images on which the twins disagree, as `tools.report.examples.Picture`
+    # (plain record, candidate record) -> [`tools.report.examples.Picture`, ...], where twins disagree
     find_pictures: str
     # (results file, annotations file, evaluator) -> scores of results without a network
     score: str | None = None
@@ -64,8 +64,8 @@ TASKS = {
         training_only=("augment", "train"),
         headline=("top1_error", "top5_error"),
         class_metric="top1_accuracy",
-        compare="tools.report.comparison:compare_classifiers",
-        find_pictures="tools.report.examples:classified_pictures",
+        compare="tools.report.classifiers:compare",
+        find_pictures="tools.report.classifiers:find_pictures",
     ),
     "scene": Task(
         label="scene classification",
@@ -76,8 +76,8 @@ TASKS = {
         training_only=("augment", "train"),
         headline=("top1_error", "top5_error"),
         class_metric="top1_accuracy",
-        compare="tools.report.comparison:compare_classifiers",
-        find_pictures="tools.report.examples:classified_pictures",
+        compare="tools.report.classifiers:compare",
+        find_pictures="tools.report.classifiers:find_pictures",
     ),
     "detection": Task(
         label="object detection",
@@ -88,8 +88,8 @@ TASKS = {
         training_only=("train",),
         headline=("AP", "AP50", "AP75"),
         class_metric="AP",
-        compare="tools.report.comparison:compare_detectors",
-        find_pictures="tools.report.examples:detected_pictures",
+        compare="tools.report.detectors:compare",
+        find_pictures="tools.report.detectors:find_pictures",
         score="detection.scoring:score_results",
     ),
 }

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from backbones.config import describe_settings, flatten
-from tools.experiments.record import METRICS, Record
+from tools.experiments.record import METRICS, Metric, Record
 from tools.experiments.tasks import TASKS, settings_class
 from tools.report.pairs import Pair
 
@@ -59,7 +59,7 @@ def near_chance(record: Record) -> str | None:
     if metric is None or metric.value is None:
         return None
     best = 100.0 if metric.higher_is_better else 0.0
-    chance = _chance(record, name)
+    chance = _chance(record, metric)
     points = metric.value - chance if metric.higher_is_better else chance - metric.value
     # Guesses themselves vary from one set of images to another.
     share = chance / 100
@@ -70,9 +70,11 @@ def near_chance(record: Record) -> str | None:
     return f"guessing gives {label} {chance:.4g} %" if chance else f"{label} is near 0"
 
 
-def _chance(record: Record, name: str) -> float:
-    classes = record.dataset.classes
-    return 100 * (1 - 1 / classes) if name.startswith("top1") else 0.0
+def _chance(record: Record, metric: Metric) -> float:
+    """The headline metric of guessing, percent; of records that do not tell it by the classes."""
+    if record.chance is not None:
+        return record.chance
+    return 0.0 if metric.higher_is_better else 100 * (1 - 1 / record.dataset.classes)
 
 
 def very_short(record: Record) -> str | None:
@@ -80,14 +82,15 @@ def very_short(record: Record) -> str | None:
     train = record.experiment.settings.get("train")
     if record.experiment.action != "train" or not isinstance(train, dict):
         return None
-    steps, batch = train.get("iterations"), train.get("batch_size")
-    images = record.dataset.train_images
-    if not (isinstance(steps, int) and isinstance(batch, int) and isinstance(images, int)):
+    steps = record.steps if record.steps is not None else train.get("iterations")
+    batch, images = train.get("batch_size"), record.dataset.train_images
+    if not (isinstance(steps, int) and isinstance(batch, int) and images):
         return None
-    passes = steps * batch / images if images else 0.0
-    if steps >= FEW_STEPS and passes >= 1:
+    passes = steps * batch / images
+    # An epoch leaves out the images that do not fill a batch.
+    if steps >= FEW_STEPS and passes > 1 - batch / images:
         return None
-    iterations = f"{steps} iteration{'s' if steps > 1 else ''}"
+    iterations = f"{steps} iteration{'s' if steps != 1 else ''}"
     return f"{iterations}, {passes:.2g} passes over the training images"
 
 

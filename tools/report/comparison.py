@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from detection.annotations import Annotations, Results, read_annotations, read_results
-from detection.scoring import match
 from tools import statistics
 from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS, load_function
@@ -162,114 +158,6 @@ def compare_pair(
             *effects_beside(pair, {row.name: row.difference for row in metrics}, trainings, margin),
         ),
     )
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What the per-image files of a pair say: differences by metric, and by class."""
-
-    metrics: dict[str, Difference]
-    classes: dict[str, Difference]
-    errors: dict[str, tuple[float, float]]  # kind -> points that it costs plain, candidate
-    variation: Variation | None = None  # of the classes
-
-
-def compare_classifiers(pair: Pair, resamples: int, seed: int) -> Compared:
-    """Compare accuracies image by image.
-
-    Raises:
-        ValueError: a file is missing, or files and records do not agree.
-    """
-    sides = [
-        [
-            statistics.load_predictions(_file(record, "samples"), record.dataset.images)
-            for record in records
-        ]
-        for records in (pair.plain, pair.candidate)
-    ]
-    first = sides[0][0]
-    for record, rows in zip([*pair.plain, *pair.candidate], [*sides[0], *sides[1]], strict=True):
-        if not np.array_equal(rows.image, first.image):
-            raise ValueError("the per-image rows of the twins name other images")
-        if not np.array_equal(rows.label, first.label):
-            raise ValueError("the per-image rows of the twins have other labels")
-        measured = record.metrics["top1_error"].value
-        if measured is None or abs(100 * (1 - rows.correct(1).mean()) - measured) > 1e-6:
-            raise ValueError(f"the per-image rows of seed {record.seed} disagree with its record")
-    found: dict[str, Difference] = {}
-    classes: dict[str, Difference] = {}
-    variation: Variation | None = None
-    for k in (1, 5):
-        if first.top.shape[1] < k:
-            continue
-        plain, candidate = (np.stack([rows.correct(k) for rows in side]) for side in sides)
-        accuracy = statistics.compare_accuracy(plain, candidate, resamples, seed)
-        found[f"top{k}_accuracy"], found[f"top{k}_error"] = accuracy, accuracy.mirrored()
-        if k == 1:
-            names = pair.candidate[0].dataset.class_names
-            by_class, varied = statistics.compare_classes(first.label, plain, candidate)
-            classes = {
-                name: by_class[index] for index, name in enumerate(names) if index in by_class
-            }
-            if varied is not None and len(classes) == len(by_class):  # every class has a name
-                variation = varied
-    return Compared(found, classes, {}, variation)
-
-
-def compare_detectors(pair: Pair, resamples: int, seed: int) -> Compared:
-    """Compare COCO's metrics by a paired bootstrap over images.
-
-    Raises:
-        ValueError: a file is missing, or files and records do not agree.
-    """
-    truth = _annotations(pair.candidate[0])
-    plain, candidate = (
-        [read_results(_file(record, "detections"), truth) for record in records]
-        for records in (pair.plain, pair.candidate)
-    )
-    found, classes = statistics.compare_coco_metrics(truth, plain, candidate, resamples, seed)
-    _check_scored(found["AP"].plain, pair.plain)
-    _check_scored(found["AP"].candidate, pair.candidate)
-    variation = statistics.variation_of(list(classes.values()))
-    return Compared(found, classes, _tide(truth, plain[0], candidate[0]), variation)
-
-
-def _check_scored(ap: float | None, records: tuple[Record, ...]) -> None:
-    """Raise where the files give another AP than the records say, on average."""
-    values = [record.metrics["AP"].value for record in records]
-    if None not in values and ap is not None and abs(np.mean(values) - ap) > 1e-6:
-        raise ValueError("detections and annotations give another AP than the record")
-
-
-def _tide(truth: Annotations, plain: Results, candidate: Results) -> dict[str, tuple[float, float]]:
-    """What each kind of error costs, in points of AP50 (TIDE, arXiv 2008.08115), seed one."""
-    lost = []
-    for results in (plain, candidate):
-        evaluation = match(truth, results)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                lost.append(evaluation.tide_errors()["delta_ap"])
-        except (ValueError, RuntimeError):  # a result without detections has no errors
-            return {}
-    kinds = {
-        "Cls": "wrong class", "Loc": "badly placed", "Both": "wrong class and badly placed",
-        "Dupe": "found twice", "Bkg": "background taken for an object", "Miss": "not found",
-    }  # fmt: skip
-    return {label: (100 * lost[0][kind], 100 * lost[1][kind]) for kind, label in kinds.items()}
-
-
-def _annotations(record: Record) -> Annotations:
-    annotations = record.dataset.annotations
-    if not annotations:
-        raise ValueError("the record names no annotation file")
-    return read_annotations(annotations)
-
-
-def _file(record: Record, kind: str):
-    path = record.file(kind)
-    if path is None:
-        raise ValueError(f"seed {record.seed} of {record.backbone.name} has no {kind} file")
-    return path
 
 
 def _shared_metrics(pair: Pair) -> list[str]:

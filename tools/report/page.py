@@ -83,7 +83,8 @@ def render_page(table: Table, title: str) -> str:
 
 
 def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
-    pictures, why_none = find_pictures(comparison) if pictured else ([], None)
+    firsts = comparison.pair.plain[0], comparison.pair.candidate[0]
+    pictures, why_none = find_pictures(*firsts) if pictured else ([], None)
     classes = comparison.classes
     return {
         "comparison": comparison,

@@ -1,0 +1,36 @@
+"""What is found by comparing the files that runs of one task left behind.
+
+A task's row names the functions that know its files (`compare` and
+`find_pictures` of `tools.experiments.tasks.Task`); each raises a ValueError where files are gone, damaged or of
+something else, and the report says so in the place of the number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.experiments.record import Record
+from tools.statistics import Difference, Variation
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the files of a pair say: differences by metric, and by class."""
+
+    metrics: dict[str, Difference]
+    classes: dict[str, Difference]
+    errors: dict[str, tuple[float, float]]  # kind -> points that it costs plain, candidate
+    variation: Variation | None = None  # of the classes
+
+
+def file_of(record: Record, kind: str) -> Path:
+    """Find a file that a run left: its samples, detections or curve.
+
+    Raises:
+        ValueError: it has none, or it is gone.
+    """
+    path = record.file(kind)
+    if path is None:
+        raise ValueError(f"seed {record.seed} of {record.backbone.name} has no {kind} file")
+    return path
