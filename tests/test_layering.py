@@ -1,6 +1,7 @@
 """The house of README.md: imports point down only, and what must start fast stays free of torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,14 @@ def test_there_is_no_room_for_leftovers():
 def test_what_the_command_line_needs_to_start_does_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'detectron2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("room", ["tools/report", "tools/references"])
+def test_a_task_is_known_by_its_row_and_not_by_its_name(room):
+    from tools.experiments.tasks import TASKS
+
+    named = re.compile("|".join(f"[\"']{task}[\"']" for task in TASKS))
+    remeasures = ROOT / "tools/references/remeasure.py"  # released weights are classifiers
+    for path in (*(ROOT / room).glob("*.py"), *(ROOT / room).glob("*.html")):
+        if path != remeasures:
+            assert not named.search(path.read_text(encoding="utf-8")), path

@@ -1,7 +1,7 @@
 """What is found by comparing the files that runs of one task left behind.
 
-A task's row names the functions that know its files (`compare` and
-`find_pictures` of `tools.experiments.tasks.Task`); each raises a ValueError where files are gone, damaged or of
+A task's row names the functions that know its files (`compare` and `find_pictures` of
+`tools.experiments.tasks.Task`); each raises a ValueError where files are gone, damaged or of
 something else, and the report says so in the place of the number.
 """
 

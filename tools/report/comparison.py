@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backbones.result import ClassScore
 from tools import statistics
 from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS, load_function
@@ -220,9 +221,8 @@ def _class_rows(
     shrunken = dict(zip(compared, guesses, strict=True)) if len(guesses) == len(compared) else {}
     rows = []
     for name, row in sides[1][0].items():
-        values = [[getattr(table.get(name), "value", None) for table in side] for side in sides]
-        known = None not in (*values[0], *values[1])
-        plain, candidate = (sum(side) / len(side) if known else None for side in values)
+        plain, candidate = (_mean_of_class(side, name) for side in sides)
+        known = plain is not None and candidate is not None
         found = classes.get(name)
         rows.append(
             ClassRow(
@@ -230,7 +230,7 @@ def _class_rows(
                 row.images,
                 plain,
                 candidate,
-                candidate - plain if known else None,
+                None if plain is None or candidate is None else candidate - plain,
                 found.low if found else None,
                 found.high if found else None,
                 shrunken.get(name),
@@ -239,6 +239,13 @@ def _class_rows(
             )
         )
     return sorted(rows, key=lambda row: (row.difference is None, -(row.difference or 0), row.name))
+
+
+def _mean_of_class(side: list[dict[str, ClassScore]], name: str) -> float | None:
+    """The mean over seeds; None where the class was not measured in each."""
+    scores = [table[name].value for table in side if name in table]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(side) if len(known) == len(side) else None
 
 
 COSTS: dict[str, Callable[[Record], float | None]] = {

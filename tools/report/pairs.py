@@ -36,37 +36,31 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
 
     Of runs that repeat an experiment only the latest counts; the others are unpaired.
     """
-    latest: dict[tuple, Record] = {}
-    unpaired: list[tuple[Record, str]] = []
-    for record in records:  # oldest first
-        key = (record.hash, _commit(record))
-        if key in latest:
-            unpaired.append((latest[key], "repeated later: only the latest run counts"))
-        latest[key] = record
-    exact = {_identity(record, record.backbone): record for record in latest.values()}
-    by_network = defaultdict(list)
-    for record in latest.values():
+    latest, unpaired = _latest(records)
+    exact = {_identity(record, record.backbone): record for record in latest}
+    by_network: dict[tuple[str, Any], list[Record]] = defaultdict(list)
+    for record in latest:
         by_network[record.task, _network(record.backbone)].append(record)
 
-    together: dict[tuple, list[tuple[Record, Record]]] = defaultdict(list)
-    taken: set[tuple] = set()  # plain runs of a group of candidates: each serves one seed
+    together: dict[tuple[Any, ...], list[tuple[Record, Record]]] = defaultdict(list)
+    taken: set[tuple[Any, ...]] = set()  # plain runs of a group: each serves one seed
     paired: set[int] = set()
     reasons: dict[int, str] = {}
-    candidates = [record for record in latest.values() if record.backbone.twin is not None]
-    twins = {id(r): exact.get(_identity(r, r.backbone.twin)) for r in candidates}
-    for candidate in sorted(candidates, key=lambda record: twins[id(record)] is None):
-        twin = candidate.backbone.twin
+    wanted = [(r, r.backbone.twin) for r in latest if r.backbone.twin is not None]
+    found = [(r, twin, exact.get(_identity(r, twin))) for r, twin in wanted]
+    for candidate, twin, plain in sorted(found, key=lambda row: row[2] is None):
         group = (
-            candidate.task, _network(candidate.backbone), candidate.comparison_hash, _data(candidate),
-            _protocol(candidate), candidate.experiment.action, _commit(candidate),
+            candidate.task, _network(candidate.backbone), candidate.comparison_hash,
+            _data(candidate), _protocol(candidate), candidate.experiment.action,
+            _commit(candidate),
         )  # fmt: skip
-        plain, differences = twins[id(candidate)], ()
+        differences: tuple[str, ...] = ()
         if plain is None:
             name = describe_network(twin)
-            found = by_network[candidate.task, _network(twin)][-NEAR_MISSES:]
-            free = [run for run in found if (group, id(run)) not in taken]
+            runs = by_network[candidate.task, _network(twin)][-NEAR_MISSES:]
+            free = [run for run in runs if (group, id(run)) not in taken]
             if not free:
-                reasons[id(candidate)] = f"no {'further ' if found else ''}run of its twin {name}"
+                reasons[id(candidate)] = f"no {'further ' if runs else ''}run of its twin {name}"
                 continue
             differences, plain = min(
                 ((_differences(run, candidate), run) for run in reversed(free)), key=_rank
@@ -79,21 +73,31 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
                 continue
         paired |= {id(plain), id(candidate)}
         taken.add((group, id(plain)))
-        together[(*group, _untangle(differences))].append((plain, candidate))
-    for record in latest.values():
+        key = (*group, _untangle(differences))
+        together[key].append((plain, candidate))
+    for record in latest:
         if id(record) not in paired:
-            without = (
-                "no run of a network it is the plain twin of"
-                if record.backbone.twin is None
-                else "no twin"
-            )
+            is_plain = record.backbone.twin is None
+            without = "no run of a network it is the plain twin of" if is_plain else "no twin"
             unpaired.append((record, reasons.get(id(record), without)))
-    pairs = []
-    for key, rows in together.items():
-        rows.sort(key=lambda row: row[1].seed)
-        plain, candidate = zip(*rows, strict=True)
-        pairs.append(Pair(plain, candidate, key[-1]))
-    return Pairing(pairs, unpaired)
+    return Pairing([_pair(rows, key[-1]) for key, rows in together.items()], unpaired)
+
+
+def _latest(records: list[Record]) -> tuple[list[Record], list[tuple[Record, str]]]:
+    """The last run of every experiment, and those that it repeats; ``records`` are oldest first."""
+    latest: dict[tuple[str, str | None], Record] = {}
+    repeated = []
+    for record in records:
+        key = (record.hash, _commit(record))
+        if key in latest:
+            repeated.append((latest[key], "repeated later: only the latest run counts"))
+        latest[key] = record
+    return list(latest.values()), repeated
+
+
+def _pair(rows: list[tuple[Record, Record]], unequal: tuple[str, ...]) -> Pair:
+    rows = sorted(rows, key=lambda row: row[1].seed)
+    return Pair(tuple(plain for plain, _ in rows), tuple(one for _, one in rows), unequal)
 
 
 def describe_network(backbone: Network) -> str:

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ _THEME = {
     _WORSE: "var(--worse)",
     _PANEL: "var(--panel)",
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,  # names may hold a dollar sign
@@ -66,8 +67,8 @@ def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()
         axes = figure.subplots()
         for place, found in enumerate(across, start=1):
             pooled, y = found.pooled, -place
-            if pooled.prediction_low is not None:
-                reach = (pooled.prediction_low, pooled.prediction_high)
+            if pooled.prediction_low is not None and pooled.prediction_high is not None:
+                reach = [pooled.prediction_low, pooled.prediction_high]
                 axes.plot(reach, [y, y], color=_INK, linewidth=0.8)
             shape = (
                 [pooled.low, pooled.mean, pooled.high, pooled.mean],
@@ -77,14 +78,14 @@ def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()
             made = ", synthetic" if found.synthetic else ""
             _label_row(axes, y, f"mean over {pooled.tasks} data sets, {found.label}{made}")
         for place, comparison in enumerate(reversed(rows)):
-            row, found = comparison.headline, comparison.headline.difference
+            row, difference = comparison.headline, comparison.headline.difference
             colour = {BETTER: _BETTER, WORSE: _WORSE}.get(row.verdict, _INK)
-            if found.low is not None:
-                bounds = sorted((found.low, found.high))
+            if difference.low is not None and difference.high is not None:
+                bounds = sorted((difference.low, difference.high))
                 if not row.higher_is_better:
                     bounds = [-bounds[1], -bounds[0]]
                 axes.plot(bounds, [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot([row.gain], [place], "o", color=colour, markersize=6)
+            axes.plot([row.gain or 0.0], [place], "o", color=colour, markersize=6)
             label = f"{comparison.benchmark}, {row.label}: {comparison.candidate}"
             _label_row(axes, place, label)
         axes.axvline(0, color=_INK, linewidth=0.8)
@@ -128,17 +129,18 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
         for axes, (cost, unit, label) in zip(
             figure.subplots(1, 2, sharey=True), panels, strict=True
         ):
-            x = [0.0, 0.0]
+            x: list[float] = []
             for c in rows:
                 found = c.headline.difference
-                if None in c.costs[cost]:
+                x = [value / unit for value in c.costs[cost] if value is not None]
+                y = [value for value in (found.plain, found.candidate) if value is not None]
+                if len(x) < 2 or len(y) < 2:
                     continue
-                x = [value / unit for value in c.costs[cost]]
-                axes.plot(x, [found.plain, found.candidate], color=_INK, linewidth=0.8)
-                axes.plot(x[:1], [found.plain], "o", color=_PLAIN, markersize=6)
-                axes.plot(x[1:], [found.candidate], "s", color=_CANDIDATE, markersize=6)
+                axes.plot(x, y, color=_INK, linewidth=0.8)
+                axes.plot(x[:1], y[:1], "o", color=_PLAIN, markersize=6)
+                axes.plot(x[1:], y[1:], "s", color=_CANDIDATE, markersize=6)
             axes.margins(0.3)
-            if len(rows) == 1 and x[0] != x[1]:
+            if len(rows) == 1 and len(set(x)) == 2:
                 axes.set_xticks(x, [f"{value:.5g}" for value in x])
             else:
                 axes.locator_params(axis="x", nbins=2)
@@ -204,9 +206,9 @@ def class_plot(comparison: Comparison) -> str | None:
         figure = Figure((_WIDTH, 0.7 + 0.2 * len(shown)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(reversed(shown)):
-            colour = _BETTER if row.difference > 0 else _WORSE
-            axes.barh(place, row.difference, color=colour, height=0.65)
-            if row.low is not None:
+            change = row.difference or 0.0
+            axes.barh(place, change, color=_BETTER if change > 0 else _WORSE, height=0.65)
+            if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=_INK, linewidth=1)
         axes.set_yticks(
             range(len(shown)), [_short(row.name, 26) for row in reversed(shown)], fontsize=8
@@ -284,7 +286,7 @@ def _svg(figure: Figure, key: str, description: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r' d="[^"]*"', lambda m: _DECIMALS.sub(r"\1", m[0]), text)
     escaped = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    head = re.search(r'viewBox="[^"]*"', text)[0]
+    (head, *_) = re.findall(r'viewBox="[^"]*"', text)
     body = text[text.index(">") + 1 :]
     return (
         f'<svg {head} role="img" aria-label="{escaped}" xmlns="http://www.w3.org/2000/svg"'

@@ -80,9 +80,10 @@ def count(value: float | None) -> str:
 
 def more(costs: tuple[float | None, float | None]) -> str:
     """How much more the candidate costs: "+9.9 %"."""
-    if None in costs or not costs[0]:
+    plain, candidate = costs
+    if not plain or candidate is None:
         return "–"
-    percent = 100 * (costs[1] / costs[0] - 1)
+    percent = 100 * (candidate / plain - 1)
     # Two figures of a small share: the paper's 0.26 % is not nothing, nor is a CIFAR network's 0.005 %.
     digits = 1 if abs(percent) >= 1 or percent == 0 else 1 - math.floor(math.log10(abs(percent)))
     return f"{signed(percent, min(digits, 6))}\u00a0%"
