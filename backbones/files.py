@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -56,6 +57,20 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], Any]) 
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def cut_curve(path: str | Path, step: int) -> None:
+    """Drop the points of a curve that lie after the step that training goes on from."""
+    path, kept = Path(path), []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                is_kept = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break  # a kill may have cut the last line
+            if is_kept:
+                kept.append(line + "\n")
+    write_whole(path, "".join(kept))
 
 
 def remove_partial_files(directory: str | Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from backbones.files import CURVE, write_whole
+from backbones.files import CURVE, cut_curve
 from classification.config import TrainSettings
 from classification.distributed import Processes
 
@@ -62,7 +62,7 @@ class Monitor:
     def watch(self, step: int) -> Iterator[None]:
         """Show the training that goes on from `step`, for the length of a `with` block."""
         if self._processes.is_first:
-            self._cut_curve(step)
+            cut_curve(self._directory / CURVE, step)
             self._board = self._open_board(step)
             self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(
@@ -197,17 +197,3 @@ class Monitor:
             logger.info("tensorboard is not installed: curve.jsonl holds the same points")
             return None
         return SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
-
-    def _cut_curve(self, step: int) -> None:
-        """Drop the points that lie after the step training goes on from."""
-        path = self._directory / CURVE
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    is_kept = json.loads(line)["step"] <= step
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    break  # a kill may have cut the last line
-                if is_kept:
-                    kept.append(line + "\n")
-        write_whole(path, "".join(kept))

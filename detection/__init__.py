@@ -14,6 +14,8 @@ _LAZY = {
     "register_backbones": "backbone",
     "use_weights": "backbone",
     "load_detector": "detector",
+    "read_annotations": "annotations",
+    "read_results": "annotations",
     "DetectionConfig": "config",
     "score": "scoring",
     "score_results": "scoring",

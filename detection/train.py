@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
-from backbones.files import CHECKPOINT, CURVE, write_whole
+from backbones.files import CHECKPOINT, CURVE, cut_curve
 from backbones.result import Timing
 
 from .config import DetectionConfig, TrainSettings, reader_processes
@@ -252,7 +253,7 @@ class _Curve(HookBase):
 
     def before_train(self) -> None:
         if comm.is_main_process():
-            _cut_curve(self._path, self.trainer.start_iter)
+            cut_curve(self._path, self.trainer.start_iter)
 
     def after_step(self) -> None:
         step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
@@ -289,19 +290,6 @@ class _Curve(HookBase):
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self._losses, self._seconds = list(state["losses"]), list(state["seconds"])
-
-
-def _cut_curve(path: Path, start: int) -> None:
-    """Drop the points that lie after the iteration training goes on from."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break  # a kill may have cut the last line
-        if row["step"] <= start:
-            kept.append(line + "\n")
-    write_whole(path, "".join(kept))
 
 
 class _Checkpoints(HookBase):
@@ -394,8 +382,10 @@ def _reporting_hooks(config: DetectionConfig, cfg: CfgNode, directory: Path) -> 
     if not comm.is_main_process():
         return []
     writers: list[EventWriter] = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER)]
-    if config.train.tensorboard:
+    if config.train.tensorboard and find_spec("tensorboard"):
         writers.append(TensorboardXWriter(str(directory / "tensorboard")))
+    elif config.train.tensorboard:
+        logger.info("tensorboard is not installed: %s holds the same points", CURVE)
     return [
         _ProgressBar(config.train.batch_size),
         hooks.PeriodicWriter(writers, period=config.train.log_every),
