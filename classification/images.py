@@ -20,6 +20,7 @@ from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
 LARGEST_FILE = 2**29  # bytes
+LONGEST = 200  # times the shorter side
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -44,20 +45,28 @@ def read_image(path: str | Path) -> Tensor:
     if content.startswith(b"\xff\xd8"):
         with suppress(ValueError):
             height, width, colours, _ = decode_jpeg_header(content)
-            is_plain = colours in ("YCbCr", "Gray")
-            if is_plain and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
+            if colours in ("YCbCr", "Gray") and not _too_large(height, width):
                 return torch.from_numpy(decode_jpeg(content, "RGB")).permute(2, 0, 1)
     try:
         # Named formats only: PIL would run Ghostscript for a file that says it is PostScript.
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if most is not None and pixels > most:
-                raise ValueError(f"{pixels} pixels, more than PIL's limit of {most}")
+            if reason := _too_large(image.height, image.width):
+                raise ValueError(reason)
             return from_pil(_as_rgb(image))
     except OSError:
         raise
     except Exception as error:  # every decoder of PIL has errors of its own
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _too_large(height: int, width: int) -> str | None:
+    """Why an image would take too much memory, unpacked or with its shorter side enlarged."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and height * width > most:
+        return f"{height * width} pixels, more than PIL's limit of {most}"
+    if max(height, width) > LONGEST * min(height, width):
+        return f"{height}x{width} pixels: one side is more than {LONGEST} times the other"
+    return None
 
 
 def _open_at_once(path: str, flags: int) -> int:

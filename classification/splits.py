@@ -192,7 +192,7 @@ def find_bad_images(dataset: ImageFiles) -> list[str]:
     """
     paths = [dataset.folder / image_id for image_id in dataset.ids]
     small = sum(_size(path) for path in paths) <= DECODED_UP_FRONT
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(2) as threads:  # each may hold an image of PIL's limit
         good = list(threads.map(_is_readable if small else _is_whole, paths))
     return [image_id for image_id, is_good in zip(dataset.ids, good, strict=True) if not is_good]
 

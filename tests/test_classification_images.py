@@ -87,6 +87,15 @@ def test_a_file_too_large_to_unpack_is_refused_before_it_is(tmp_path, monkeypatc
         read_image(tmp_path / "bomb.jpg")
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_line_of_pixels_is_refused_and_not_enlarged_to_gigabytes(tmp_path, suffix):
+    noise(1, 200).save(tmp_path / f"long.{suffix}")
+    assert build_views(PROTOCOLS["imagenet-256-224"])(read_image(tmp_path / f"long.{suffix}")).any()
+    noise(20_000, 1).save(tmp_path / f"longer.{suffix}")
+    with pytest.raises(ValueError, match="20000x1 pixels: one side is more than 200 times"):
+        read_image(tmp_path / f"longer.{suffix}")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_not_followed_as_in_torchvisions_image_folder(tmp_path, orientation):
     image, path = noise(20, 33), tmp_path / "turned.jpg"
