@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network, save_weights
-from backbones.weights.files import read_state, read_tensors, save_state
+from backbones.weights.files import read_state, read_tensors, save_state, sha256_of_weights
 from backbones.weights.load import load_weights, read_weights
 
 RGB = InputFormat(size=96, crop=0.875)
@@ -157,7 +157,7 @@ def test_sharded_files_are_joined_by_their_index(given, tmp_path):
     index.write_text(json.dumps({"weight_map": {n: f for f, part in files.items() for n in part}}))
     found = read_tensors(tmp_path if given == "folder" else index)
     assert found.tensors.keys() == state.keys()
-    assert read_tensors(tmp_path).sha256 == found.sha256
+    assert read_tensors(tmp_path).sha256 == found.sha256 == sha256_of_weights(tmp_path)
     with pytest.raises(ValueError, match="one of several files"):
         read_tensors(tmp_path / "model-00001-of-00002.safetensors")
     index.write_text(json.dumps({"weight_map": {"w": "../elsewhere.safetensors"}}))

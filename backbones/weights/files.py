@@ -105,6 +105,18 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise ValueError(message) from error
 
 
+def sha256_of_weights(path: str | Path) -> str:
+    """Return the SHA-256 that `read_tensors` gives, reading tensors only where several files hold them.
+
+    Raises:
+        ValueError: no weights there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _file_in_folder(path)
+    return read_tensors(path).sha256 if path.name.endswith(".index.json") else sha256(path)
+
+
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote. The metadata of another writer's file are {}.
 
@@ -208,9 +220,11 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def _interpret(path: Path, content: bytes) -> TensorFile:
     if len(content) < 8:
         raise ValueError(f"it has {len(content)} bytes")
-    kind, held, metadata = _unpack(content)
     if re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise ValueError("one of several files that belong together; give the folder or its index")
+    digest = hashlib.sha256(content).hexdigest()
+    _compare_with_record(path, digest)
+    kind, held, metadata = _unpack(content)
     author = None
     if isinstance(held, Mapping):
         author = held.get("__author__")
@@ -221,8 +235,6 @@ def _interpret(path: Path, content: bytes) -> TensorFile:
     if isinstance(told, Mapping) and _OURS in told:
         metadata = _parse(told[_OURS])
     tensors = tensors_of(state)
-    digest = hashlib.sha256(content).hexdigest()
-    _compare_with_record(path, digest)
     author = author if isinstance(author, str) else None
     return TensorFile(str(path), kind, digest, tensors, metadata, author, found_in)
 

@@ -56,7 +56,7 @@ class Experiment:
         for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
             del identity[key]
         weights = self.config.backbone.weights
-        if weights and Path(weights).is_file():
+        if weights and Path(weights).exists():
             identity["backbone"]["weights"] = f"sha256:{_sha256(weights)}"
         identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
         return identity
@@ -265,7 +265,11 @@ def _hash(identity: dict[str, Any]) -> str:
 
 
 def _sha256(path: str) -> str:
-    """The hash of a file, which is read again only when it has changed."""
+    """The hash of a file, which is read again only when it has changed; or of a folder's weights."""
+    if Path(path).is_dir() or path.endswith(".index.json"):
+        from backbones.weights.files import sha256_of_weights  # needs torch
+
+        return sha256_of_weights(path)
     state = Path(path).stat()
     return _sha256_of(path, state.st_mtime_ns, state.st_size, state.st_ino)
 
