@@ -1,9 +1,11 @@
 """The house of README.md: imports point down only, and what must start fast stays free of torch."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,17 @@ MAY_IMPORT = {
     "detection": {"backbones"},
     "scene": {"backbones", "classification"},
     "tools": {"backbones", "classification", "detection", "scene"},
+}
+
+# The rooms of tools, and those whose modules each may import.
+ROOMS = {
+    "cli": {"experiments", "references", "report", "sample_data", "speed", "statistics"},
+    "report": {"experiments", "references", "statistics"},
+    "references": {"experiments", "statistics"},
+    "speed": {"experiments", "sample_data"},
+    "experiments": {"sample_data"},
+    "statistics": set(),
+    "sample_data": set(),
 }
 
 
@@ -74,3 +87,49 @@ def test_a_task_is_known_by_its_row_and_not_by_its_name(room):
     for path in (*(ROOT / room).glob("*.py"), *(ROOT / room).glob("*.html")):
         if path != remeasures:
             assert not named.search(path.read_text(encoding="utf-8")), path
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for floor in MAY_IMPORT:
+        for path in files_of(floor):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The product's modules that a module imports, anywhere in it, for types alone too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, *filter(None, [node.module])] if node.level else [node.module])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                if inner in known or base in known:
+                    yield inner if inner in known else base
+
+
+def test_no_module_imports_one_that_imports_it():
+    known = modules()
+    graph = {
+        name: set(imported_modules(name, path, known)) - {name} for name, path in known.items()
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_tools_import_downwards_only(room):
+    known = modules()
+    wrong = {
+        f"{name} imports {other}"
+        for name, path in known.items()
+        if name == f"tools.{room}" or name.startswith(f"tools.{room}.")
+        for other in imported_modules(name, path, known)
+        if other.startswith("tools.") and other.split(".")[1] not in ROOMS[room] | {room}
+    }
+    assert not wrong
