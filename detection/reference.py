@@ -22,7 +22,7 @@ from .detector import build_cfg
 SIZE = (800, 1088)  # of the images: 4:3 at COCO's usual size, padded for the pyramid
 
 
-def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
+def build_ours(backbone: str, device: str) -> tuple[Any, CfgNode]:
     """Faster R-CNN on a backbone of this suite, as it is trained, random weights."""
     config = DetectionConfig(backbone=BackboneSettings(backbone))
     cfg = build_cfg(Build(config, 80, InputFormat(), device))
@@ -30,7 +30,7 @@ def build_ours(backbone: str, device: str) -> tuple[nn.Module, CfgNode]:
     return build_model(cfg), cfg
 
 
-def build_reference(device: str) -> tuple[nn.Module, CfgNode]:
+def build_reference(device: str) -> tuple[Any, CfgNode]:
     """Detectron2's faster_rcnn_R_50_FPN_1x, random weights; pixels are scaled as ours are."""
     zoo = resources.files("detectron2") / "model_zoo" / "configs" / "COCO-Detection"
     cfg = get_cfg()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """A table of rows that have the same keys; columns of nothing are left out."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    empty = (None, "", [], {})
+    empty: tuple[Any, ...] = (None, "", [], {})
     keys = [key for key in rows[0] if any(row[key] not in empty for row in rows)] if rows else []
     keys = [key for key in keys if key != "path"]  # for programs: --json has it
     for key in keys:

@@ -69,7 +69,7 @@ def _write_choices_as_text(settings_class: type, values: dict[str, Any]) -> None
     """YAML reads `size: 256` as a number where the choices are texts."""
     for name, hint in typing.get_type_hints(settings_class).items():
         value = values.get(name)
-        if is_dataclass(hint) and isinstance(value, dict):
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
             _write_choices_as_text(hint, value)
         elif str(value) in typing.get_args(hint):
             values[name] = str(value)

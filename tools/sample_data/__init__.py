@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -249,7 +250,8 @@ def make_coco(
         image_id = annotation_id = 0
         for name, images_in, count in parts:
             (folder / f"{images_in}{year}").mkdir(exist_ok=True)
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for _ in range(count):
                 # Real ids have gaps.
                 image_id += int(rng.integers(1, 9))

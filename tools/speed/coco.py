@@ -70,7 +70,7 @@ def score_arrays() -> Iterator[Measurement]:
             scorer = Scorer(annotations)
             for image, batch in enumerate(batches):
                 scorer.add(image, batch)
-            metrics = scorer.finish()["metrics"]
+            metrics = scorer.finish().metrics
             scoring = (time.perf_counter() - start) / IMAGES
             start = time.perf_counter()
             model(given)
@@ -113,7 +113,8 @@ def _make_files(folder: Path) -> tuple[Path, Path]:
         for i in range(IMAGES)
     ]
     categories = [{"id": i + 1, "name": f"category {i + 1}"} for i in range(CATEGORIES)]
-    annotations, rows = [], []
+    annotations: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for image in images:
         count = int(rng.integers(1, 14))
         corners, sizes = rng.uniform(0, 300, (count, 2)), rng.lognormal(4, 0.9, (count, 2)) + 2

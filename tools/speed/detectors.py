@@ -11,7 +11,7 @@ import torch
 from backbones.inference import prepare_for_inference
 from detection.backbone import build_detectron2_backbone
 from detection.reference import SIZE, build_ours, build_reference, build_step, make_inputs
-from tools.speed.networks import ALLOWED, calibrate_norms, compare_twins, conditions, images
+from tools.speed.networks import ALLOWED, calibrate_norms, compare_twins, conditions, images, place
 from tools.speed.timing import Measurement, check_equal, compare
 
 
@@ -20,9 +20,7 @@ def backbone_over_twin() -> Iterator[Measurement]:
     for device, dtype, count in conditions(1):
         x = images(count, SIZE, device, dtype)
         se, plain = (
-            calibrate_norms(build_detectron2_backbone(name)).to(
-                device, dtype, memory_format=torch.channels_last
-            )
+            place(calibrate_norms(build_detectron2_backbone(name)), device, dtype)
             for name in ("se_resnet50", "resnet50")
         )
         yield compare_twins(se, plain, "compiled", x)
@@ -49,7 +47,7 @@ def detect_against_detectron2() -> Iterator[Measurement]:
     plain, theirs = build_ours("se_resnet50", device)[0], build_reference(device)[0]
     for model in (plain.eval(), theirs.eval()):
         calibrate_norms(model.backbone.bottom_up)
-    ours = prepare_for_inference(plain, "eager")
+    ours: Any = prepare_for_inference(plain, "eager")
     inputs = make_inputs(1)
     with torch.inference_mode():
         x = plain.preprocess_image(inputs).tensor

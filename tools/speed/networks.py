@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -43,9 +44,7 @@ def over_twin(mode: str, batch: int) -> Iterator[Measurement]:
     for device, dtype, count in conditions(batch):
         x = images(count, (224, 224), device, dtype)
         se, plain = (
-            calibrate_norms(build_network(name)).to(
-                device, dtype, memory_format=torch.channels_last
-            )
+            place(calibrate_norms(build_network(name)), device, dtype)
             for name in ("se_resnet50", "resnet50")
         )
         yield compare_twins(se, plain, mode, x)
@@ -126,6 +125,11 @@ def images(count: int, size: tuple[int, int], device: torch.device, dtype: torch
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Move a network, channels last."""
+    return network.to(device, dtype).to(memory_format=torch.channels_last)
+
+
 def calibrate_norms(network: nn.Module) -> nn.Module:
     """Give the norms of an untrained network statistics of their inputs, as training does.
 
@@ -133,7 +137,7 @@ def calibrate_norms(network: nn.Module) -> nn.Module:
     Frozen norms are thawed for it by what they are made of: a weight, a bias, two statistics.
     """
 
-    def set_statistics(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    def set_statistics(norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         (x,) = inputs
         variance, mean = torch.var_mean(x, dim=(0, 2, 3))
         variance = variance.clamp(min=float(variance.mean()) / 10)  # channels almost silent here

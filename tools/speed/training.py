@@ -114,6 +114,7 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
         )
         config: ClassificationConfig = experiment.config
         dataset = load_train_splits(config, READERS).train
+        assert isinstance(dataset, ImageArray)
         torch.manual_seed(0)
         network = build_network("se_resnet20", 10)
         clock, clock_name = choose_clock()
@@ -160,9 +161,10 @@ def _bare_loop(
     network: nn.Module, dataset: ImageArray, config: ClassificationConfig, device: torch.device
 ) -> None:
     train, processes = config.train, Processes(0, 1, device)
+    assert train.iterations is not None
     order = SampleOrder(dataset.labels, train.batch_size, config.seed, config.data.sampling)
     parts = order.parts(0, train.iterations, processes, 1)
-    network = network.to(device, memory_format=torch.channels_last).train()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(network, train.optimizer)
     schedule = Schedule(optimizer, train.schedule, train.iterations, order.steps_per_epoch)
     batches = train_batches(dataset, parts, config.data, config.augment, "bilinear", device)
