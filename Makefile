@@ -1,6 +1,7 @@
 # make setup   a virtual environment with everything in it (.venv, or what VENV= names)
 # make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/report.html
-# make test    the tests          make lint   ruff's checks and format
+# make test    the tests; TESTS= names some of them
+# make lint    style, spelling and types      make fuzz   hostile files, many
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
 VENV ?= .venv
 PYTHON ?= python3
@@ -24,7 +25,7 @@ demo: $(READY)
 
 # Each of the two test processes keeps to one thread, or they would fight over the cores.
 test: $(READY)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 # About 40 minutes on two cores. After an interruption: make fuzz FUZZ="--start N", which it prints.
 fuzz: $(READY)
@@ -33,3 +34,5 @@ fuzz: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
