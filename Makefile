@@ -1,7 +1,7 @@
 # make setup   a virtual environment with everything in it (.venv, or what VENV= names)
-# make demo    four benchmarks, plain network beside SE twin, on made data: demo/report/report.html
+# make demo    four benchmarks, plain network beside SE twin, on synthetic data: demo/report/report.html
 # make test    the tests; TESTS= names some of them
-# make lint    style, spelling and types      make fuzz   hostile files, many
+# make lint    style, spelling and types
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
 VENV ?= .venv
 PYTHON ?= python3
