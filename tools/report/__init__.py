@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from backbones.config import printable
 from backbones.files import write_whole
 from tools.experiments.record import load_records
 
@@ -48,7 +49,8 @@ def write_report(
     records, warnings = load_records(paths)
     if not records:
         skipped = f"; {warnings[0]}" if warnings else ""
-        raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}{skipped}")
+        where = ", ".join(map(str, paths))
+        raise ValueError(printable(f"no record.json in or under {where}{skipped}"))
     table = build_table(
         records,
         warnings,
