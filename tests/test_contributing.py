@@ -1,5 +1,6 @@
 """What CONTRIBUTING.md says is followed to the letter, on a copy of the sources."""
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ def tree(tmp_path_factory):
         if step["create"]:
             path = tree / step["create"]
             assert not path.exists()
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step["text"], encoding="utf-8")
         elif step["edit"]:
             path = tree / step["edit"]
@@ -71,3 +73,26 @@ def test_the_recipe_of_the_guide_trains_on_its_data_set_with_its_attention(tree,
         "backbone.options.attention=halving", "backbone.options.factor=0.25",
     )  # fmt: skip
     assert (tmp_path / "run" / "record.json").is_file()
+
+
+def test_the_task_of_the_guide_is_trained_recorded_and_reported_beside_its_twin(tree, tmp_path):
+    for split in ("train", "val"):
+        for index in range(8):
+            path = tmp_path / "data" / split / ("flat", "rough")[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (110, 110), (30 * index, 90, 80)).save(path)
+    (tmp_path / "study.yaml").write_text(
+        f"""
+experiments:
+  - task: texture
+    recipe: texture-short
+    backbones: [se_resnet_tiny]
+    data_root: {tmp_path / "data"}
+"""
+    )
+    _run(tree, "-m", "tools", "run", tmp_path / "study.yaml", "--output", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert report["comparisons"]
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "texture recognition" in page.lower()
+    assert "mean accuracy of the classes" in page
