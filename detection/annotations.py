@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -176,7 +177,7 @@ def annotations_from(content: bytes, path: Path) -> Annotations:
             )
         return found
 
-    box = np.array([row.bbox for row in file.annotations], np.float64)
+    box = _boxes([row.bbox for row in file.annotations])
     area = [row.area for row in file.annotations]
     _flags(path, "ignore", [row.ignore for row in file.annotations], allowed=(0,))
     return Annotations(
@@ -211,7 +212,7 @@ def read_results(path: Path | str, truth: Annotations) -> Results:
         truth,
         _ids(path, "", "image_id", [row.image_id for row in rows]),
         _ids(path, "", "category_id", [row.category_id for row in rows]),
-        np.array([row.bbox for row in rows], np.float64).reshape(-1, 4),
+        _boxes([row.bbox for row in rows]),
         np.array([row.score for row in rows], np.float64),
         path,
     )
@@ -305,6 +306,9 @@ def _decode(content: bytes, kind: Any, path: Path) -> Any:
 
 
 def _ids(path: Path, table: str, key: str, values: list[int | float]) -> np.ndarray:
+    ids = np.array(values)
+    if ids.dtype == np.int64:
+        return ids
     for index, value in enumerate(values):
         if isinstance(value, float):
             if not (value.is_integer() and abs(value) <= 2**53):
@@ -312,6 +316,11 @@ def _ids(path: Path, table: str, key: str, values: list[int | float]) -> np.ndar
                 raise ValueError(f"{path}: {place}.{key} is {value}: ids are whole numbers")
             values[index] = int(value)
     return np.array(values, np.int64)
+
+
+def _boxes(rows: list[tuple[float, float, float, float]]) -> np.ndarray:
+    # Half the time of np.array, which looks at every row first.
+    return np.fromiter(chain.from_iterable(rows), np.float64, 4 * len(rows)).reshape(-1, 4)
 
 
 def _require_lists(file: _File, path: Path) -> None:
