@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +204,18 @@ def test_a_set_that_fails_halfway_leaves_nothing(tmp_path, monkeypatch):
 def test_what_cannot_be_made_is_refused_by_name(make, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make(tmp_path / "x")
+
+
+def test_what_a_killed_call_left_is_cleaned_by_the_next(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".cifar.{gone.pid}.partial" / "half").mkdir(parents=True)
+    at_work = tmp_path / f".cifar.{os.getppid()}.partial"
+    at_work.mkdir()
+    before = os.umask(0o027)
+    try:
+        root = sample_data.make_cifar10(tmp_path / "cifar", 1, 1)
+    finally:
+        os.umask(before)
+    assert {path.name for path in tmp_path.iterdir()} == {"cifar", at_work.name}
+    assert root.stat().st_mode & 0o777 == 0o750

@@ -155,8 +155,10 @@ def smallest_demo(tmp_path_factory) -> Path:
         train = entry.setdefault("settings", {}).setdefault("train", {})
         if entry["task"] == "detection":
             train.update(iterations=2, batch_size=2, warmup_iterations=0, lr=0.001)
+            entry["settings"]["data"] = {"workers": -1}  # the default; the recipe reads by itself
         else:
             train.update(epochs=1, batch_size=50 if entry["name"] == "cifar10" else 8)
+            train["schedule"] = {**train.get("schedule", {}), "warmup": 0}
             entry["settings"]["evaluate"] = {"batch_size": 8}
             if entry["recipe"] != "cifar-short":
                 entry["settings"]["augment"] = {"size": 32}

@@ -72,7 +72,7 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="sebench", standalone_mode=False))
     except _UsageError as error:
-        if error.message or str(error):  # otherwise the help has been printed
+        if str(error):  # otherwise the help has been printed
             say(f"sebench: {_explain_usage(error)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
@@ -100,7 +100,8 @@ def _spell_out(error: UnicodeError) -> tuple[str, int]:
 
 
 _CLOSE = dict(zip("·–—×±−…│─╭╮╰╯┃━", "---x+-.|-++++|-", strict=True))
-_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own copy of click
+# typer carries its own copy of click: this is the class of every mistake in arguments.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _explain_usage(error: Any) -> str:

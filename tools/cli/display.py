@@ -16,8 +16,9 @@ from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS
 
 if TYPE_CHECKING:
+    from tools.experiments.cells import Outcome
     from tools.experiments.experiment import Experiment
-    from tools.experiments.study import Cell, Outcome
+    from tools.experiments.study import Cell
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

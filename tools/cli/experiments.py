@@ -39,6 +39,7 @@ from tools.cli.arguments import (
 
 if TYPE_CHECKING:
     from tools.experiments.experiment import Experiment
+    from tools.experiments.record import Record
 
 
 def train(
@@ -141,7 +142,7 @@ def evaluate(
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
     if results is not None or annotations is not None:
-        useless = {
+        useless: dict[str, Any] = {
             "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
             "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing,
             "--no-cache": no_cache,
@@ -266,7 +267,7 @@ def _settings(
     seed: int | None = None,
 ) -> dict[str, Any]:
     """The settings that options stand for, nested as in a recipe; those not given are left out."""
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "backbone": {"name": backbone, "weights": weights, "allow_missing": allow_missing or None},
         "data": {
             "name": data,
@@ -293,6 +294,7 @@ def _run(
     from backbones.device import keep_large_tensors_on_heap
     from backbones.files import CHECKPOINT
     from tools.cli.display import describe_check, print_nested, print_record
+    from tools.experiments.record import to_plain
     from tools.experiments.run import evaluate_experiments, read_recorded, run_experiment
 
     single = len(experiments) == 1
@@ -310,17 +312,17 @@ def _run(
         elif arguments.first_process:
             for content in found:
                 print_nested(content)
-            print("all is well; nothing was run")
+            print("dry run passed; nothing was executed")
         return
     there = [directory for directory, each in runs.items() if read_recorded(each, directory)]
     _show_log()
     keep_large_tensors_on_heap()
-    records = []
+    records: list[Record | None] = []
 
     def how_to_go_on() -> str:
         if single and (next(iter(runs)) / CHECKPOINT).exists():
             return "go on with the same command and --resume"
-        return "nothing was kept; start anew with the same command"
+        return "what is recorded is kept; the same command does the rest"
 
     with _stop_hint(how_to_go_on):
         if single:
@@ -333,11 +335,10 @@ def _run(
     for directory in there:
         say(f"{directory} has recorded this experiment already; nothing was run")
     if as_json:
-        files = [record.directory / "record.json" for record in records]
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        found = [to_plain(record) for record in filter(None, records)]
         print(json.dumps(found[0] if single else found, indent=1))
         return
-    for record in records:
+    for record in filter(None, records):
         print_record(record)
 
 
@@ -394,7 +395,8 @@ def _run_study(
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay, print_plan
-    from tools.experiments.study import load_study, make_sample_data, plan, run_cells, start_workers
+    from tools.experiments.cells import run_cells, start_workers
+    from tools.experiments.study import REPORT, load_study, make_sample_data, plan
 
     study = load_study(path)
     if dry_run:
@@ -420,7 +422,7 @@ def _run_study(
         if recorded:
             from tools.report import write_report
 
-            for written in write_report(recorded, output / "report"):
+            for written in write_report(recorded, output / REPORT):
                 if written.suffix == ".html":
                     say(f"report: {written}")
     failed = [outcome for outcome in outcomes if outcome.record is None]
@@ -433,12 +435,13 @@ def _run_study(
 def _stop_hint(how: Callable[[], str]) -> Iterator[None]:
     """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and say how to go on."""
 
+    received = signal.SIGINT
+
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal received
         received = signal.Signals(number)
         raise KeyboardInterrupt
 
-    received = signal.SIGINT
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

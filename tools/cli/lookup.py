@@ -46,7 +46,7 @@ def list_(
       sebench list settings detection
     """
     from backbones.config import unknown
-    from tools.cli.listing import LISTS
+    from tools.cli.listing import LISTS, settings
 
     if what not in LISTS:
         raise ValueError(unknown("list", what, LISTS))
@@ -56,7 +56,7 @@ def list_(
         raise ValueError("--paper is for backbones: sebench list backbones --paper")
     _import(imports)
     if not paper:
-        _print(LISTS[what]() if task is None else LISTS[what](task), as_json)
+        _print(settings(task) if what == "settings" else LISTS[what](), as_json)
         return
     from tools.references.costs import paper_costs
 

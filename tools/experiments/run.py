@@ -87,7 +87,7 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
     for directory, experiment in runs.items():
         shared = hasattr(experiment.entry_points(), "evaluate_together")
         if shared and read_recorded(experiment, directory) is None:
-            key = (experiment.comparison_hash,)
+            key: tuple[str, ...] = (experiment.comparison_hash,)
         else:
             key = (experiment.comparison_hash, str(directory))
         passes.setdefault(key, []).append(directory)

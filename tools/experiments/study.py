@@ -1,41 +1,22 @@
-"""A study: networks x tasks x seeds, each network beside its plain twin, planned, run, resumed.
-
-Every cell of the matrix runs in a process of its own, forked from one that has imported the
-benchmarks once. A cell that fails, even by a crash, leaves the others alone; one that is recorded
-already is not run again, and one that was interrupted goes on from its checkpoint.
-"""
+"""A study: networks x tasks x seeds, each network beside its plain twin, read and planned."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import multiprocessing
-import os
 import re
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from backbones import files
 from backbones.config import unknown
-from backbones.device import keep_large_tensors_on_heap
 from backbones.registry import load_user_module, twin_of
 from tools.experiments.experiment import Experiment, check_imports, load_experiment
-from tools.experiments.failure import describe_failure
-from tools.experiments.record import Record, read_git
-from tools.experiments.run import read_recorded, run_experiment
+from tools.experiments.run import read_recorded
 from tools.experiments.settings import build_settings, merge, read_yaml
-from tools.experiments.tasks import TASKS
 
-_DATA, _LOGS, _REPORT = "data", "logs", "report"  # folders beside the entries'
-_GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
+DATA, LOGS, REPORT = "data", "logs", "report"  # folders beside the entries'
 
 
 @dataclass(frozen=True)
@@ -88,17 +69,6 @@ class Cell:
             return "recorded"
         started = (self.directory / files.CHECKPOINT).exists()
         return "interrupted" if started else "to run"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one cell of a run ended."""
-
-    cell: Cell
-    seconds: float
-    record: Record | None = None  # None: it failed
-    error: str | None = None
-    skipped: bool = False  # recorded before
 
 
 def load_study(path: Path) -> Study:
@@ -169,20 +139,6 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
     return list(cells.values())
 
 
-def start_workers(tasks: Iterable[str]) -> Any:
-    """Begin to import what runs of ``tasks`` need, once for all; gives what starts their processes.
-
-    A later call for the same tasks finds it done.
-    """
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if context.get_start_method() == "forkserver":
-        # Every optimizer asks for torch._dynamo, which takes seconds to import.
-        modules = [TASKS[task].module for task in sorted(set(tasks))]
-        context.set_forkserver_preload(["torch._dynamo", *modules])
-        forkserver.ensure_running()
-    return context
-
-
 def make_sample_data(study: Study, output: Path) -> None:
     """Make the study's own data in ``output/data``, unless they are there."""
     from tools import sample_data  # needs NumPy, which takes a while to import
@@ -192,72 +148,21 @@ def make_sample_data(study: Study, output: Path) -> None:
         if maker is None:
             raise ValueError(unknown("sample data", name, sample_data.MAKERS))
         try:
-            maker(output / _DATA / name, **(arguments or {}))
+            maker(output / DATA / name, **(arguments or {}))
         except TypeError as error:
             raise ValueError(f"sample_data.{name}: {error}") from error
 
 
-def run_cells(
-    cells: list[Cell],
-    output: Path,
-    jobs: int = 1,
-    command: str | None = None,
-    started: Callable[[Cell], None] = lambda cell: None,
-) -> Iterator[Outcome]:
-    """Run what is not recorded yet, ``jobs`` cells at a time, and yield each as it ends.
-
-    What a cell prints goes to ``output/logs``. A cell whose weights come from another waits for
-    it. Closing the iterator, as Ctrl-C does, ends the cells that are running; they resume later.
-    """
-    waiting, running, ended = list(cells), {}, {}
-    context = start_workers({cell.experiment.task for cell in cells})
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
-    # One for all: the code that runs is what was imported when the first cell started.
-    origin = {"command": command, "git": read_git()}
-    try:
-        while waiting or running:
-            for cell in list(waiting):
-                source = _weights_source(cell, cells)
-                if source is not None and source.directory not in ended:
-                    continue
-                if len(running) == jobs:
-                    break
-                waiting.remove(cell)
-                record = read_recorded(cell.experiment, cell.directory)
-                if record is not None:
-                    outcome = Outcome(cell, 0.0, record, skipped=True)
-                elif source is not None and ended[source.directory].error:
-                    outcome = Outcome(cell, 0.0, error=f"its weights come from {source.label}")
-                else:
-                    started(cell)
-                    slot = min(set(range(jobs)) - {slot for _, _, slot in running.values()})
-                    process = _start(context, cell, output, threads, slot, origin)
-                    running[process[1]] = (cell, process, slot)
-                    continue
-                ended[cell.directory] = outcome
-                yield outcome
-            # A process that was killed says nothing, and its children may hold the pipe open.
-            ends = {process.sentinel: key for key, (_, (process, *_), _) in running.items()}
-            ready = wait([*running, *ends], timeout=0.5)
-            for receiver in {ends.get(end, end) for end in ready}:
-                cell, process, _ = running.pop(receiver)
-                outcome = ended[cell.directory] = _finish(cell, output, *process)
-                yield outcome
-    finally:
-        _stop([process for _, (process, *_), _ in running.values()])
-
-
-# Planning ----------------------------------------------------------------------------------------
+# Parts -------------------------------------------------------------------------------------------
 
 
 def _entry_name(entry: StudyEntry) -> str:
     """The folder of an entry: one name, and none of those that stand beside the entries."""
     name = entry.name or Path(entry.recipe).stem
-    if name in (_DATA, _LOGS, _REPORT) or not re.fullmatch(r"\w[\w.=+, -]{0,99}", name):
+    if name in (DATA, LOGS, REPORT) or not re.fullmatch(r"\w[\w.=+, -]{0,99}", name):
         raise ValueError(
             f"name={name!r}: it names a folder; use letters, digits, spaces and any of . = + , - _ "
-            f"(and not {_DATA}, {_LOGS} or {_REPORT})"
+            f"(and not {DATA}, {LOGS} or {REPORT})"
         )
     return name
 
@@ -316,9 +221,9 @@ def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
             plain = _named(backbone["twin"])
         else:
             twin = twin_of(backbone["name"], backbone.get("options", {}))
-            plain = {"name": twin[0], "options": twin[1]} if twin else None
+            plain = {"name": twin[0], "options": twin[1]} if twin else {}
         # A twin has weights of its own; where a network starts from some, both are listed.
-        if twins and plain is not None and "weights" not in backbone:
+        if twins and plain and "weights" not in backbone:
             if not plain["options"]:
                 del plain["options"]
             if plain not in found:
@@ -343,118 +248,4 @@ def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
         return entry.data_root
     if entry.sample not in study.sample_data:
         raise ValueError(unknown("sample", entry.sample, study.sample_data))
-    return str(output / _DATA / entry.sample)
-
-
-def _weights_source(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The cell whose weights this one starts from."""
-    weights = cell.experiment.config.backbone.weights
-    folder = Path(weights).parent if weights else None
-    return next((other for other in cells if other.directory == folder), None)
-
-
-# Running -----------------------------------------------------------------------------------------
-
-
-def _start(
-    context: Any, cell: Cell, output: Path, threads: int, slot: int, origin: dict[str, Any]
-) -> tuple[Any, Connection, float]:
-    receiver, sender = context.Pipe(duplex=False)
-    log = _log_path(cell, output)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = (cell.experiment, cell.directory, log, threads, slot, origin, sender)
-    process = context.Process(target=_run_cell, args=arguments, name=cell.label)
-    process.start()
-    sender.close()
-    return process, receiver, time.monotonic()
-
-
-def _finish(cell: Cell, output: Path, process: Any, receiver: Connection, begun: float) -> Outcome:
-    """What the process of a cell has sent; one that died without a word has failed."""
-    record = error = None
-    if receiver.poll():
-        with contextlib.suppress(EOFError):
-            record, error = receiver.recv()
-    process.join()
-    if record is None and error is None:
-        error = f"{_how_it_ended(process.exitcode)}; see {_log_path(cell, output)}"
-    return Outcome(cell, time.monotonic() - begun, record, error)
-
-
-def _how_it_ended(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by the system (SIGKILL), which it does where memory is short"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
-
-
-def _stop(processes: Sequence[Any]) -> None:
-    """Ask processes to stop, which lets them save a checkpoint; end those that do not."""
-    for process in processes:
-        process.terminate()
-    end = time.monotonic() + _GRACE
-    for process in processes:
-        process.join(timeout=max(0.0, end - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _log_path(cell: Cell, output: Path) -> Path:
-    return output / _LOGS / f"{cell.entry}-{cell.directory.name}.txt"
-
-
-def _run_cell(
-    experiment: Experiment,
-    directory: Path,
-    log: Path,
-    threads: int,
-    slot: int,
-    origin: dict[str, Any],
-    sender: Connection,
-) -> None:
-    """Body of a cell's process: run it and send (record, error)."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Workers that read data start as they do in a run outside a study: not as this process did.
-    multiprocessing.set_start_method(None, force=True)
-    with log.open("a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            import torch
-
-            keep_large_tensors_on_heap()
-            torch.set_num_threads(threads)
-            gpus = torch.cuda.device_count()
-            if gpus > 1 and experiment.config.device == "auto":
-                config = dataclasses.replace(experiment.config, device=f"cuda:{slot % gpus}")
-                experiment = dataclasses.replace(experiment, config=config)
-            _await_unlocked(directory)
-            resume = (directory / files.CHECKPOINT).exists()
-            record = run_experiment(experiment, directory, resume=resume, **origin)
-            sender.send((record, None))
-        except (Exception, KeyboardInterrupt) as error:
-            traceback.print_exc()
-            sender.send((None, f"{describe_failure(error)} (more in {log})"))
-
-
-def _end_with_parent() -> None:
-    """Stop this process when the one that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its checkpoint
-    time.sleep(_GRACE)
-    os._exit(1)
-
-
-def _await_unlocked(directory: Path) -> None:
-    """Wait for the process of a study that was killed: it may still be saving its checkpoint."""
-    end = time.monotonic() + _GRACE + 10
-    while directory.is_dir() and time.monotonic() < end:
-        try:
-            with files.lock_directory(directory):
-                return
-        except ValueError:
-            time.sleep(0.5)
+    return str(output / DATA / entry.sample)

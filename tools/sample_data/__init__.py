@@ -15,7 +15,6 @@ import gzip
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from backbones.files import SYNTHETIC
 from tools.sample_data.drawing import (
     COCO_CATEGORIES,
     picture_of_shapes,
     small_pictures,
     varied_picture,
 )
-
-MARKER = "SYNTHETIC"
 
 CIFAR10_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -320,22 +318,35 @@ def _write_whole(
             raise ValueError(f"{key}={value}: a sample data set needs at least 1")
     marker = json.dumps({"made_by": "sebench data sample", "name": name, **settings}) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        found = root / MARKER
+        found = root / SYNTHETIC
         if found.is_file() and found.read_text() == marker:
             return root
         raise ValueError(
             f"{root} holds something else than this sample data set; choose another folder"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    _remove_leftovers(root)
+    folder = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    folder.mkdir()
     try:
         write(folder, np.random.default_rng([settings["seed"], list(MAKERS).index(name)]))
-        (folder / MARKER).write_text(marker)
-        folder.chmod(0o755)
+        (folder / SYNTHETIC).write_text(marker)
         os.replace(folder, root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return root
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Delete what calls for the same folder left behind that were killed."""
+    for folder in root.parent.glob(f".{root.name}.*.partial"):
+        number = folder.name.split(".")[-2]
+        try:
+            os.kill(int(number), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue  # another user's, at work
 
 
 def _first(names: tuple[str, ...], count: int) -> tuple[str, ...]:
