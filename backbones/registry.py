@@ -39,9 +39,9 @@ def list_backbones() -> list[BackboneInfo]:
 def describe_backbone(name: str) -> BackboneInfo:
     """Describe a network with its default options. Raises ValueError for an unknown name."""
     if name.startswith(EXTERNAL):
-        from backbones import external  # imports torch, and the library
+        from backbones.external import describe  # imports torch, and the library
 
-        return external.describe(name)
+        return describe(name)
     entry = find_backbone(name)
     if isinstance(entry, Registered):
         return _describe_registered(name)
@@ -78,9 +78,9 @@ def twin_of(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]] | 
     What concerns the attention is dropped, what concerns the network (e.g. stride_in_1x1) kept.
     """
     if name.startswith(EXTERNAL):
-        from backbones import external
+        from backbones.libraries import twin
 
-        plain = external.twin(name)
+        plain = twin(name)
         return (plain, dict(options)) if plain else None
     entry = find_backbone(name)
     if isinstance(entry, Registered):

@@ -1,7 +1,7 @@
 """The networks there are: one literal table, readable without torch.
 
 A row of `PAIRS` declares a plain network and its SE twin. Their parameters and multiply-adds are
-golden integers (a test counts them anew, by the rules stated in `cost`), so that listing them needs
+golden integers (a test recounts them, by the rules stated in `cost`), so that listing them needs
 no torch.
 """
 

@@ -18,7 +18,7 @@ from backbones import (
     save_weights,
     twin_of,
 )
-from backbones.external import input_format_of
+from backbones.libraries import input_format_of
 
 
 def picture(size=64):

@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from backbones.config import InputFormat
-from backbones.external import input_format_of, split_name
+from backbones.libraries import input_format_of, split_name
 from tools import sample_data
 from tools.references.remeasure import (
     Checkpoint,

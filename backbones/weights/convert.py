@@ -10,8 +10,9 @@ from torch import Tensor
 
 from backbones.build import build_network
 from backbones.config import BackboneSettings
-from backbones.external import ExternalBackbone, build_model, split_name
+from backbones.external import ExternalBackbone
 from backbones.features import Network
+from backbones.libraries import build_model, split_name
 from backbones.registry import EXTERNAL, describe_backbone
 from backbones.weights.files import save_detectron2, save_state, save_torch
 from backbones.weights.formats import FORMATS, SameOrder, WeightFormat, backbone_shapes, from_ours

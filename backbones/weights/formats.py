@@ -16,47 +16,19 @@ import torch
 from torch import Tensor
 
 from backbones.config import BackboneSettings, InputFormat
+from backbones.weights.layer_names import (
+    LayerNames,
+    caffe_names,
+    detectron2_names,
+    msra_names,
+    torchvision_names,
+)
 from backbones.zoo import PAIRS, Pair
 
 Tensors = Mapping[str, Tensor]
 
 _OF_DETECTORS = ("proposal_generator.", "roi_heads.", "backbone.fpn_", "head.cls_", "pixel_mean")
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a format calls the layers of a residual network.
-
-    `{stage}` counts from 2, `{layer}` from 1, `{block}` from 0 and `{nth}` from 1. Where a position
-    has several layers, there is one name for each.
-    """
-
-    stem: tuple[str, ...]  # convolutions
-    stem_norms: tuple[str, ...]
-    convs: tuple[str, ...]  # of a block
-    norms: tuple[str, ...]
-    shortcut: tuple[str, str]  # convolution and norm
-    gate: tuple[str, ...]  # the two matrices of SE
-    head: str
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield (our name, their name) of every layer that a residual network may have."""
-        for i, (conv, norm) in enumerate(zip(self.stem, self.stem_norms, strict=True), start=1):
-            yield f"backbone.stem.conv{i}", conv
-            yield f"backbone.stem.norm{i}", norm
-        for stage in range(2, 6):
-            for block in range(36):
-                place = {"stage": stage, "layer": stage - 1, "block": block, "nth": block + 1}
-                ours = f"backbone.res{stage}.{block}"
-                for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
-                    yield f"{ours}.conv{i}", conv.format(**place)
-                    yield f"{ours}.norm{i}", norm.format(**place)
-                yield f"{ours}.shortcut.conv", self.shortcut[0].format(**place)
-                yield f"{ours}.shortcut.norm", self.shortcut[1].format(**place)
-                for i, gate in enumerate(self.gate, start=1):
-                    yield f"{ours}.se.fc{i}", gate.format(**place)
-        yield "head.fc", self.head
 
 
 @dataclass(frozen=True)
@@ -69,7 +41,7 @@ class SameOrder:
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (our name, their name) of every layer."""
         from backbones.build import build_network
-        from backbones.external import build_model
+        from backbones.libraries import build_model
 
         with torch.device("meta"):
             ours, theirs = build_network(self.network), build_model(self.theirs, {})
@@ -85,7 +57,7 @@ class WeightFormat:
     name: str
     title: str
     marker: str  # a pattern that some name has in this format, and none in the formats after it
-    names: Names | SameOrder
+    names: LayerNames | SameOrder
     input_format: InputFormat
     # Tensors in our names -> options that the network must have.
     structure: Callable[[Tensors], dict[str, Any]]
@@ -200,7 +172,7 @@ def _layers(module: torch.nn.Module) -> list[tuple[str, list[torch.Size]]]:
 
 
 @functools.cache
-def _inverse(names: Names | SameOrder) -> dict[str, str]:
+def _inverse(names: LayerNames | SameOrder) -> dict[str, str]:
     return {theirs: ours for ours, theirs in names.pairs()}
 
 
@@ -339,75 +311,6 @@ def _from_detectron2(tensors: Tensors) -> Tensors:
     return result
 
 
-def _torchvision_names(
-    prefix: str = "",
-    gates: tuple[str, ...] = ("se.fc1", "se.fc2"),
-    head: str = "fc",
-    legacy: bool = False,
-    deep: bool = False,
-) -> Names:
-    """Return the names of those who call stages layer1 .. layer4, as torchvision does."""
-    block = prefix + "layer{layer}.{block}."
-    stem: tuple[str, ...] = (prefix + "conv1",)
-    stem_norms: tuple[str, ...] = (prefix + "bn1",)
-    if legacy:
-        stem = tuple(f"layer0.conv{i}" for i in (1, 2, 3))
-        stem_norms = tuple(f"layer0.bn{i}" for i in (1, 2, 3))
-    elif deep:
-        stem, stem_norms = ("conv1.0", "conv1.3", "conv1.6"), ("conv1.1", "conv1.4", "bn1")
-    return Names(
-        stem=stem,
-        stem_norms=stem_norms,
-        convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
-        norms=tuple(f"{block}bn{i}" for i in (1, 2, 3)),
-        shortcut=(f"{block}downsample.0", f"{block}downsample.1"),
-        gate=tuple(block + gate for gate in gates),
-        head=head,
-    )
-
-
-def _caffe_names(deep: bool) -> Names:
-    stem = ("conv1_1/3x3_s2", "conv1_2/3x3", "conv1_3/3x3") if deep else ("conv1/7x7_s2",)
-    block = "conv{stage}_{nth}_"
-    convs = tuple(block + name for name in ("1x1_reduce", "3x3", "1x1_increase"))
-    return Names(
-        stem=stem,
-        stem_norms=tuple(f"{name}/bn" for name in stem),
-        convs=convs,
-        norms=tuple(f"{name}/bn" for name in convs),
-        shortcut=(f"{block}1x1_proj", f"{block}1x1_proj/bn"),
-        gate=(f"{block}1x1_down", f"{block}1x1_up"),
-        head="classifier",
-    )
-
-
-def _detectron2_names() -> Names:
-    block = "res{stage}.{block}."
-    return Names(
-        stem=tuple(f"stem.conv{i}" for i in (1, 2, 3)),
-        stem_norms=tuple(f"stem.conv{i}.norm" for i in (1, 2, 3)),
-        convs=tuple(f"{block}conv{i}" for i in (1, 2, 3)),
-        norms=tuple(f"{block}conv{i}.norm" for i in (1, 2, 3)),
-        shortcut=(f"{block}shortcut", f"{block}shortcut.norm"),
-        gate=(f"{block}se.fc1", f"{block}se.fc2"),  # our own names: Detectron2 has no SE
-        head="linear",
-    )
-
-
-def _msra_names() -> Names:
-    block = "res{stage}_{block}_branch"
-    convs = tuple(f"{block}2{letter}" for letter in "abc")
-    return Names(
-        stem=("conv1",),
-        stem_norms=("res_conv1_bn",),
-        convs=convs,
-        norms=tuple(f"{name}_bn" for name in convs),
-        shortcut=(f"{block}1", f"{block}1_bn"),
-        gate=(),
-        head="fc1000",
-    )
-
-
 _RGB = InputFormat(size=224, crop=0.875)
 _RGB_BICUBIC = InputFormat(size=224, crop=0.875, interpolation="bicubic")
 _INCEPTION = InputFormat(
@@ -422,38 +325,38 @@ _MSRA_INPUT = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), siz
 FORMATS: tuple[WeightFormat, ...] = (
     WeightFormat(
         "caffe-senet154", "SENet-154's Caffe blobs", r"^conv1_1/3x3_s2[/.]0$",
-        _caffe_names(deep=True), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+        caffe_names(deep=True), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
     WeightFormat(
         "caffe", "SENet's Caffe blobs", r"^conv2_1_1x1_reduce[/.]0$",
-        _caffe_names(deep=False), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+        caffe_names(deep=False), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
     WeightFormat(
         "msra", "MSRA's ResNets for Detectron", r"^res2_0_branch2a_w$",
-        _msra_names(), _MSRA_INPUT, _strided_in_1x1, _from_msra),
+        msra_names(), _MSRA_INPUT, _strided_in_1x1, _from_msra),
     WeightFormat(
         "mmpretrain", "MMPretrain's ResNets", r"^backbone\.layer1\.0\.conv1\.weight$",
-        _torchvision_names("backbone.", ("se_layer.conv1.conv", "se_layer.conv2.conv"), "head.fc"), _RGB, _strided_in_3x3),
+        torchvision_names("backbone.", ("se_layer.conv1.conv", "se_layer.conv2.conv"), "head.fc"), _RGB, _strided_in_3x3),
     WeightFormat(
         "timm-legacy", "timm's legacy SE networks, the same as Cadene's", r"^layer0\.conv1\.weight$",
-        _torchvision_names(
+        torchvision_names(
             gates=("se_module.fc1", "se_module.fc2"), head="last_linear", legacy=True),
         _RGB, _strided_as_senet),
     WeightFormat(
         "detectron2", "Detectron2's ResNets", r"(^|\.)res2\.0\.conv1\.norm\.weight$",
-        _detectron2_names(), _RGB, _strided_in_3x3, _from_detectron2, convolutional_gate=False),
+        detectron2_names(), _RGB, _strided_in_3x3, _from_detectron2, convolutional_gate=False),
     WeightFormat(
         "timm-deep", "timm's ResNets with a deep stem", r"^conv1\.6\.weight$",
-        _torchvision_names(deep=True), _RGB_BICUBIC, _strided_in_3x3),
+        torchvision_names(deep=True), _RGB_BICUBIC, _strided_in_3x3),
     WeightFormat(
         "timm", "timm's ResNets with SE", r"^layer1\.0\.se\.fc1\.weight$",
-        _torchvision_names(), _RGB_BICUBIC, _strided_in_3x3),
+        torchvision_names(), _RGB_BICUBIC, _strided_in_3x3),
     WeightFormat(
         "moskomule", "moskomule's SE-ResNets", r"^layer1\.0\.se\.fc\.0\.weight$",
-        _torchvision_names(gates=("se.fc.0", "se.fc.2")), _RGB, _strided_in_3x3,
+        torchvision_names(gates=("se.fc.0", "se.fc.2")), _RGB, _strided_in_3x3,
         convolutional_gate=False),
     WeightFormat(
         "torchvision", "torchvision's ResNets; timm's plain ones and Places365's have the same names",
         r"^layer1\.0\.conv1\.weight$",
-        _torchvision_names(), _RGB, _strided_in_3x3),
+        torchvision_names(), _RGB, _strided_in_3x3),
     WeightFormat(
         "torchvision-vgg16-bn", "torchvision's vgg16_bn", r"^features\.40\.weight$",
         SameOrder("vgg16_bn", "torchvision:vgg16_bn"), _RGB, _no_choice),

@@ -114,13 +114,13 @@ def read_weights(path: str | Path, network: str = "") -> Weights:
         UnsafePickle: (a ValueError) the file asks for code to be run.
     """
     if str(path).startswith(EXTERNAL):
-        from backbones.external import download
+        from backbones.libraries import download
 
         file, input_format = download(str(path))
         return replace(_interpret(file), input_format=input_format)
     weights = _interpret(read_tensors(path))
     if network.startswith(EXTERNAL) and weights.format not in _OWN_FORMATS:
-        from backbones.external import input_format_of
+        from backbones.libraries import input_format_of
 
         library = network.partition(":")[0]
         known = input_format_of(network)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.config import InputFormat
-from backbones.external import input_format_of
+from backbones.libraries import input_format_of
 from backbones.registry import EXTERNAL
 from backbones.weights.load import read_weights
 from tools.experiments.experiment import load_experiment

@@ -1,0 +1,197 @@
+"""What timm and torchvision have: networks by name, what their weights expect, and the weights."""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import inspect
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from backbones.config import InputFormat
+from backbones.weights.files import TensorFile
+
+# Networks with SE in timm -> the same without; weights of a pair share the recipe tag.
+_TWINS = {
+    "seresnet18": "resnet18",
+    "seresnet34": "resnet34",
+    "seresnet50": "resnet50",
+    "seresnet101": "resnet101",
+    "seresnet152": "resnet152",
+    "seresnet152d": "resnet152d",
+    "seresnext50_32x4d": "resnext50_32x4d",
+    "seresnext101_32x4d": "resnext101_32x4d",
+    "seresnext101_64x4d": "resnext101_64x4d",
+    "seresnext101_32x8d": "resnext101_32x8d",
+}
+
+
+def twin(name: str) -> str | None:
+    """Return the plain twin of the same recipe tag, or None where none is known."""
+    import timm
+
+    library, model, tag = split_name(name)
+    if library != "timm" or model not in _TWINS:
+        return None
+    plain = _TWINS[model]
+    if not tag:
+        return f"timm:{plain}"
+    return f"timm:{plain}.{tag}" if f"{plain}.{tag}" in timm.list_pretrained(f"{plain}.*") else None
+
+
+def input_format_of(name: str) -> InputFormat:
+    """Return what the pretrained weights of a network expect, from the library's own tables."""
+    library, model, tag = split_name(name)
+    if library == "timm":
+        import timm
+
+        known = timm.get_pretrained_cfg(model + (f".{tag}" if tag else ""))
+        assert known is not None, name  # split_name found it
+        told = known.to_dict()
+        return InputFormat(
+            mean=tuple(round(255 * value, 4) for value in told["mean"]),
+            std=tuple(round(255 * value, 4) for value in told["std"]),
+            interpolation=told["interpolation"],
+            size=told["input_size"][-1],
+            crop=told["crop_pct"],
+        )
+    weights = _torchvision_weights(model, tag)
+    transform = weights.transforms()
+    return InputFormat(
+        mean=tuple(round(255 * value, 4) for value in transform.mean),
+        std=tuple(round(255 * value, 4) for value in transform.std),
+        interpolation=transform.interpolation.value,
+        size=transform.crop_size[0],
+        crop=transform.crop_size[0] / transform.resize_size[0],
+    )
+
+
+def download(name: str) -> tuple[TensorFile, InputFormat]:
+    """Let the library fetch its weights, or take them from its cache.
+
+    Raises:
+        ValueError: an unknown name, or no network and nothing in the cache.
+    """
+    library, model, tag = split_name(name)
+    input_format = input_format_of(name)
+    try:
+        if library == "timm":
+            import timm
+
+            with _no_retries_without_network():
+                tagged = f"{model}.{tag}" if tag else model
+                tensors = timm.create_model(tagged, pretrained=True).state_dict()
+        else:
+            tensors = _torchvision_weights(model, tag).get_state_dict(progress=False)
+    except Exception as error:  # each library, and what it downloads with, has errors of its own
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
+        raise ValueError(
+            f"{name}: {library} could not get the weights ({reason}). Without a network, download the"
+            " file elsewhere and give its path instead"
+        ) from error
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+    return TensorFile(name, library, digest.hexdigest(), tensors), input_format
+
+
+@contextlib.contextmanager
+def _no_retries_without_network() -> Iterator[None]:
+    """Let the Hub's client look into its cache only, where its host has no address.
+
+    It would try for a minute otherwise. It reads HF_HUB_OFFLINE once, when it is imported, so the
+    constant is set; were that renamed, a missing network would only take longer to be noticed.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def build_model(name: str, options: dict[str, Any], num_classes: int = 1000) -> nn.Module:
+    """Build a library's network with random weights, on the device that torch is set to."""
+    try:
+        try:
+            return _construct(name, options, num_classes)
+        except NotImplementedError:
+            if torch.get_default_device().type != "meta":
+                raise
+            with torch.device("cpu"):  # torchvision's RegNets compute widths with tensors
+                model = _construct(name, options, num_classes)
+            return model.to("meta")
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} with options {options}: {error}") from error
+
+
+def _construct(name: str, options: dict[str, Any], num_classes: int) -> nn.Module:
+    library, model, tag = split_name(name)
+    if library == "timm":
+        import timm
+
+        # The rate is given: timm's legacy SE networks would train with 0.2 otherwise.
+        options = {"drop_rate": 0.0, **options}
+        tagged = f"{model}.{tag}" if tag else model
+        return timm.create_model(tagged, num_classes=num_classes, **options)
+    import torchvision.models
+
+    if "init_weights" in inspect.signature(torchvision.models.get_model_builder(model)).parameters:
+        options = {"init_weights": False, **options}
+    return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+
+
+def _torchvision_weights(model: str, tag: str) -> Any:
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(model)
+    if not tag:
+        return weights.DEFAULT
+    if tag not in weights.__members__:
+        raise ValueError(
+            f"torchvision:{model} has no weights {tag!r}; it has {', '.join(weights.__members__)}"
+        )
+    return weights[tag]
+
+
+@functools.cache
+def split_name(name: str) -> tuple[str, str, str]:
+    """Split `LIBRARY:NAME[.TAG]` and make sure that the library has it."""
+    library, _, rest = name.partition(":")
+    model, _, tag = rest.partition(".")
+    if library == "timm":
+        import timm
+
+        names, tags = (
+            timm.list_models(),
+            [n.partition(".")[2] for n in timm.list_pretrained(f"{model}.*")],
+        )
+    else:
+        import torchvision.models
+
+        names, tags = torchvision.models.list_models(torchvision.models), []
+        if model in names:
+            tags = list(torchvision.models.get_model_weights(model).__members__)
+    if model not in names:
+        near = difflib.get_close_matches(model, names, n=3)
+        hint = f"; did you mean {', '.join(f'{library}:{n}' for n in near)}?" if near else ""
+        raise ValueError(f"{library} has no network {model!r}{hint}")
+    if tag and tag not in tags:
+        raise ValueError(
+            f"{library}:{model} has no weights tagged {tag!r}; it has {', '.join(tags) or 'none'}"
+        )
+    return library, model, tag
