@@ -281,11 +281,12 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 if stopped and not self.is_finished:
-                    raise KeyboardInterrupt(
+                    told = (
                         f"stopped by {stop.asked or 'another process'} after step {self.step} of "
-                        f"{self.total_steps}; {self._directory / CHECKPOINT} is saved, "
-                        "--resume goes on from it"
+                        f"{self.total_steps}; {self._directory / CHECKPOINT} is saved"
                     )
+                    logger.info(told)
+                    raise KeyboardInterrupt(told)
         if self._bad.names:
             logger.warning("skipped %d unreadable training images", len(self._bad.names))
 
@@ -362,7 +363,9 @@ class Trainer:
         """
         path = self._directory / CHECKPOINT
         if not path.exists():
-            logger.info("nothing to resume from in %s: training starts anew", self._directory)
+            logger.info(
+                "nothing to resume from in %s: training starts from the beginning", self._directory
+            )
             return
         state = TrainingState.load(path)
         mine = (self.total_steps, self._processes.count, self._dataset_sha256)
