@@ -101,11 +101,11 @@ def _spread(indices: np.ndarray) -> list[int]:
 
 def _opener(record: Record) -> Callable[[str], Image.Image]:
     """Images of the reported split by their name, through the reader the run itself used."""
-    from classification.images import to_pil  # imports torch
-
     root = Path(record.dataset.root or "")
     if not root.is_dir():
         raise ValueError(f"the data are no longer at {root}")
+    from classification.images import to_pil  # imports torch
+
     task = TASKS[record.task]
     given = {**record.experiment.settings}
     config = build_settings(settings_class(task), [("the record", given)])
