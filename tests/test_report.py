@@ -371,6 +371,22 @@ def test_damaged_rows_cost_a_pair_its_interval_and_nothing_else(tmp_path, name):
     assert sound.headline.verdict == "better"
 
 
+@pytest.mark.parametrize("missing", ["top1_error", "top1_accuracy"])
+def test_a_record_without_a_metric_leaves_the_rest_of_the_report(tmp_path, missing):
+    write_twins(tmp_path / "runs", "a")
+    write_twins(tmp_path / "runs", "b", protocol={"name": "full-image+flip"})
+    path = tmp_path / "runs" / "a-se_resnet20" / "record.json"
+    content = json.loads(path.read_text())
+    del content["metrics"][missing]
+    path.write_text(json.dumps(content))
+    files = {p.name: p.read_text() for p in write_report([tmp_path / "runs"], tmp_path / "report")}
+    damaged, sound = json.loads(files["report.json"])["comparisons"]
+    assert headline_metric(sound)["verdict"] == "better"
+    if missing == "top1_error":
+        assert headline_metric(damaged)["verdict"] == "not tested"
+        assert "not in every record" in headline_metric(damaged)["difference"]["reason"]
+
+
 @pytest.mark.parametrize(
     "line",
     ["[" * 100_000, '{"step": 1e400, "loss": NaN}', '{"step": true, "loss": "x"}', "\0", "7"],

@@ -163,13 +163,20 @@ def compare_pair(
 
 def _shared_metrics(pair: Pair) -> list[str]:
     runs = [*pair.plain, *pair.candidate]
-    return [name for name in METRICS if all(name in record.metrics for record in runs)]
+    headline = TASKS[runs[0].task].headline[0]  # always there, if only to say why it is not
+    return [
+        name
+        for name in METRICS
+        if name == headline or all(name in record.metrics for record in runs)
+    ]
 
 
 def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | None) -> MetricRow:
     kind = METRICS[name]
     difference = found.get(name)
-    if difference is None:
+    if difference is None or not all(
+        name in record.metrics for record in (*pair.plain, *pair.candidate)
+    ):
         difference = _from_records(name, pair, why)
     change = difference.difference
     gain = None if change is None else (change if kind.higher_is_better else -change)
@@ -189,6 +196,9 @@ def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | N
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:
     """The difference alone, where nothing but the records' values is to be had."""
+    if not all(name in record.metrics for record in (*pair.plain, *pair.candidate)):
+        reason = f"{METRICS[name].label} is not in every record"
+        return Difference(None, None, None, seeds=len(pair.plain), reason=reason)
     sides = [[record.metrics[name] for record in side] for side in (pair.plain, pair.candidate)]
     for metric in (*sides[0], *sides[1]):
         if metric.value is None:
