@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backbones import files
 from tools import cli
 from tools.experiments import study
 from tools.experiments.study import load_study, plan
@@ -340,3 +341,15 @@ def test_cells_know_what_became_of_them(finished, smallest_demo):
     assert [cell.status() for cell in cells] == ["to run"] + ["recorded"] * 8
     other = dataclasses.replace(cells[1], experiment=dataclasses.replace(cells[2].experiment))
     assert other.status() != "recorded"
+
+
+def test_the_page_on_studies_names_every_key_and_every_file():
+    page = (DEMO.parent.parent / "README.md").read_text()
+    example = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    keys = {item.name for item in dataclasses.fields(study.Study)}
+    assert set(example) == keys
+    told = {key for entry in example["experiments"] for key in entry} | {"sample"}
+    assert told == {item.name for item in dataclasses.fields(study.StudyEntry)}
+    names = (files.LOCK, files.SETTINGS, files.LOG, files.CURVE, files.CHECKPOINT, files.WEIGHTS)
+    for name in (*names, files.SAMPLES, files.DETECTIONS, files.RECORD):
+        assert f"`{name}`" in page

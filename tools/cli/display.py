@@ -37,7 +37,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def print_record(record: Record) -> None:
     network = f"{record.backbone.name} on {record.dataset.name} {record.dataset.split}"
-    made = ", sample data" if record.synthetic else ""
+    made = ", synthetic data" if record.synthetic else ""
     print(f"{network} ({record.dataset.images:,} images{made}), {record.protocol.name}")
     values = {name: metric.value for name, metric in record.metrics.items()}
     print_metrics(values, {n: m.reason for n, m in record.metrics.items() if m.reason})

@@ -203,7 +203,7 @@ def demo(
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
 ) -> None:
-    """Four benchmarks, plain network beside SE twin, on made data, in minutes: the whole suite."""
+    """Four benchmarks, plain network beside SE twin, on synthetic data, in minutes: all of sebench."""
     study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
     _run_study(study, output, jobs or min(2, os.cpu_count() or 1), dry_run)
 
@@ -293,7 +293,7 @@ def _run(
     """Run one experiment, or several evaluations, each into a directory of its own."""
     from backbones.device import keep_large_tensors_on_heap
     from backbones.files import CHECKPOINT
-    from tools.cli.display import describe_check, print_nested, print_record
+    from tools.cli.display import print_record
     from tools.experiments.record import to_plain
     from tools.experiments.run import evaluate_experiments, read_recorded, run_experiment
 
@@ -303,16 +303,7 @@ def _run(
     else:
         runs = {(output or _folder(each)) / _run_name(each): each for each in experiments}
     if dry_run:
-        found = []
-        for directory, each in runs.items():
-            summary = each.entry_points().check(each.config, training=each.action == "train")
-            found.append(describe_check(each, summary, directory))
-        if arguments.first_process and as_json:
-            print(json.dumps(found[0] if single else found, indent=1))
-        elif arguments.first_process:
-            for content in found:
-                print_nested(content)
-            print("dry run passed; nothing was executed")
+        _check_only(runs, single, as_json)
         return
     there = [directory for directory, each in runs.items() if read_recorded(each, directory)]
     _show_log()
@@ -340,6 +331,21 @@ def _run(
         return
     for record in filter(None, records):
         print_record(record)
+
+
+def _check_only(runs: Mapping[Path, Experiment], single: bool, as_json: bool) -> None:
+    from tools.cli.display import describe_check, print_nested
+
+    found = []
+    for directory, each in runs.items():
+        summary = each.entry_points().check(each.config, training=each.action == "train")
+        found.append(describe_check(each, summary, directory))
+    if arguments.first_process and as_json:
+        print(json.dumps(found[0] if single else found, indent=1))
+    elif arguments.first_process:
+        for content in found:
+            print_nested(content)
+        print("dry run passed; nothing was executed")
 
 
 def _folder(experiment: Experiment) -> Path:

@@ -1,5 +1,5 @@
 """Commands that look things up or turn them into something else: lists, reports, references,
-weights, sample data, benchmarks. They are put on the command line in `tools.cli`."""
+weights, synthetic data, benchmarks. They are put on the command line in `tools.cli`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from tools.cli.arguments import ImportOption, JsonOption, check_file
 
-data_app = typer.Typer(no_args_is_help=True, help="Make sample data.")
+data_app = typer.Typer(no_args_is_help=True, help="Make synthetic data sets.")
 weights_app = typer.Typer(
     no_args_is_help=True, help="Inspect, convert and verify files of weights."
 )

@@ -195,7 +195,7 @@ def describe_recipe(path: Path) -> str:
 
 
 def synthetic_marker(root: str | None) -> str | None:
-    """How the sample data in ``root`` were made; None for real data."""
+    """How the synthetic data in ``root`` were made; None for real data."""
     path = Path(root) / files.SYNTHETIC if root else None
     return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
 

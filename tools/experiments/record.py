@@ -181,7 +181,7 @@ class Record:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the numbers come from synthetic data, and say nothing of the world."""
+        """Whether the numbers come from synthetic data: no real results."""
         return self.dataset.synthetic
 
     def file(self, kind: str) -> Path | None:

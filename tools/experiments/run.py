@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from backbones import files
-from backbones.config import flatten, printable
+from backbones.config import BackboneSettings, flatten, printable
 from backbones.device import processor_name
 from backbones.registry import describe_backbone, load_user_module, twin_of
 from backbones.result import Result
@@ -60,11 +60,11 @@ def run_experiment(
     recorded = read_recorded(experiment, directory)
     if recorded is not None:
         return recorded if _is_first_process() else None
-    with _run_in(experiment, directory, resume) as door:
+    with _run_in(experiment, directory, resume) as module:
         if experiment.action == "train":
-            result = door.train(experiment.config, directory, resume=resume)
+            result = module.train(experiment.config, directory, resume=resume)
         else:
-            result = door.evaluate(experiment.config, directory)
+            result = module.evaluate(experiment.config, directory)
     if not _is_first_process() or result is None:
         return None
     record = build_record(experiment, result, directory, command, git)
@@ -97,9 +97,9 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
             continue
         with ExitStack() as stack:
             for directory in directories:
-                door = stack.enter_context(_run_in(runs[directory], directory))
+                module = stack.enter_context(_run_in(runs[directory], directory))
             configs = [(runs[directory].config, directory) for directory in directories]
-            results = door.evaluate_together(configs)
+            results = module.evaluate_together(configs)
         for index, directory in enumerate(directories):
             record = None
             if _is_first_process():
@@ -231,29 +231,11 @@ def build_record(
     found = dataclasses.asdict(result) if isinstance(result, Result) else dict(result)
     # A tuple becomes a list, so that what is returned equals what will be read back.
     found = upgrade_result(json.loads(json.dumps(found)))
-    settings = experiment.config.backbone
-    info = describe_backbone(settings.name)
-    twin = twin_of(settings.name, settings.options)
-    if settings.twin:
-        twin = (settings.twin, settings.twin_options)
     content = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "experiment": {
-            "hash": experiment.hash,
-            "comparison_hash": experiment.comparison_hash,
-            "task": experiment.task,
-            "action": experiment.action,
-            "recipe": experiment.recipe,
-            "settings": experiment.settings,
-        },
-        "backbone": {
-            "name": settings.name,
-            "options": settings.options,
-            "family": info.family,
-            "is_se": info.is_se,
-            "twin": {"name": twin[0], "options": twin[1]} if twin else None,
-        },
+        "experiment": _describe_setup(experiment),
+        "backbone": _describe_backbone(experiment.config.backbone),
         "seed": experiment.config.seed,
         "metrics": _metrics(found),
         "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
@@ -266,6 +248,31 @@ def build_record(
     record = record_from(json.loads(json.dumps(content)), Path(directory))
     _check_rows(record)
     return record
+
+
+def _describe_setup(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "hash": experiment.hash,
+        "comparison_hash": experiment.comparison_hash,
+        "task": experiment.task,
+        "action": experiment.action,
+        "recipe": experiment.recipe,
+        "settings": experiment.settings,
+    }
+
+
+def _describe_backbone(settings: BackboneSettings) -> dict[str, Any]:
+    info = describe_backbone(settings.name)
+    twin = twin_of(settings.name, settings.options)
+    if settings.twin:
+        twin = (settings.twin, settings.twin_options)
+    return {
+        "name": settings.name,
+        "options": settings.options,
+        "family": info.family,
+        "is_se": info.is_se,
+        "twin": {"name": twin[0], "options": twin[1]} if twin else None,
+    }
 
 
 _TAKEN = (

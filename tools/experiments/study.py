@@ -95,7 +95,7 @@ def load_study(path: Path) -> Study:
 
 
 def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list[Cell]:
-    """The cells in the order they run in; the sample data they need must have been made.
+    """The cells in the order they run in; the synthetic data they need must have been made.
 
     Args:
         imports: Python files that a person has named; those that the study names are not run
@@ -146,7 +146,7 @@ def make_sample_data(study: Study, output: Path) -> None:
     for name, arguments in study.sample_data.items():
         maker = sample_data.MAKERS.get(name)
         if maker is None:
-            raise ValueError(unknown("sample data", name, sample_data.MAKERS))
+            raise ValueError(unknown("synthetic data set", name, sample_data.MAKERS))
         try:
             maker(output / DATA / name, **(arguments or {}))
         except TypeError as error:
@@ -190,7 +190,7 @@ def _experiment(
 
 def _named(item: Any) -> dict[str, Any]:
     """A network given by its name, or as {name: ..., options: {...}}: always the latter."""
-    network = {"name": item} if isinstance(item, str) else item
+    network: Any = {"name": item} if isinstance(item, str) else item
     if (
         not isinstance(network, Mapping)
         or set(network) - {"name", "options"}
@@ -205,7 +205,7 @@ def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
     """Each network of an entry after its plain twin, none twice."""
     found: list[dict[str, Any]] = []
     for item in entry.backbones:
-        backbone = {"name": item} if isinstance(item, str) else item
+        backbone: Any = {"name": item} if isinstance(item, str) else item
         if (
             not isinstance(backbone, Mapping)
             or set(backbone) - {"name", "options", "weights", "twin"}
