@@ -287,6 +287,18 @@ def test_weights_that_changed_after_their_record_was_written_are_refused(tmp_pat
         read_weights(file)
 
 
+def test_a_published_name_whose_sum_is_another_is_warned_of(tmp_path, caplog):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "f")
+    digest = read_tensors(tmp_path / "f").sha256
+    for name in (f"resnet-{digest[:8]}.pth", "resnet-20210831.pth", "resnet.pth"):
+        (tmp_path / name).write_bytes((tmp_path / "f").read_bytes())
+        read_tensors(tmp_path / name)
+    assert not caplog.text
+    (tmp_path / "resnet-0676ba61.pth").write_bytes((tmp_path / "f").read_bytes())
+    read_tensors(tmp_path / "resnet-0676ba61.pth")
+    assert "begins with 0676ba61" in caplog.text
+
+
 def harmful_files(folder):
     """Files that cost far more than their length, where sizes are not looked at first."""
     yield "selfref.pth", b"\x80\x02}q\x00X\x0a\x00\x00\x00state_dicth\x00s."

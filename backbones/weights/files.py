@@ -5,6 +5,7 @@ What kind of file it is shows in its first bytes, never in its name. Nothing in 
 
 import hashlib
 import json
+import logging
 import pickle
 import re
 import struct
@@ -23,6 +24,8 @@ from backbones.files import RECORD, WEIGHTS, sha256, write_whole
 from backbones.weights.archives import open_zip, read_npy, read_npz, read_pickled, read_torch_zip
 from backbones.weights.pickled_objects import UnsafePickle, get_metadata, set_metadata
 from backbones.weights.state_dicts import find_state_dict, tensors_of
+
+logger = logging.getLogger(__name__)
 
 # What we add to a file lies under this name, as JSON: in the metadata of safetensors, beside the
 # model in a Detectron2 pickle, and in the `_metadata` that every state dict of torch carries.
@@ -224,6 +227,7 @@ def _interpret(path: Path, content: bytes) -> TensorFile:
         raise ValueError("one of several files that belong together; give the folder or its index")
     digest = hashlib.sha256(content).hexdigest()
     _compare_with_record(path, digest)
+    _compare_with_name(path, digest)
     kind, held, metadata = _unpack(content)
     author = None
     if isinstance(held, Mapping):
@@ -255,6 +259,21 @@ def _compare_with_record(path: Path, digest: str) -> None:
         raise ValueError(
             f"it changed after its run: {RECORD} beside it has the SHA-256 {known[:16]}..., the file"
             f" {digest[:16]}...; restore it, or move it elsewhere to use it as it is"
+        )
+
+
+def _compare_with_name(path: Path, digest: str) -> None:
+    """Warn where a file's name has the beginning of a SHA-256, as published weights have, not its own.
+
+    The torch.save streams of before PyTorch 1.6 have no other checksum.
+    """
+    told = re.search(r"-(?=\d*[a-f])([0-9a-f]{8})\.", path.name)  # digits alone would be a date
+    if told and not digest.startswith(told[1]):
+        logger.warning(
+            "%s: its name promises a SHA-256 that begins with %s, it has %s...: damaged, or changed",
+            path,
+            told[1],
+            digest[:8],
         )
 
 
