@@ -18,6 +18,7 @@ from tools.statistics.differences import (
     detectable_difference,
     differences_over_seeds,
     noise_of_resamples,
+    variance_between_seeds,
     variance_of_mean,
 )
 
@@ -345,17 +346,37 @@ def test_planned_seeds_equal_statsmodels_for_independent_seeds():
 
 def test_looks_together_keep_the_level():
     levels = planning.look_levels((3, 5, 8, 10))
-    assert levels[0] == pytest.approx(0.05 * 0.3**2, rel=0.01)  # the first spends what it may
+    assert levels[0] == pytest.approx(0.7 * 0.05 * 0.3**2, rel=0.01)  # it spends what it may
     assert levels == sorted(levels)
     rng = np.random.default_rng(10)
     runs = rng.normal(0, 1, (200_000, 10)).cumsum(axis=1)
     rejected = np.zeros(len(runs), bool)
     for look, level in zip((3, 5, 8, 10), levels, strict=True):
         rejected |= 2 * stats.norm.sf(np.abs(runs[:, look - 1]) / np.sqrt(look)) < level
-    assert rejected.mean() == pytest.approx(0.05, abs=0.002)
+    assert rejected.mean() == pytest.approx(0.7 * 0.05, abs=0.002)
     assert planning.look_levels((4,)) == pytest.approx([0.05], abs=1e-4)
     with pytest.raises(ValueError, match="rising order"):
         planning.look_levels((5, 3))
+
+
+@pytest.mark.parametrize(
+    ("seed", "image", "churn"), [(1, 0, 0), (1, 0.05, 0.1), (30, 1, 1), (1, 1, 0.1), (0, 1, 1)]
+)
+def test_looks_at_few_seeds_err_in_five_percent_at_most(seed, image, churn):
+    rng, n, looks = np.random.default_rng(11), 40_000, (3, 5, 8, 10)
+    sd = np.sqrt((seed + churn) / 2)
+    plain, candidate = rng.normal(0, sd, (2, 10, n))
+    candidate = candidate + rng.normal(0, np.sqrt(image), n)
+    rejected = np.zeros(n, bool)
+    many = np.full(n, 10**9)
+    for look, level in zip(looks, planning.look_levels(looks), strict=True):
+        part, whole = np.full(n, churn), np.full(n, image + churn / look)
+        noise = Noise(whole, whole, whole, part / 2, part / 2, part)
+        between, known, degrees = variance_between_seeds(plain[:look], candidate[:look], noise)
+        variance, own = variance_of_mean(between, known, whole, look, degrees, many)
+        change = (candidate[:look] - plain[:look]).mean(axis=0)
+        rejected |= 2 * stats.t.sf(np.abs(change) / np.sqrt(variance), own) < level
+    assert rejected.mean() <= 0.05 + 0.0033  # three standard errors
 
 
 # How often it errs -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tools.statistics.differences import (
 )
 
 _MOST_SEEDS = 1000
+_SPENT_OF_LOOKS = 0.7
 _GRID = 2001  # points of the density of a sum of looks; the levels are then right to 1e-5
 
 
@@ -113,9 +114,11 @@ def look_levels(looks: Sequence[int] = (3, 5, 8, 10), level: float = 1 - CONFIDE
     Args:
         looks: seeds a side at each look, rising; the last is the whole study.
 
-    By then ``level`` times the squared share of the seeds is spent (Lan and DeMets, "Discrete
-    sequential boundaries for clinical trials", 1983; integrated as by Armitage, McPherson and Rowe,
-    1969). Noise that looks share, as that of the images, makes it safer still.
+    At each look ``level`` times the squared share of the seeds may be spent (Lan and DeMets,
+    "Discrete sequential boundaries for clinical trials", 1983; integrated as by Armitage, McPherson
+    and Rowe, 1969), and of several looks 0.7 of that: the integral is of normal noise, and t-tests
+    of few seeds err more often in their tails. Simulated over shares of seed, churn and image noise
+    all looks together err in 1.6 to 4.8 % at a level of 5 %, where the whole would err in up to 6.4 %.
 
     Raises:
         ValueError: looks that do not rise, or of fewer than two seeds.
@@ -126,8 +129,9 @@ def look_levels(looks: Sequence[int] = (3, 5, 8, 10), level: float = 1 - CONFIDE
     grid = np.linspace(-8, 8, _GRID)
     step = grid[1] - grid[0]
     levels, spent, before = [], 0.0, 0.0
+    kept = _SPENT_OF_LOOKS if len(looks) > 1 else 1.0
     density = np.zeros(_GRID)
-    for now, budget in zip(share, level * share**2, strict=True):
+    for now, budget in zip(share, kept * level * share**2, strict=True):
         if before == 0:
             density = _normal(grid, now)
         else:
