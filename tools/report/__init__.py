@@ -1,5 +1,4 @@
-"""Records in, a report out: is the candidate better, on which tasks, by how much, at what cost,
-and how sure is that?
+"""Records in, a report out: which candidate is better, on which tasks, by how much, at what cost.
 
 ``report.html`` is the page; Markdown, CSV, JSON, LaTeX and a model-index block hold the same
 numbers, all from one table in memory (``build_table``).

@@ -44,6 +44,8 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ClassRow:
+    """One class of a pair, in the task's metric for classes."""
+
     name: str
     images: int | None
     plain: float | None
@@ -58,6 +60,8 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Comparison:
+    """A candidate beside its plain twin: everything that a report says of the pair."""
+
     pair: Pair
     key: str  # unique, a word: for links
     task: str
@@ -93,6 +97,7 @@ class Comparison:
 
     @property
     def headline(self) -> MetricRow:
+        """The metric that the task is known by."""
         return next(row for row in self.metrics if row.headline)
 
 
@@ -171,7 +176,14 @@ def _shared_metrics(pair: Pair) -> list[str]:
     ]
 
 
-def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | None) -> MetricRow:
+def _metric_row(
+    name: str,
+    pair: Pair,
+    found: Mapping[str, Difference],
+    why: str,
+    costs: Mapping[str, tuple[float | None, float | None]],
+    margin: float | None,
+) -> MetricRow:
     kind = METRICS[name]
     difference = found.get(name)
     if difference is None or not all(
@@ -180,18 +192,18 @@ def _metric_row(name: str, pair: Pair, found, why: str, costs, margin: float | N
         difference = _from_records(name, pair, why)
     change = difference.difference
     gain = None if change is None else (change if kind.higher_is_better else -change)
-    added = {
-        cost: None if None in costs[cost] else costs[cost][1] - costs[cost][0]
-        for cost in ("parameters", "multiply_adds")
-    }
-    effects = statistics.effect_sizes(
-        change, difference.plain, added["parameters"], added["multiply_adds"]
-    )
+    added = [_added(costs[cost]) for cost in ("parameters", "multiply_adds")]
+    effects = statistics.effect_sizes(change, difference.plain, *added)
     headline = name == TASKS[pair.candidate[0].task].headline[0]
     return MetricRow(
         name, kind.label, kind.unit, kind.higher_is_better, headline, difference, gain, None,
         Outcome(UNTESTED, margin or margin_of(name), difference.about_weights), effects,
     )  # fmt: skip
+
+
+def _added(costs: tuple[float | None, float | None]) -> int | None:
+    plain, candidate = costs
+    return None if plain is None or candidate is None else round(candidate - plain)
 
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:

@@ -48,6 +48,7 @@ def escape_markdown(text: object) -> str:
 
 
 def escape_latex(text: object) -> str:
+    """Text that LaTeX shows as it is."""
     return "".join(_LATEX.get(character, character) for character in str(text))
 
 

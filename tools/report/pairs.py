@@ -27,6 +27,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
+    """Every run, in a pair or with the reason why not."""
+
     pairs: list[Pair]
     unpaired: list[tuple[Record, str]]  # every run in no pair, and why
 

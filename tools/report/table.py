@@ -37,6 +37,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
+    """All that a report says, whatever its format."""
+
     comparisons: tuple[Comparison, ...]
     runs: tuple[Run, ...]
     warnings: tuple[str, ...]  # files that were skipped
@@ -44,6 +46,7 @@ class Table:
 
     @property
     def synthetic(self) -> bool:
+        """Whether any number comes from synthetic data."""
         return any(run.record.synthetic for run in self.runs)
 
 

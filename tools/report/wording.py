@@ -47,6 +47,7 @@ METHODS = (
 
 
 def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits after the point, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -59,10 +60,12 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Bounds with their signs, or nothing where there are none."""
     return "" if low is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def p_text(p_value: float | None) -> str:
+    """A p-value with three digits, the smallest as "< 0.001"."""
     if p_value is None:
         return "–"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
@@ -161,6 +164,7 @@ def across_sentence(found: Across, candidate: str) -> str:
 
 
 def verdict_sentence(comparison: Comparison) -> str:
+    """The headline metric of a pair, its outcome, and what the candidate costs more."""
     row, costs = comparison.headline, comparison.costs
     found = row.difference
     if found.difference is None:
