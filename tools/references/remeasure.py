@@ -17,7 +17,7 @@ from tools.experiments.experiment import load_experiment
 from tools.experiments.run import run_experiment
 from tools.references import Row, reference
 
-METRICS = ("top1_accuracy", "top5_accuracy")
+MEASURED = ("top1_accuracy", "top5_accuracy")
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def remeasure(
             row["backbone"] = record.backbone.name
             row["protocol"] = record.protocol.name
             row["images"] = record.dataset.images
-            values = {name: record.metrics[name].value for name in METRICS}
+            values = {name: record.metrics[name].value for name in MEASURED}
         references = checkpoint.published.references if checkpoint.published else ()
-        for name in METRICS:
+        for name in MEASURED:
             measured = values.get(name)
             published = next((r.value for r in references if r.metric == name), None)
             row[name] = measured
