@@ -47,7 +47,7 @@ class Weights:
     """A file of weights in this suite's names: `backbone.*` and `head.*`."""
 
     path: str
-    format: str  # a name of `weight_formats.FORMATS`, "sebench", "places365" or "unknown"
+    format: str  # a name of `formats.FORMATS`, "sebench", "places365" or "unknown"
     title: str  # the same in words
     sha256: str  # of the file
     tensors: dict[str, Tensor] = field(repr=False)
@@ -104,7 +104,7 @@ def read_weights(path: str | Path, network: str = "") -> Weights:
     """Read weights and say what network and what input they are for.
 
     Args:
-        path: a file in any format of `weight_formats`, recognised by what it holds; or `timm:NAME`,
+        path: a file in any format of `formats`, recognised by what it holds; or `timm:NAME`,
             `torchvision:NAME`, which the library downloads, unless it did so before.
         network: the name of the network they are meant for. One of timm's or torchvision's takes
             weights under its own names, and the library knows their input.
