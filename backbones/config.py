@@ -73,7 +73,14 @@ def flatten(part: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # Settings ----------------------------------------------------------------------------------------
 
 
-def setting(default: Any, meaning: str, *, unit: str | None = None, identity: bool = True) -> Any:
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str | None = None,
+    identity: bool = True,
+    names_files: bool = False,
+) -> Any:
     """A field of a settings class.
 
     Args:
@@ -82,8 +89,14 @@ def setting(default: Any, meaning: str, *, unit: str | None = None, identity: bo
         unit: of a number, e.g. "pixels".
         identity: False where it cannot change a result (where data lie, how many processes read
             them): experiments that differ in it are the same.
+        names_files: True where it is a path, or a list of them, whose content is what counts.
     """
-    metadata = {"meaning": meaning, "unit": unit, "identity": identity}
+    metadata = {
+        "meaning": meaning,
+        "unit": unit,
+        "identity": identity,
+        "names_files": names_files,
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -124,7 +137,9 @@ class BackboneSettings(Settings):
     group: ClassVar[str] = "backbone."
     name: str = setting("resnet50", "a network of `sebench list backbones`, timm:NAME, ...")
     options: dict[str, Any] = setting({}, "of the network or its attention, e.g. {reduction: 8}")
-    weights: str | None = setting(None, "file to start from, or to evaluate; none: random weights")
+    weights: str | None = setting(
+        None, "file to start from, or to evaluate; none: random weights", names_files=True
+    )
     allow_missing: list[str] = setting(
         [], "patterns of tensors that the file may lack, e.g. 'backbone.res5.*'"
     )

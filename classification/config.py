@@ -203,12 +203,16 @@ class EvaluateSettings(Settings):
         None, "side of the crop; takes the place of the protocol's", unit="pixels"
     )
     flip: bool = setting(False, "scores are averaged with those of the mirrored image")
-    images: str | None = setting(None, "a file that lists the images to count, one id a line")
+    images: str | None = setting(
+        None, "a file that lists the images to count, one id a line", names_files=True
+    )
     corruption: str | None = setting(
         None, f"done to the crop (ImageNet-C); one of {', '.join(CORRUPTIONS)}"
     )
     severity: Annotated[int, Ge(1), Le(5)] | None = setting(None, "of the corruption")
-    ensemble: list[str] = setting([], "further files of weights; scores are averaged")
+    ensemble: list[str] = setting(
+        [], "further files of weights; scores are averaged", names_files=True
+    )
     inference: Literal["auto", "plain", "eager", "compiled"] = setting(
         "auto",
         "how the network is rewritten for speed, exact up to rounding: 'plain' not at all, 'eager', "

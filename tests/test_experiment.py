@@ -308,3 +308,16 @@ def test_a_wrong_value_of_a_file_names_the_file(tmp_path):
     path.write_text("train: {epochs: many}")
     with pytest.raises(ValueError, match=r"mine\.yaml: train\.epochs='many'"):
         load_experiment("classification", str(path))
+
+
+def test_files_that_an_evaluation_names_count_by_their_content(recipe, tmp_path):
+    for name, text in (("1", "a"), ("2", "a"), ("3", "b")):
+        (tmp_path / name).write_text(text)
+
+    def found(key, name):
+        value = f"[{tmp_path / name}]" if key == "ensemble" else tmp_path / name
+        return _load(recipe, f"evaluate.{key}={value}", action="evaluate").hash
+
+    for key in ("images", "ensemble"):
+        assert found(key, "1") == found(key, "2")
+        assert found(key, "1") != found(key, "3")

@@ -49,15 +49,12 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What can change the result, as plain values.
 
-        Weights count by their content and synthetic data by how they were made, wherever they lie;
-        files are looked at anew at each call.
+        Files that settings name (weights, lists of images) count by their content and synthetic data
+        by how they were made, wherever they lie; files are looked at anew at each call.
         """
         identity = {"task": self.task, "action": self.action, **_identity_fields(self.config)}
         for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
             del identity[key]
-        weights = self.config.backbone.weights
-        if weights and Path(weights).exists():
-            identity["backbone"]["weights"] = f"sha256:{_sha256(weights)}"
         identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
         return identity
 
@@ -254,9 +251,21 @@ def _identity_fields(settings: Any) -> dict[str, Any]:
     for field in dataclasses.fields(settings):
         if field.metadata.get("identity", True):
             value = getattr(settings, field.name)
-            nested = dataclasses.is_dataclass(value)
-            fields[field.name] = _identity_fields(value) if nested else value
+            if dataclasses.is_dataclass(value):
+                value = _identity_fields(value)
+            elif field.metadata.get("names_files"):
+                value = (
+                    [_content(path) for path in value]
+                    if isinstance(value, list)
+                    else _content(value)
+                )
+            fields[field.name] = value
     return fields
+
+
+def _content(path: str | None) -> str | None:
+    """What stands for a file in an identity: its content, or its path where it does not exist."""
+    return f"sha256:{_sha256(path)}" if path and Path(path).exists() else path
 
 
 def _hash(identity: dict[str, Any]) -> str:
