@@ -310,3 +310,55 @@ def test_a_results_file_is_scored_as_json_and_as_a_table(sebench, tmp_path):
     code, out, err = sebench(*arguments)
     assert code == 0, err
     assert "100.00 %" in out
+
+
+@pytest.fixture
+def loose_weights(tmp_path):
+    """Files of a plain network and its twin, with nothing beside them."""
+    from backbones import BackboneSettings, InputFormat, build_network, save_weights
+
+    found = []
+    for name in ("resnet20", "se_resnet20"):
+        path = tmp_path / f"{name}.safetensors"
+        settings = BackboneSettings(name)
+        save_weights(
+            build_network(name, 10), path, backbone=settings, num_classes=10,
+            input_format=InputFormat(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7)),
+        )  # fmt: skip
+        found.append(path)
+    return found
+
+
+def test_loose_weights_of_different_networks_are_evaluated_in_one_pass(
+    sebench, tmp_path, loose_weights
+):
+    data = sample_data.make_cifar10(tmp_path / "cifar", 2, 4)
+    files = [part for path in loose_weights for part in ("-w", path)]
+    arguments = ["evaluate", "classification", "-r", "cifar-short", *files, "--data-root", data]
+    code, out, err = sebench(*arguments, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    records = json.loads(out)
+    assert [record["backbone"]["name"] for record in records] == ["resnet20", "se_resnet20"]
+    assert {record["timing"]["networks_in_pass"] for record in records} == {2}
+    code, _, err = sebench(*arguments, "-b", "resnet20", "-b", "resnet20", "--dry-run")
+    assert code == 1
+    assert "holds a se_resnet20" in err
+
+
+def test_weights_of_a_network_of_ones_own_are_inspected(sebench, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from backbones import register_backbone, build_backbone\n"
+        "register_backbone('inspected_net', lambda **o: build_backbone('resnet20', **o),"
+        " family='mine', input_size=32)\n"
+    )
+    make = (
+        "from backbones import *\n"
+        f"load_user_module({str(mine)!r})\n"
+        "save_weights(build_network('inspected_net', 10), 'w.safetensors', num_classes=10,"
+        " backbone=BackboneSettings('inspected_net'), input_format=InputFormat())\n"
+    )
+    subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True, timeout=60)
+    code, out, err = sebench("weights", "inspect", tmp_path / "w.safetensors", "--import", mine)
+    assert code == 0, err
+    assert "inspected_net" in out
