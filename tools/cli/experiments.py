@@ -190,8 +190,16 @@ def run(
 ) -> None:
     """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
 
-    What is recorded already is skipped, what was interrupted goes on, and a run that fails does
-    not stop the others: repeat the command until all is done.
+    What is recorded is skipped, what was interrupted goes on, and a failed run does not stop
+    the others: repeat the command until all is done.
+
+    [bold]Example[/]  sebench run study.yaml -o runs, with this study.yaml:
+
+      seeds: [0, 1]
+
+      experiments: \\[{task: classification, recipe: cifar-short, backbones: \\[se_resnet20], data_root: data/cifar10}]
+
+    tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
     """
     _run_study(study, output, jobs, dry_run, imports or ())
 
@@ -448,7 +456,9 @@ def _stop_hint(how: Callable[[], str]) -> Iterator[None]:
         received = signal.Signals(number)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What `nohup` has set to be ignored stays ignored.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except KeyboardInterrupt:
