@@ -22,7 +22,6 @@ from random import Random
 # Imported once, before workers are forked.
 import hotcoco  # noqa: F401
 import pyarrow.parquet  # noqa: F401
-import scipy.io  # noqa: F401
 import torch
 import torch._dynamo
 import torch.utils.tensorboard
@@ -169,8 +168,7 @@ def _call(command: str, file: Path, root: Path) -> tuple[Outcome, str]:
 def _refusal(error: BaseException, said: str, file: Path, root: Path) -> Outcome:
     """Whether an error is one that a person can act on."""
     text = "".join(traceback.format_exception(error))
-    # SciPy asks for the room that a tag names, and touches only what the file fills.
-    if ("allocate memory" in text or "MemoryError" in text) and file.suffix != ".mat":
+    if "allocate memory" in text or "MemoryError" in text:
         return Outcome("memory", f"{type(error).__name__}: {str(error)[:300]}\n{text[-6000:]}")
     own = type(error).__module__.split(".")[0] in ("backbones", "classification", "detection", "scene", "tools")  # fmt: skip
     known = isinstance(error, ValueError) and (type(error) is ValueError or own)

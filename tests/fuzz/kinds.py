@@ -64,7 +64,7 @@ def _trained(
     oracle: Oracle = lambda *_: None,
     share: float = 1.0,
 ) -> Kind:
-    return Kind(file, mutate, command + DRY, command + REAL, oracle, share)
+    return Kind(file, mutate, command + DRY, command + REAL, oracle, share / 2)  # they take long
 
 
 # Oracles -----------------------------------------------------------------------------------------
@@ -406,8 +406,8 @@ KINDS: dict[str, Kind] = {
     "coco-image": _trained("coco/train2017/0.jpg", mutate_jpeg, COCO, share=1),
     "scored-truth": Kind("scored/gt.json", m.mutate_json, _SCORE, oracle=same_boxes, share=8),
     "scored-results": Kind("scored/dt.json", m.mutate_json, _SCORE, oracle=same_boxes, share=8),
-    "record": Kind("runs/se/record.json", m.mutate_json, _REPORT, oracle=clean_report, share=1.5),
-    "samples": Kind("runs/se/samples.parquet", mutate_parquet, _REPORT, oracle=clean_report, share=1),
+    "record": Kind("runs/se/record.json", m.mutate_json, _REPORT, oracle=clean_report, share=1),
+    "samples": Kind("runs/se/samples.parquet", mutate_parquet, _REPORT, oracle=clean_report, share=0.7),
     "curve": Kind("runs/se/curve.jsonl", m.mutate_bytes, _REPORT, oracle=clean_report, share=0.5),
     "detections": Kind("detectors/se/detections.json", m.mutate_json, "report {root}/detectors -o {out}", oracle=clean_report, share=0.5),
     "detector-record": Kind("detectors/se/record.json", m.mutate_json, "report {root}/detectors -o {out}", oracle=clean_report, share=0.5),
