@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
@@ -14,22 +15,16 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from random import Random
 
-# Imported once, before workers are forked.
-import hotcoco  # noqa: F401
-import pyarrow.parquet  # noqa: F401
 import torch
-import torch._dynamo
-import torch.utils.tensorboard
+from typer.main import get_command
 
-import tools.report.exports
-import tools.report.page
-import tools.report.table  # noqa: F401
-from tests.fuzz import mutations
+from tests.fuzz import import_readers, mutations
 from tests.fuzz.kinds import KINDS, Kind, write_templates
 from tools import cli
 
@@ -131,14 +126,20 @@ def _judged(kind: Kind, file: Path, root: Path, out: Path, really: bool) -> Outc
     return Outcome("wrong", wrong) if wrong else outcome
 
 
-def _call(command: str, file: Path, root: Path) -> tuple[Outcome, str]:
+@functools.cache
+def _command() -> Callable[..., None]:
+    """The command line, built once: typer builds it anew at every call, which takes longest."""
+    return get_command(cli.app)
+
+
+def _call(line: str, file: Path, root: Path) -> tuple[Outcome, str]:
     """Run a command line in this process."""
     errors: list[BaseException] = []
-    app = cli.app
+    app, command = cli.app, _command()
 
     def watched(**options: object) -> None:
         try:
-            app(**options)
+            command(**options)
         except SystemExit:
             raise
         except BaseException as error:  # also a panic of hotcoco, which is no Exception
@@ -146,7 +147,7 @@ def _call(command: str, file: Path, root: Path) -> tuple[Outcome, str]:
             raise
 
     out, err, code = io.StringIO(), io.StringIO(), 0
-    sys.argv = ["sebench", *command.split()]
+    sys.argv = ["sebench", *line.split()]
     cli.app = watched
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -338,6 +339,7 @@ class Findings:
 def fuzz(numbers: range, arguments: argparse.Namespace, templates: Path) -> Findings:
     """Run cases in workers; prints how far it is to stderr."""
     findings = Findings(arguments.findings, arguments.seed)
+    _command()  # before workers are forked
     draw = Draw(arguments.seed, arguments.kind, arguments.quick)
     workers = [
         Worker(templates, templates.parent / f"worker-{i}", draw, arguments.real)
@@ -391,6 +393,7 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    import_readers()
     with tempfile.TemporaryDirectory(prefix="sebench-fuzz-") as folder:
         templates = Path(folder) / "whole"
         templates.mkdir()

@@ -10,7 +10,6 @@ and rows must be those of a run that nobody touched.
 import argparse
 import contextlib
 import faulthandler
-import importlib
 import io
 import json
 import multiprocessing
@@ -27,6 +26,7 @@ from random import Random
 
 import torch
 
+from tests.fuzz import import_readers
 from tools import cli, sample_data
 
 _IMAGES = "train.batch_size=4 augment.size=32 evaluate.resize=40 evaluate.crop=32 train.epochs=4 train.log_every=1"  # fmt: skip
@@ -35,13 +35,6 @@ COMMANDS = {
     "scene": f"train scene -r places365-short -b se_resnet_tiny --data-root {{root}}/places {_IMAGES} train.precision=float32 train.schedule.warmup=1 train.checkpoint_every=0",
     "detection": "train detection -r tiny -b resnet_tiny --data-root {root}/coco train.batch_size=2 train.iterations=10 train.warmup_iterations=1 train.checkpoint_every=2 data.workers=-1",
 }  # fmt: skip
-_IMPORTED = (
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-    "classification.run",
-    "scene.run",
-    "detection.run",
-)
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _TIMES = ("seconds", "time", "images_per_second", "eta", "memory")  # of a curve's row: not compared
 
@@ -153,8 +146,7 @@ def main() -> int:
     parser.add_argument("--task", action="append", choices=COMMANDS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    for module in _IMPORTED:  # once, before runs are forked
-        importlib.import_module(module)
+    import_readers()
     os.environ["PYTHONWARNINGS"] = "ignore"
     root = Path(tempfile.mkdtemp(prefix="sebench-endurance-"))
     with contextlib.redirect_stdout(io.StringIO()):
