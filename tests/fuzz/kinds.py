@@ -50,9 +50,10 @@ class Kind:
 _TINY = "evaluate.resize=40 evaluate.crop=32 augment.size=32 train.epochs=1 train.batch_size=4 train.tensorboard=false"  # fmt: skip
 CIFAR = "train classification -r cifar-short -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/cifar train.batch_size=10 train.epochs=1 train.tensorboard=false train.schedule.warmup=1"  # fmt: skip
 FASHION = "train classification -r fashion-mnist -b resnet8_for_tests --import {root}/tiny.py --data-root {root}/fashion train.batch_size=10 train.epochs=1 train.tensorboard=false train.schedule.warmup=1"  # fmt: skip
-FOLDER = f"train classification -r imagenet-paper -b resnet_tiny --data folder --data-root {{root}}/folder {_TINY}"  # fmt: skip
-IMAGENET = f"train classification -r imagenet-paper -b resnet_tiny --data-root {{root}}/imagenet data.classes=folders {_TINY}"  # fmt: skip
-PLACES = f"train scene -r places365-short -b resnet_tiny --data-root {{root}}/places {_TINY} train.precision=float32 train.schedule.warmup=1"  # fmt: skip
+FOLDER = f"train classification -r imagenet-paper -b resnet8_for_tests --import {{root}}/tiny.py --data folder --data-root {{root}}/folder {_TINY}"  # fmt: skip
+IMAGENET = f"train classification -r imagenet-paper -b resnet8_for_tests --import {{root}}/tiny.py --data-root {{root}}/imagenet data.classes=folders {_TINY}"  # fmt: skip
+PLACES = f"train scene -r places365-short -b resnet8_for_tests --import {{root}}/tiny.py --data-root {{root}}/places {_TINY} train.precision=float32 train.schedule.warmup=1"  # fmt: skip
+RUN = f"train classification -r imagenet-paper -b resnet_tiny --data-root {{root}}/imagenet data.classes=folders {_TINY}"  # fmt: skip
 COCO = "train detection -r tiny -b resnet_tiny --data-root {root}/coco train.batch_size=2 train.iterations=2 train.warmup_iterations=1 data.workers=-1"  # fmt: skip
 DRY, REAL = " --dry-run --json", " -o {out}/run"
 
@@ -381,7 +382,7 @@ KINDS: dict[str, Kind] = {
     "own-weights": Kind("run/weights.safetensors", mutate_safetensors, _INSPECT, oracle=same_tensors, share=2),
     "own-weights-evaluated": Kind("run/weights.safetensors", mutate_safetensors, "evaluate classification -w {file} --dry-run --json", share=1),
     "detector-weights": Kind("detector/weights.safetensors", mutate_safetensors, "evaluate detection -w {file} --dry-run --json", share=1),
-    "checkpoint": Kind("run/checkpoint.pt", _zip_of_pickle, f"{IMAGENET} -o {{out}}/run --resume", oracle=same_weights, share=0.5, copied="run"),
+    "checkpoint": Kind("run/checkpoint.pt", _zip_of_pickle, f"{RUN} -o {{out}}/run --resume", oracle=same_weights, share=0.5, copied="run"),
     "cifar": _trained("cifar/cifar-10-batches-py/test_batch", m.mutate_pickle, CIFAR, share=2),
     "cifar-train": _trained("cifar/cifar-10-batches-py/data_batch_2", m.mutate_pickle, CIFAR, share=1),
     "cifar-names": _trained("cifar/cifar-10-batches-py/batches.meta", m.mutate_pickle, CIFAR, share=1),
@@ -501,7 +502,7 @@ def write_templates(root: Path) -> None:
         (root / f"{file}.yaml").write_text(text)
     _write_folder(root / "folder")
     _write_weights(root / "weights")
-    run(f"{IMAGENET} -o {root}/run".format(root=root))
+    run(f"{RUN} -o {root}/run".format(root=root))
     (root / "run" / "record.json").rename(root / "record-of-run.json")
     run(f"{COCO} -o {root}/detector".format(root=root))
 

@@ -168,10 +168,13 @@ def mutate_yaml(data: bytes, rng: Random) -> bytes:
         return trick + data if rng.random() < 0.5 else trick
     if action == 2:
         return rng.choice(
-            (data.decode().encode("utf-16"), b"\xef\xbb\xbf" + data, b"", b"[" * 50_000)
+            (data.decode().encode("utf-16"), b"\xef\xbb\xbf" + data, b"", b"[" * 5000)
         )
     tree = mutate_tree(yaml.safe_load(data), rng)
-    return deepen(yaml.safe_dump(tree, sort_keys=False, width=10**6).replace("'@", '"@').replace("@'", '@"')).encode("utf-8", "surrogatepass")  # fmt: skip
+    text = yaml.safe_dump(tree, sort_keys=False, width=10**6).replace(
+        _DEEP.format(100_000), _DEEP.format(5000)
+    )
+    return deepen(text.replace("'@", '"@').replace("@'", '@"')).encode("utf-8", "surrogatepass")
 
 
 def mutate_lines(data: bytes, rng: Random) -> bytes:
