@@ -137,9 +137,9 @@ def _call(line: str, file: Path, root: Path) -> tuple[Outcome, str]:
     errors: list[BaseException] = []
     app, command = cli.app, _command()
 
-    def watched(**options: object) -> None:
+    def watched(**options: object) -> int | None:
         try:
-            command(**options)
+            return command(**options)
         except SystemExit:
             raise
         except BaseException as error:  # also a panic of hotcoco, which is no Exception
