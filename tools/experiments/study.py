@@ -214,7 +214,8 @@ def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
             or not isinstance(backbone.get("weights", ""), str)
         ):
             raise ValueError(
-                f"backbones: {item!r}: give a name, or name, options, weights and twin"
+                f"{_entry_name(entry)}: backbones: {item!r}: give a name, or name, options, weights "
+                "and twin"
             )
         backbone = dict(backbone)
         if backbone.get("twin"):
