@@ -3,12 +3,13 @@
 # make test    the tests; TESTS= names some of them
 # make lint    style, spelling and types
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
+# make endurance  trainings killed at random moments, and gone on with to the bytes of a whole one
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test fuzz lint
+.PHONY: setup demo test fuzz endurance lint
 
 setup: $(READY)
 
@@ -27,9 +28,12 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
-# About 40 minutes on two cores. After an interruption: make fuzz FUZZ="--start N", which it prints.
+# After an interruption: make fuzz FUZZ="--start N", which it prints.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 20000 --jobs 2 $(FUZZ)
+
+endurance: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.endurance --trials 60
 
 lint: $(READY)
 	$(BIN)/ruff check .
