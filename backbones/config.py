@@ -152,6 +152,9 @@ class BackboneSettings(Settings):
     twin_options: dict[str, Any] = setting({}, "of the network that `twin` names", identity=False)
 
 
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # PIL's
+
+
 @dataclass(frozen=True)
 class InputFormat:
     """How images were fed to the network in training; it travels with the weights.
@@ -164,7 +167,7 @@ class InputFormat:
     channel_order: Literal["RGB", "BGR"] = "RGB"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
     size: Count | None = None  # pixels a side; None: not told, the task's protocol decides
     crop: Positive | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
 

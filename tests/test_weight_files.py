@@ -392,6 +392,7 @@ def test_harmful_files_are_refused_within_two_gigabytes_and_ten_seconds(tmp_path
         ({"structure": [1]}, r"structure=\[1\]"),
         ({"input_format": {"mean": [1, 2]}}, "input_format.mean"),
         ({"input_format": {"channel_order": "GRB"}}, "channel_order"),
+        ({"input_format": {"interpolation": "text"}}, "interpolation"),
         ({"input_format": {"std": [0, 1, 1]}}, "above 0"),
     ],
 )
