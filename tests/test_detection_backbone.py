@@ -256,16 +256,22 @@ def test_use_weights_puts_every_tensor_into_a_detector_of_detectron2(trained, we
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("kind", ["pth", "pth under model", "pkl of Detectron2", "safetensors"])
-def test_model_weights_loads_every_tensor_of_a_backbone_or_is_an_error(
-    trained, weights, tmp_path, kind
-):
+def test_a_converted_pickle_loads_every_tensor_by_model_weights(trained, weights, tmp_path):
+    path = tmp_path / "converted.pkl"
+    convert_weights(weights, "detectron2", path)
+    model = build_model(tiny_detector(WEIGHTS=str(path)))
+    DetectionCheckpointer(model).load(str(path))
+    found, expected = stages_of(model), trained.backbone.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["pth", "pth under model", "safetensors"])
+def test_model_weights_that_would_load_in_part_are_an_error(trained, weights, tmp_path, kind):
     """Detectron2's checkpointer alone would load nothing, or some convolutions, and warn."""
     path = tmp_path / f"given.{kind.split()[0]}"
     state = trained.state_dict()
-    if kind == "pkl of Detectron2":
-        convert_weights(weights, "detectron2", path)
-    elif kind == "safetensors":
+    if kind == "safetensors":
         path = weights
     else:
         torch.save({"model": state} if "under" in kind else state, path)
