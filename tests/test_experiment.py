@@ -321,3 +321,10 @@ def test_files_that_an_evaluation_names_count_by_their_content(recipe, tmp_path)
     for key in ("images", "ensemble"):
         assert found(key, "1") == found(key, "2")
         assert found(key, "1") != found(key, "3")
+
+
+def test_settings_of_a_run_without_settings_are_refused(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("{experiment: abc, task: classification, config: 3}")
+    with pytest.raises(ValueError, match="its 'config' holds no settings"):
+        load_experiment("classification", str(path))

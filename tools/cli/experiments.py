@@ -410,11 +410,19 @@ def _run_study(
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay, print_plan
     from tools.experiments.cells import run_cells, start_workers
-    from tools.experiments.study import REPORT, load_study, make_sample_data, plan
+    from tools.experiments.study import REPORT, Cell, load_study, make_sample_data, plan
 
     study = load_study(path)
+
+    def planned() -> list[Cell]:
+        try:
+            return plan(study, output, imports)
+        except ValueError as error:
+            named = str(path) in str(error)
+            raise ValueError(str(error) if named else f"{path}: {error}") from None
+
     if dry_run:
-        print_plan(plan(study, output, imports))
+        print_plan(planned())
         return
     output.mkdir(parents=True, exist_ok=True)
     with _stop_hint(lambda: "go on with the same command"), lock_directory(output):
@@ -424,7 +432,7 @@ def _run_study(
                 display.say("making synthetic data")
                 start_workers(entry.task for entry in study.experiments)  # meanwhile
                 make_sample_data(study, output)
-            cells = plan(study, output, imports)
+            cells = planned()
             display.begin(cells)
             outcomes = []
             # Closed whatever ends this, so that no run is left behind.

@@ -194,7 +194,10 @@ def describe_recipe(path: Path) -> str:
 def synthetic_marker(root: str | None) -> str | None:
     """How the synthetic data in ``root`` were made; None for real data."""
     path = Path(root) / files.SYNTHETIC if root else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(10_000).strip()
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -218,6 +221,8 @@ def _read_recipe(task: str, recipe: str) -> tuple[str, dict[str, Any]]:
     if "experiment" in content and "config" in content:
         if content.get("task") != task:
             raise ValueError(f"recipe {recipe}: settings of {content.get('task')}, not of {task}")
+        if not isinstance(content["config"], dict):
+            raise ValueError(f"recipe {recipe}: its 'config' holds no settings")
         return str(content.get("recipe") or recipe), content["config"]
     return recipe, content
 
