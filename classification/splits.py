@@ -154,7 +154,7 @@ def select_listed(dataset: Split, path: Path) -> Split:
     Raises:
         ValueError: a line names no image of the set, more than one, or the same as another line.
     """
-    require(path, "the list of images")
+    require(path, f"evaluate.images={path}")
     wanted = [line.strip() for line in read_lines(path) if not line.startswith("#")]
     index: dict[str, set[int]] = {}
     for position, image_id in enumerate(dataset.ids):
