@@ -185,7 +185,7 @@ def _refusal(error: BaseException, said: str, file: Path, root: Path) -> Outcome
         return Outcome("unclear", f"control characters: {ascii(line)[:500]}\n{text[-6000:]}")
     if len(line) > 5000:
         return Outcome("unclear", f"{len(line)} characters\n{text[-6000:]}")
-    hints = (file.name, str(file.parent), str(root), "=", "key", "recipe", "unknown", "--import", "settings", "backbones:", "File name too long")  # fmt: skip
+    hints = (file.name, str(file.parent), str(root), "=", "key", "recipe", "unknown", "--import", "settings", "backbones:", "no such file", "File name too long")  # fmt: skip
     if not any(hint in line for hint in hints):
         return Outcome("unclear", f"names no file: {detail}")
     return Outcome("refused", str(error)[:500])
