@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import pickle
 import pickletools
 import struct
@@ -23,8 +24,9 @@ import yaml
 
 Mutation = Callable[[bytes, Random], bytes]
 SCRIPT = "<script>alert('sebench')</script>"  # must never stand in a report as it is
-CANARY = f"{tempfile.gettempdir()}/sebench-fuzz-canary"  # a file that nothing may make
-EVIL = f"{tempfile.gettempdir()}/sebench_fuzz_imported.py"  # a file that makes it
+_RUN = f"{os.getpid():08d}"  # attacks at the same time do not see each other's
+CANARY = f"{tempfile.gettempdir()}/sebench-fuzz-canary-{_RUN}"  # a file that nothing may make
+EVIL = f"{tempfile.gettempdir()}/sebench_fuzz_imported_{_RUN}.py"  # a file that makes it
 _INTEGERS = (0, 1, -1, 2, 7, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1)  # fmt: skip
 _DEEP = "@deep{}@"  # becomes a nest of lists of that depth, which json.dumps could not write
 
