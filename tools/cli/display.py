@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from backbones.config import flatten
 from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS
 
@@ -76,7 +77,7 @@ def print_nested(content: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for key, value in _flatten(content):
+    for key, value in flatten(content).items():
         table.add_row(key, escape(_plain(value)))
     _stdout().print(table)
 
@@ -183,13 +184,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            flat += _flatten(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
