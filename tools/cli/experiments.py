@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -405,11 +406,19 @@ def _score(
 
 
 def _run_study(
-    path: Path, output: Path, jobs: int, dry_run: bool, imports: Sequence[Path] = ()
+    path: Path,
+    output: Path,
+    jobs: int,
+    dry_run: bool,
+    imports: Sequence[Path] = (),
+    place: str = "local",
+    options: Mapping[str, str] | None = None,
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay, print_plan
-    from tools.experiments.cells import run_cells, start_workers
+    from tools.experiments.cells import run_cells
+    from tools.experiments.executors import open_executor
+    from tools.experiments.executors.local import start_workers
     from tools.experiments.study import REPORT, Cell, load_study, make_sample_data, plan
 
     study = load_study(path)
@@ -435,8 +444,12 @@ def _run_study(
             cells = planned()
             display.begin(cells)
             outcomes = []
+            command = shlex.join(["sebench", *sys.argv[1:]])
+            executor = open_executor(place, cells, jobs, options or {})
             # Closed whatever ends this, so that no run is left behind.
-            with closing(run_cells(cells, output, jobs, started=display.started)) as running:
+            with closing(
+                run_cells(cells, output, executor, command=command, started=display.started)
+            ) as running:
                 for outcome in running:
                     outcomes.append(outcome)
                     display.ended(outcome)

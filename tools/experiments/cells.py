@@ -1,37 +1,25 @@
-"""The cells of a study, each run in a process of its own.
+"""The scheduler of a study: which cells are ready, which wait, which are tried again.
 
-Processes are forked from one that has imported the tasks once. A cell that fails, even by a crash,
-leaves the others alone; one that is recorded already is not run again, and one that was interrupted
-goes on from its checkpoint. Cells end with the process that started them, whatever ends that.
+A cell that fails, even by a crash, leaves the others alone; one that is recorded already is not run
+again, and one that was interrupted goes on from its checkpoint. Where cells run is an executor's matter.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
+import heapq
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
-from backbones import files
-from backbones.device import keep_large_tensors_on_heap
-from tools.experiments.experiment import Experiment
-from tools.experiments.failure import describe_failure
-from tools.experiments.record import Git, Record, read_git
-from tools.experiments.run import read_recorded, run_experiment
-from tools.experiments.study import LOGS, Cell
-from tools.experiments.tasks import TASKS
+from tools.experiments.executors import Ended, Executor
+from tools.experiments.job import Failure, Job
+from tools.experiments.record import Record, read_git
+from tools.experiments.run import read_recorded
+from tools.experiments.study import Cell
 
-_GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
+_PAUSE = 5.0  # seconds before a cell is started again; twice as long each further time
 
 
 @dataclass(frozen=True)
@@ -45,205 +33,104 @@ class Outcome:
     skipped: bool = False  # recorded before
 
 
-def start_workers(tasks: Iterable[str]) -> Any:
-    """Begin to import what runs of ``tasks`` need, once for all; gives what starts their processes.
-
-    A later call for the same tasks finds it done.
-    """
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if context.get_start_method() == "forkserver":
-        # Every optimizer asks for torch._dynamo, which takes seconds to import.
-        modules = [TASKS[task].module for task in sorted(set(tasks))]
-        context.set_forkserver_preload(["torch._dynamo", *modules])
-        forkserver.ensure_running()
-    return context
-
-
-@dataclass
-class _Running:
-    """A cell that is being run."""
-
-    cell: Cell
-    process: Any
-    receiver: Connection  # gets (record, error)
-    slot: int  # which of the cells that run at the same time, for choosing a GPU
-    begun: float
-
-
 def run_cells(
     cells: list[Cell],
     output: Path,
-    jobs: int = 1,
+    executor: Executor,
+    *,
     command: str | None = None,
+    retries: int = 2,
     started: Callable[[Cell], None] = lambda cell: None,
 ) -> Generator[Outcome, None, None]:
-    """Run what is not recorded yet, ``jobs`` cells at a time, and yield each as it ends.
+    """Run what is not recorded yet, and yield each cell as it ends.
 
-    What a cell prints goes to ``output/logs``. A cell whose weights come from another waits for
-    it. Closing the iterator, as Ctrl-C does, ends the cells that are running; they resume later.
+    A cell whose weights come from another waits for it. Closing the iterator, as Ctrl-C does, ends
+    the cells that are running; they resume later. The executor is closed in any case.
+
+    Args:
+        retries: how often a cell is started again whose failure can pass.
     """
-    waiting = list(cells)
-    running: list[_Running] = []
-    ended: dict[Path, Outcome] = {}
-    context = start_workers({cell.experiment.task for cell in cells})
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
-    # One for all: the code that runs is what was imported when the first cell started.
-    origin = (command, read_git())
-    try:
-        while waiting or running:
-            for cell in list(waiting):
-                source = _weights_source(cell, cells)
-                if source is not None and source.directory not in ended:
+    return _Schedule(cells, output, executor, command, retries, started).run()
+
+
+class _Schedule:
+    """What is ready, waiting, running and done."""
+
+    def __init__(
+        self,
+        cells: list[Cell],
+        output: Path,
+        executor: Executor,
+        command: str | None,
+        retries: int,
+        started: Callable[[Cell], None],
+    ) -> None:
+        self._output, self._executor = output, executor
+        self._retries, self._started = retries, started
+        # One for all: the code that runs is what was imported when the first cell started.
+        self._origin = (command, read_git())
+        among = {cell.directory for cell in cells}
+        self._ready: deque[Cell] = deque()
+        self._waiting: dict[Path, list[Cell]] = {}  # by the directory of what they wait for
+        for cell in cells:
+            if cell.source in among:
+                self._waiting.setdefault(cell.source, []).append(cell)
+            else:
+                self._ready.append(cell)
+        self._later: list[tuple[float, int, Cell]] = []  # to be tried again, and from when on
+        self._begun: dict[Path, float] = {}  # of the cells that are running
+        self._attempts: dict[Path, int] = {}
+
+    def run(self) -> Generator[Outcome, None, None]:
+        try:
+            while self._ready or self._begun or self._later:
+                yield from self._start_ready()
+                if not self._begun and self._later and not self._ready:
+                    time.sleep(max(0.0, min(0.5, self._later[0][0] - time.monotonic())))
                     continue
-                if len(running) == jobs:
-                    break
-                waiting.remove(cell)
-                outcome = _without_running(cell, source, ended)
-                if outcome is None:
-                    started(cell)
-                    slot = min(set(range(jobs)) - {each.slot for each in running})
-                    running.append(_start(context, cell, output, threads, slot, origin))
-                else:
-                    ended[cell.directory] = outcome
-                    yield outcome
-            for each in _wait_for_any(running):
-                running.remove(each)
-                outcome = ended[each.cell.directory] = _finish(each, output)
-                yield outcome
-    finally:
-        _stop([each.process for each in running])
+                for ended in self._executor.wait(0.5) if self._begun else ():
+                    yield from self._end(ended)
+        finally:
+            self._executor.close()
 
+    def _start_ready(self) -> Generator[Outcome, None, None]:
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._ready.append(heapq.heappop(self._later)[2])
+        while self._ready and len(self._begun) < self._executor.room:
+            cell = self._ready.popleft()
+            record = read_recorded(cell.experiment, cell.directory)
+            if record is not None:
+                yield from self._settle(Outcome(cell, 0.0, record, skipped=True))
+                continue
+            self._started(cell)
+            self._begun.setdefault(cell.directory, time.monotonic())
+            self._executor.start(Job(cell, self._output, *self._origin))
 
-def _without_running(cell: Cell, source: Cell | None, ended: dict[Path, Outcome]) -> Outcome | None:
-    """The outcome of a cell that is recorded already, or cannot be run; None: it is to be run."""
-    record = read_recorded(cell.experiment, cell.directory)
-    if record is not None:
-        return Outcome(cell, 0.0, record, skipped=True)
-    if source is not None and ended[source.directory].error:
-        return Outcome(cell, 0.0, error=f"its weights come from {source.label}")
-    return None
+    def _end(self, ended: Ended) -> Generator[Outcome, None, None]:
+        cell, failure = ended.job.cell, ended.failure
+        seconds = time.monotonic() - self._begun.pop(cell.directory)
+        record = None
+        if failure is None:
+            record = read_recorded(cell.experiment, cell.directory)
+            if record is None:
+                failure = Failure(f"it ended without a record in {cell.directory}")
+        attempts = self._attempts[cell.directory] = self._attempts.get(cell.directory, 0) + 1
+        if failure is not None and failure.can_pass and attempts <= self._retries:
+            due = time.monotonic() + _PAUSE * 2 ** (attempts - 1)
+            heapq.heappush(self._later, (due, cell.number, cell))
+            return
+        error = failure.error if failure else None
+        if failure is not None and attempts > 1:
+            error = f"{error}; tried {attempts} times"
+        yield from self._settle(Outcome(cell, seconds, record, error))
 
-
-def _wait_for_any(running: list[_Running]) -> list[_Running]:
-    """Those that have sent their result or ended, after half a second at most."""
-    # A process that was killed says nothing, and its children may hold the pipe open.
-    ready = wait([end for each in running for end in (each.receiver, each.process.sentinel)], 0.5)
-    return [each for each in running if each.receiver in ready or each.process.sentinel in ready]
-
-
-def _weights_source(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The cell whose weights this one starts from."""
-    weights = cell.experiment.config.backbone.weights
-    folder = Path(weights).parent if weights else None
-    return next((other for other in cells if other.directory == folder), None)
-
-
-def _start(
-    context: Any,
-    cell: Cell,
-    output: Path,
-    threads: int,
-    slot: int,
-    origin: tuple[str | None, Git],
-) -> _Running:
-    receiver, sender = context.Pipe(duplex=False)
-    log = _log_path(cell, output)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = (cell.experiment, cell.directory, log, threads, slot, origin, sender)
-    process = context.Process(target=_run_cell, args=arguments, name=cell.label)
-    process.start()
-    sender.close()
-    return _Running(cell, process, receiver, slot, time.monotonic())
-
-
-def _finish(ended: _Running, output: Path) -> Outcome:
-    """What the process of a cell has sent; one that exited without a result has failed."""
-    record = error = None
-    if ended.receiver.poll():
-        with contextlib.suppress(EOFError):
-            record, error = ended.receiver.recv()
-    ended.process.join()
-    if record is None and error is None:
-        error = f"{_how_it_ended(ended.process.exitcode)}; see {_log_path(ended.cell, output)}"
-    return Outcome(ended.cell, time.monotonic() - ended.begun, record, error)
-
-
-def _how_it_ended(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by the system (SIGKILL), which it does where memory is short"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
-
-
-def _stop(processes: Sequence[Any]) -> None:
-    """Ask processes to stop, which lets them save a checkpoint; end those that do not."""
-    for process in processes:
-        process.terminate()
-    end = time.monotonic() + _GRACE
-    for process in processes:
-        process.join(timeout=max(0.0, end - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _log_path(cell: Cell, output: Path) -> Path:
-    return output / LOGS / f"{cell.entry}-{cell.directory.name}.txt"
-
-
-def _run_cell(
-    experiment: Experiment,
-    directory: Path,
-    log: Path,
-    threads: int,
-    slot: int,
-    origin: tuple[str | None, Git],
-    sender: Connection,
-) -> None:
-    """Body of a cell's process: run it and send (record, error)."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Workers that read data start as they do in a run outside a study: not as this process did.
-    multiprocessing.set_start_method(None, force=True)
-    with log.open("a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            import torch
-
-            keep_large_tensors_on_heap()
-            torch.set_num_threads(threads)
-            gpus = torch.cuda.device_count()
-            if gpus > 1 and experiment.config.device == "auto":
-                config = dataclasses.replace(experiment.config, device=f"cuda:{slot % gpus}")
-                experiment = dataclasses.replace(experiment, config=config)
-            _await_unlocked(directory)
-            resume = (directory / files.CHECKPOINT).exists()
-            command, git = origin
-            record = run_experiment(experiment, directory, resume=resume, command=command, git=git)
-            sender.send((record, None))
-        except (Exception, KeyboardInterrupt) as error:
-            traceback.print_exc()
-            sender.send((None, f"{describe_failure(error)} (more in {log})"))
-
-
-def _end_with_parent() -> None:
-    """Stop this process when the one that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its checkpoint
-    time.sleep(_GRACE)
-    os._exit(1)
-
-
-def _await_unlocked(directory: Path) -> None:
-    """Wait for the process of a study that was killed: it may still be saving its checkpoint."""
-    end = time.monotonic() + _GRACE + 10
-    while directory.is_dir() and time.monotonic() < end:
-        try:
-            with files.lock_directory(directory):
-                return
-        except ValueError:
-            time.sleep(0.5)
+    def _settle(self, outcome: Outcome) -> Generator[Outcome, None, None]:
+        """An outcome, and what it means for those that wait for the cell."""
+        yield outcome
+        waiting = self._waiting.pop(outcome.cell.directory, [])
+        if outcome.record is not None:
+            self._ready.extendleft(reversed(waiting))
+            return
+        for cell in waiting:
+            error = f"its weights come from {outcome.cell.label}"
+            yield from self._settle(Outcome(cell, 0.0, error=error))

@@ -44,6 +44,21 @@ def describe_failure(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
+_PASSING = (ConnectionError, TimeoutError, BlockingIOError, InterruptedError)
+_PASSING_NUMBERS = (errno.ENOLCK, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE)
+_PASSING_WORDS = re.compile(
+    r"DataLoader worker .*(killed|exited unexpectedly)|is in use by|[Cc]onnection (reset|refused)"
+    r"|timed out|NCCL .*(error|failure)"
+)
+
+
+def can_pass(error: BaseException) -> bool:
+    """Whether the same run may do well when it is started again: a connection, a lost worker, a lock."""
+    if isinstance(error, _PASSING) or getattr(error, "errno", None) in _PASSING_NUMBERS:
+        return True
+    return bool(_PASSING_WORDS.search(str(error)))
+
+
 def _describe(error: BaseException) -> str:
     text = str(error)
     # torch puts the traceback of a worker into the message of its error.

@@ -58,6 +58,13 @@ class Cell:
     entry: str
     directory: Path
     experiment: Experiment
+    number: int = 0  # its place in the plan, from 0
+    source: Path | None = None  # directory of the cell whose weights it starts from
+
+    @property
+    def name(self) -> str:
+        """Its folder in the study's, which patterns are matched with."""
+        return f"{self.entry}/{self.directory.name}"
 
     @property
     def label(self) -> str:
@@ -119,19 +126,19 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
         for backbone in _backbones(entry, study.twins):
             for seed in entry.seeds if entry.seeds is not None else study.seeds:
                 label = f"{_folder_name(backbone)}-seed{seed}"
+                source = None
                 if entry.weights_from is not None:
                     source = folders[entry.weights_from].get(label)
                     if source is None:
                         raise ValueError(f"{name}: {entry.weights_from} has no {label}")
                     backbone = {**backbone, "weights": str(source / files.WEIGHTS)}
                 root = _data_root(entry, study, output)
-                cell = Cell(
-                    name, output / name / label, _experiment(entry, backbone, root, seed, imports)
-                )
+                experiment = _experiment(entry, backbone, root, seed, imports)
+                cell = Cell(name, output / name / label, experiment, len(cells), source)
                 folders[name][label] = cell.directory
                 # Two SE networks may have the same plain twin: it runs once.
                 first = cells.setdefault(str(cell.directory), cell)
-                if first.experiment.hash != cell.experiment.hash:
+                if first is not cell and first.experiment.hash != cell.experiment.hash:
                     raise ValueError(
                         f"{name}: two networks would share the directory {label}; give their "
                         "weights or options names that differ, or make two entries of them"

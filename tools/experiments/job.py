@@ -1,0 +1,126 @@
+"""A cell on its way to where it runs, and running it there: the one road of every executor."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from backbones import files
+from tools.experiments.failure import can_pass, describe_failure
+from tools.experiments.record import Git
+from tools.experiments.study import LOGS, Cell
+
+GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no record."""
+
+    error: str  # for a person
+    can_pass: bool = False  # whether the same cell may do well when it is started again
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that running a cell needs; it can be pickled."""
+
+    cell: Cell
+    output: Path  # the study's folder
+    # Of the study and not of the process: all records of a study name the code it began with.
+    command: str | None
+    git: Git
+
+    @property
+    def log(self) -> Path:
+        """What the cell prints, over all attempts."""
+        return log_path(self.cell, self.output)
+
+
+def log_path(cell: Cell, output: Path) -> Path:
+    return output / LOGS / f"{cell.entry}-{cell.directory.name}.txt"
+
+
+def run_job(job: Job, threads: int | None = None) -> Failure | None:
+    """Run a cell in this process, from its checkpoint where there is one, to its record.
+
+    Returns None once the record is written. What went wrong is kept for `sebench status` too.
+
+    Args:
+        threads: of torch on a CPU; None: as the process has.
+    """
+    from backbones.device import keep_large_tensors_on_heap  # imports torch
+    from tools.experiments.run import run_experiment
+
+    cell = job.cell
+    keep_failure(job, None)
+    try:
+        keep_large_tensors_on_heap()
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        _await_unlocked(cell.directory)
+        resume = (cell.directory / files.CHECKPOINT).exists()
+        run_experiment(
+            cell.experiment, cell.directory, resume=resume, command=job.command, git=job.git
+        )
+    except KeyboardInterrupt as error:  # the checkpoint is saved
+        return Failure(describe_failure(error), can_pass=True)
+    except Exception as error:
+        traceback.print_exc()
+        failure = Failure(describe_failure(error), can_pass(error))
+        keep_failure(job, failure)
+        return failure
+    return None
+
+
+def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:
+    """As `run_job`, in a process of its own: whatever it prints goes to the log."""
+    # Workers that read data start as they do in a run outside a study: not as this process did.
+    multiprocessing.set_start_method(None, force=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        failure = run_job(job, threads)
+    return failure and Failure(f"{failure.error} (more in {job.log})", failure.can_pass)
+
+
+def keep_failure(job: Job, failure: Failure | None) -> None:
+    """Write down how the last attempt of a cell ended; None: it has not failed."""
+    path = _failure_path(job.cell, job.output)
+    if failure is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(path, json.dumps(asdict(failure)))
+
+
+def read_failure(cell: Cell, output: Path) -> Failure | None:
+    """How the last attempt of a cell failed, if it did; a damaged note tells nothing."""
+    try:
+        content = json.loads(_failure_path(cell, output).read_text(encoding="utf-8"))
+        return Failure(str(content["error"]), bool(content["can_pass"]))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _failure_path(cell: Cell, output: Path) -> Path:
+    return log_path(cell, output).with_suffix(".failure.json")
+
+
+def _await_unlocked(directory: Path) -> None:
+    """Wait for the process of a study that was killed: it may still be saving its checkpoint."""
+    end = time.monotonic() + GRACE + 10
+    while directory.is_dir() and time.monotonic() < end:
+        try:
+            with files.lock_directory(directory):
+                return
+        except ValueError:
+            time.sleep(0.5)
