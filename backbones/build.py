@@ -16,7 +16,7 @@ from backbones.zoo import Pair
 _SLOT_OPTIONS = ("attention", "placement", "se_stages")
 
 
-def build_backbone(name: str, **options: Any) -> Backbone:
+def build_backbone(name: str, /, **options: Any) -> Backbone:
     """Build a backbone of the zoo, or one registered by the user, with He's initialisation.
 
     Args:

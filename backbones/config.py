@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -17,8 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 # Ranges. Units stand with the settings that have them.
-Count = Annotated[int, Ge(1)]
-WholeNumber = Annotated[int, Ge(0)]
+LARGEST = 2**31 - 1  # whole number: sizes and counts stay where torch can hold them
+Count = Annotated[int, Ge(1), Le(LARGEST)]
+WholeNumber = Annotated[int, Ge(0), Le(LARGEST)]
 Positive = Annotated[float, Gt(0), Le(1e300)]  # and not infinite
 NonNegative = Annotated[float, Ge(0), Le(1e300)]
 Fraction = Annotated[float, Ge(0), Le(1)]
@@ -123,6 +125,8 @@ class Settings:
         own: Any = type(self)
         for name, adapter in _adapters(own).items():
             value = getattr(self, name)
+            if isinstance(value, dict):  # of any content, which pydantic does not look into
+                _check_finite(value, f"{self.group}{name}")
             try:
                 adapter.validate_python(value)
             except pydantic.ValidationError as error:
@@ -240,6 +244,17 @@ def describe_error(error: Mapping[str, Any], key: str = "") -> str:
     return f"{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
+def _check_finite(value: object, key: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}={value}: expected a finite number")
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_finite(part, f"{key}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_finite(part, key)
+
+
 def _shown(value: object) -> str:
     text = repr(value) if isinstance(value, str) else str(value)
     return printable(text if len(text) <= 100 else f"{text[:97]}...")
@@ -287,7 +302,7 @@ def _type_in_words(hint: Any) -> str:
             f"{sign} {getattr(bound, attribute):g}"
             for bound in bounds
             for kind, (sign, attribute) in signs.items()
-            if isinstance(bound, kind) and getattr(bound, attribute) < 1e300
+            if isinstance(bound, kind) and getattr(bound, attribute) not in (LARGEST, 1e300)
         ]
         lengths = [f"of {bound.min_length}" for bound in bounds if isinstance(bound, Len)]
         return " ".join([_type_in_words(base), *lengths, ", ".join(words)]).strip()

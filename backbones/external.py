@@ -41,7 +41,7 @@ class ExternalBackbone(Backbone):
             of convolutional stages.
     """
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, name: str, /, **options: Any) -> None:
         super().__init__()
         self.name, self.options = name, options
         plan = _plan(name, tuple(sorted(options.items())))

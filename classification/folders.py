@@ -52,7 +52,10 @@ def require_root(settings: DataSettings) -> Path:
     """
     if not settings.root:
         raise ValueError(f"data.root is not set: say where {settings.name} lies, data.root=FOLDER")
-    root = require(Path(os.path.expanduser(settings.root)), f"the root of {settings.name}")
+    root = require(
+        Path(os.path.expanduser(settings.root)),
+        f"data.root={settings.root}, the folder of {settings.name},",
+    )
     if not root.is_dir():
         raise ValueError(f"data.root={settings.root} is no folder: unpack it, and name its folder")
     return root

@@ -18,7 +18,8 @@ from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
+from backbones.files import IMAGE_FORMATS
+
 LARGEST_FILE = 2**29  # bytes
 LONGEST = 200  # times the shorter side
 
@@ -33,7 +34,7 @@ def read_image(path: str | Path) -> Tensor:
 
     Raises:
         OSError: the file cannot be read, or is none (a pipe, a device).
-        ValueError: it is no image of `FORMATS`, damaged, or too large to unpack.
+        ValueError: it is no image of `IMAGE_FORMATS`, damaged, or too large to unpack.
     """
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
@@ -49,7 +50,7 @@ def read_image(path: str | Path) -> Tensor:
                 return torch.from_numpy(decode_jpeg(content, "RGB")).permute(2, 0, 1)
     try:
         # Named formats only: PIL would run Ghostscript for a file that says it is PostScript.
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             if reason := _too_large(image.height, image.width):
                 raise ValueError(reason)
             return from_pil(_as_rgb(image))

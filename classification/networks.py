@@ -11,7 +11,7 @@ from backbones import (
     BackboneSettings,
     InputFormat,
     Network,
-    build_network,
+    build_backbone,
     fit_backbone,
     load_user_module,
     load_weights,
@@ -131,7 +131,8 @@ def _build(
     config: ClassificationConfig, backbone: BackboneSettings, reported: Split, training: bool
 ) -> Network:
     dropout = config.train.dropout if training else 0.0
-    return build_network(backbone.name, len(reported.class_names), dropout, **backbone.options)
+    features = build_backbone(backbone.name, **backbone.options)
+    return Network(features, len(reported.class_names), dropout)
 
 
 def _check_classes(path: str | None, classes: list[str] | None, reported: Split) -> None:

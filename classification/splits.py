@@ -12,22 +12,21 @@ import numpy as np
 from PIL import Image
 
 from backbones.config import check_choice, printable
-from backbones.files import sha256
+from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256
 from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import ImageArray, ImageFiles
 from classification.folders import read_lines, require, some
-from classification.images import FORMATS, read_image
+from classification.images import read_image
 from classification.loader import BadImages
 
 Split = ImageArray | ImageFiles
 
 READERS = readers_of("classification")
 # Of sets up to this many files each file is looked at before anything is computed: decoded where
-# they have no more bytes than the second number together, else by its head and tail.
+# they have no more than `DECODED_UP_FRONT` bytes together, else by its head and tail.
 INSPECTED_UP_FRONT = 20_000
-DECODED_UP_FRONT = 2**28
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ def _is_whole(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
         if marker is not None:
             with open(path, "rb") as file:

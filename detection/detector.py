@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from torch import nn
 
 from backbones import BackboneSettings, InputFormat, check_finite
-from backbones.config import check_choice, flatten, unknown
+from backbones.config import check_choice, flatten, printable, unknown
 from backbones.device import choose_device
 from backbones.files import sha256
 from backbones.result import Weights as WeightsUsed
@@ -28,6 +29,32 @@ from .backbone import add_sebench_config, check_input_format, register_backbones
 from .config import KEYS, Build, DetectionConfig, DetectorSettings, InputSettings
 
 FORMAT = "sebench-detector"
+
+
+class DamagedImage(ValueError):
+    """An image that its check took for whole, and that breaks off where it is decoded."""
+
+    def __init__(self, message: str) -> None:
+        # torch's loader puts a worker's traceback before it.
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class ImageMapper(DatasetMapper):
+    """Detectron2's mapper, which names a file that cannot be decoded."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read, augment and annotate one image of Detectron2's dataset dicts.
+
+        Raises:
+            DamagedImage: (a ValueError) its file is damaged.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except (OSError, SyntaxError) as error:  # Pillow's, for what a file holds
+            name = printable(str(dataset_dict["file_name"]))
+            raise DamagedImage(
+                f"{name}: {printable(str(error))}; mend the image, or take it out of the annotations"
+            ) from error
 
 
 def choose_input_format(settings: InputSettings, weights: Weights | None) -> InputFormat:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -20,7 +20,7 @@ from backbones.inference import prepare_for_inference
 
 from .annotations import Results, join_results
 from .coco import CocoPart, register_dataset
-from .detector import Detector
+from .detector import Detector, ImageMapper
 from .scoring import Scorer, Scores, score
 
 
@@ -103,7 +103,7 @@ def detect(
         The boxes of all processes and their scores on rank 0, elsewhere None.
     """
     records = get_detection_dataset_dicts(register_dataset(part), filter_empty=False)
-    mapper = DatasetMapper(detector.cfg, is_train=False)
+    mapper = ImageMapper(detector.cfg, is_train=False)
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
     if comm.get_world_size() > 1:
         # Batch norms saw each process's own images; what is saved, and counts, are rank 0's.

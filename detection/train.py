@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -38,6 +38,7 @@ from backbones.files import CHECKPOINT, CURVE, cut_curve
 from backbones.result import Timing
 
 from .config import DetectionConfig, TrainSettings, reader_processes
+from .detector import ImageMapper
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
 class _SeededImages(Dataset[dict[str, Any]]):
     """Detectron2's mapper, each image augmented by its place in the stream."""
 
-    def __init__(self, records: list[dict[str, Any]], mapper: DatasetMapper, seed: int) -> None:
+    def __init__(self, records: list[dict[str, Any]], mapper: ImageMapper, seed: int) -> None:
         self._records = DatasetFromList(records, copy=False)
         self._mapper, self._seed = mapper, seed
 
@@ -180,7 +181,7 @@ def _build_loader(
         comm.get_world_size(),
     )
     return DataLoader(
-        _SeededImages(records, DatasetMapper(cfg, is_train=True), config.seed),
+        _SeededImages(records, ImageMapper(cfg, is_train=True), config.seed),
         batch_sampler=batches,
         num_workers=reader_processes(config.data),
         collate_fn=trivial_batch_collator,

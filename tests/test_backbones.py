@@ -216,6 +216,7 @@ def test_every_placement_trains_on_every_residual_network_or_says_why_not(placem
         ("se_resnet5", {}, "unknown backbone 'se_resnet5'; did you mean se_resnet5"),
         ("resnet50", {"reduction": 8}, "resnet50 is plain .* its twin is se_resnet50"),
         ("resnet50", {"stride_in_1x2": True}, "unknown option .* did you mean stride_in_1x1"),
+        ("resnet50", {"name": "resnet18"}, "unknown option 'name'"),
         ("se_resnet50", {"reducton": 8}, "unknown option 'reducton'; did you mean reduction"),
         ("se_resnet50", {"stride_in_1x1": 1}, "stride_in_1x1 is true or false, not 1"),
         ("se_resnet50", {"stem_pool": "same"}, "stem_pool is one of padded, ceil, not 'same'"),

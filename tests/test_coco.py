@@ -5,12 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MapDataset, MetadataCatalog
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from detection.annotations import read_annotations
 from detection.coco import load_coco, register_dataset
 from detection.config import DataSettings
+from detection.detector import ImageMapper
 from tools import sample_data
 
 
@@ -219,6 +222,34 @@ def test_damaged_pictures_are_named_and_left_out_of_training_only(spoiled):
     next((root / "val2017").iterdir()).write_bytes(b"")
     with pytest.raises(ValueError, match="an evaluation leaves no image out"):
         load_coco(DataSettings(root=str(root), skip_bad_images=9))
+
+
+def test_an_image_that_breaks_off_in_its_middle_is_named(spoiled, monkeypatch):
+    root, _ = spoiled
+    path = next(iter(sorted((root / "train2017").iterdir())))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2] = b"\xff\xc4"  # a table where pixels are expected
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged images \\({path.name}: broken data stream"):
+        load_coco(DataSettings(root=str(root)))
+    monkeypatch.setattr("detection.coco.DECODED_UP_FRONT", 0)  # as in a set of COCO's size
+    part = load_coco(DataSettings(root=str(root))).train[0]
+    record = next(
+        r for r in DatasetCatalog.get(register_dataset(part)) if path.name in r["file_name"]
+    )
+    images = MapDataset([record], ImageMapper(get_cfg(), is_train=False))
+    loader = DataLoader(images, batch_size=None, num_workers=1)
+    with pytest.raises(ValueError, match=f"^{path}: broken data stream .*; mend the image"):
+        next(iter(loader))
+
+
+def test_postscript_that_says_it_is_a_jpeg_is_never_run(spoiled):
+    root, _ = spoiled
+    path = next(iter(sorted((root / "train2017").iterdir())))
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=f"{path.name}: not an image"):
+        load_coco(DataSettings(root=str(root)))
 
 
 def test_an_image_of_sixteen_bits_is_not_clipped_to_white(spoiled):

@@ -41,6 +41,8 @@ def open_zip(content: bytes) -> zipfile.ZipFile:
     except Exception as error:  # zipfile has no one error for damaged directories
         raise ValueError(f"cut short or damaged: {_first_line(error)}") from error
     parts = archive.infolist()
+    if parts and min(part.header_offset for part in parts):
+        raise ValueError("bytes before its first part: readers would differ in what it holds")
     if any(part.flag_bits & 1 for part in parts):
         raise ValueError("an encrypted zip")
     unpacked = sum(part.file_size for part in parts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.build import build_network
+from backbones.build import build_backbone
 from backbones.config import BackboneSettings
 from backbones.external import ExternalBackbone
 from backbones.features import Network
@@ -156,7 +156,8 @@ def _metadata_of(weights: Weights) -> Metadata:
             f"{weights.path}: its channel order, mean and std are unknown and could not go along"
         )
     with torch.device("meta"):
-        network = build_network(backbone.name, weights.num_classes or 1000, **backbone.options)
+        features = build_backbone(backbone.name, **backbone.options)
+        network = Network(features, weights.num_classes or 1000)
     return Metadata(
         backbone=NamedBackbone(backbone.name, dict(backbone.options)),
         input_format=known,
@@ -190,7 +191,7 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
     external = ExternalBackbone(against)
     theirs = Network(external, num_classes)
     theirs.load_state_dict(external.rename(_as_library(weights, backbone, num_classes, against)))
-    ours = build_network(backbone.name, num_classes, **backbone.options)
+    ours = Network(build_backbone(backbone.name, **backbone.options), num_classes)
     load_weights(ours, weights)
     side = size or describe_backbone(against).input_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -99,6 +99,10 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(name)
 
 
+class _WrongChecksum(Exception):
+    pass
+
+
 def _reference_content(file: Path) -> Any:
     head = file.read_bytes()[:16]
     if head[8:9] == b"{":
@@ -109,10 +113,16 @@ def _reference_content(file: Path) -> Any:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip() or ""
             if bad.endswith(".npy") or "/data" in bad:  # torch's other parts decide nothing
-                raise AssertionError("a checksum of the archive is wrong")
+                raise _WrongChecksum
             if all(name.endswith(".npy") for name in archive.namelist()):
                 with np.load(file) as arrays:
                     return dict(arrays)
+            # torch compares no checksums, and finds parts in its own way: it gets them as zipfile does.
+            parts = io.BytesIO()
+            with zipfile.ZipFile(parts, "w") as whole:
+                for name in archive.namelist():
+                    whole.writestr(name, archive.read(name))
+        return torch.load(io.BytesIO(parts.getvalue()), weights_only=True, map_location="cpu")
     elif head.startswith(b"\x93NUMPY"):
         return np.load(file, allow_pickle=False)
     elif not head.startswith(b"\x80\x02\x8a\x0al\xfc\x9c"):
@@ -131,7 +141,7 @@ def same_tensors(file: Path, printed: str) -> str | None:
         with contextlib.suppress(Exception):
             try:
                 theirs = {array.tobytes() for array in _arrays(_reference_content(file))}
-            except AssertionError:
+            except _WrongChecksum:
                 code = 3
             else:
                 ours = {array.tobytes() for array in _arrays(dict(read_tensors(file).tensors))}
