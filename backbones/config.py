@@ -18,12 +18,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 # Ranges. Units stand with the settings that have them.
-LARGEST = 2**31 - 1  # whole number: sizes and counts stay where torch can hold them
-Count = Annotated[int, Ge(1), Le(LARGEST)]
-WholeNumber = Annotated[int, Ge(0), Le(LARGEST)]
+Count = Annotated[int, Ge(1)]
+WholeNumber = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0), Le(1e300)]  # and not infinite
 NonNegative = Annotated[float, Ge(0), Le(1e300)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+LARGEST = 2**32 - 1  # whole number of a setting: seeds go as far
 Workers = Annotated[int, Ge(-1)]
 PixelStatistics = Annotated[list[float], Len(3, 3)]  # one value a channel, pixels from 0 to 255
 
@@ -125,8 +125,7 @@ class Settings:
         own: Any = type(self)
         for name, adapter in _adapters(own).items():
             value = getattr(self, name)
-            if isinstance(value, dict):  # of any content, which pydantic does not look into
-                _check_finite(value, f"{self.group}{name}")
+            _check_numbers(value, f"{self.group}{name}")
             try:
                 adapter.validate_python(value)
             except pydantic.ValidationError as error:
@@ -244,15 +243,18 @@ def describe_error(error: Mapping[str, Any], key: str = "") -> str:
     return f"{shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _check_finite(value: object, key: str) -> None:
+def _check_numbers(value: object, key: str) -> None:
+    """Numbers that neither JSON nor torch could hold, also inside dictionaries of any content."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value}: expected a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{key}={_shown(value)}: must be at most {LARGEST}")
     if isinstance(value, Mapping):
         for name, part in value.items():
-            _check_finite(part, f"{key}.{name}")
+            _check_numbers(part, f"{key}.{name}")
     elif isinstance(value, (list, tuple)):
         for part in value:
-            _check_finite(part, key)
+            _check_numbers(part, key)
 
 
 def _shown(value: object) -> str:
@@ -302,7 +304,7 @@ def _type_in_words(hint: Any) -> str:
             f"{sign} {getattr(bound, attribute):g}"
             for bound in bounds
             for kind, (sign, attribute) in signs.items()
-            if isinstance(bound, kind) and getattr(bound, attribute) not in (LARGEST, 1e300)
+            if isinstance(bound, kind) and getattr(bound, attribute) < 1e300
         ]
         lengths = [f"of {bound.min_length}" for bound in bounds if isinstance(bound, Len)]
         return " ".join([_type_in_words(base), *lengths, ", ".join(words)]).strip()

@@ -192,7 +192,7 @@ def test_detectrons_biases_learn_twice_as_fast_and_do_not_decay():
         (lambda: EvaluateSettings(evaluator="cocoapi"), "choose from hotcoco, pycocotools"),
         (lambda: DetectionConfig(detectron2={"SOLVER.MAX_ITER": 9}), "set train.iterations"),
         (lambda: DetectionConfig(seed=-1), "seed=-1"),
-        (lambda: TrainSettings(min_size=[2**64]), "train.min_size=.*: must be at most 2147483647"),
+        (lambda: TrainSettings(min_size=[2**64]), "train.min_size=.*: must be at most 4294967295"),
         (
             lambda: DetectionConfig(detectron2={"MODEL.ANCHOR_GENERATOR.SIZES": [[math.inf]]}),
             "SIZES=inf: expected a finite number",
