@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,6 +94,13 @@ def sha256(path: str | Path, size: int | None = None) -> str:
         while chunk := file.read(min(left, 1 << 20)):
             digest.update(chunk)
             left -= len(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_list(names: Sequence[str], labels: Any) -> str:
+    """The SHA-256 of image names (N,) and their labels, a NumPy array (N,), in order."""
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape"))
+    digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
 
 

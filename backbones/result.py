@@ -29,6 +29,8 @@ class Dataset:
     root: str | None  # folder it was read from
     sha256: str | None  # of what decides the numbers: image names and labels, or the annotations
     annotations: str | None = None  # COCO file, for detection
+    # Of what was evaluated alone: image names and labels, in order, or the annotation file.
+    reported_sha256: str | None = None
     images_in_set: Count | None = None  # with the skipped ones
     skipped_images: list[str] = field(default_factory=list)  # unreadable, of the evaluated split
     train_images: Count | None = None  # None: nothing was trained

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backbones.files import SYNTHETIC
+from backbones.files import SYNTHETIC, sha256_of_list
 from classification.images import read_image
 
 
@@ -93,9 +93,7 @@ class Dataset:
 
     def sha256(self) -> str:
         """Of the ids and labels, in order."""
-        digest = hashlib.sha256(encode("\n".join(self.ids)))
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return sha256_of_list(self.ids, self.labels)
 
 
 @dataclass(frozen=True)

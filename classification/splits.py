@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.config import check_choice, printable
-from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256
+from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256, sha256_of_list
 from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
@@ -47,6 +47,9 @@ class Splits:
         `images` counts what was seen: with `skipped_images` it adds up to `images_in_set`.
         """
         reported = self.reported
+        bad = set(skipped)
+        seen = [place for place, name in enumerate(reported.ids) if name not in bad]
+        names = [printable(reported.ids[place]) for place in seen]
         return Dataset(
             name=reported.name,
             split=reported.split,
@@ -58,6 +61,7 @@ class Splits:
             synthetic=reported.synthetic,
             root=str(reported.root),
             sha256=reported.sha256(),
+            reported_sha256=sha256_of_list(names, reported.labels[seen]),
         )
 
 

@@ -322,6 +322,7 @@ def _describe_dataset(config: DetectionConfig, data: CocoData) -> Dataset:
         annotations=str(data.val.annotations.path),
         train_images=sum(part.image_count for part in data.train) or None,
         sha256=data.sha256(),
+        reported_sha256=data.val.annotations.sha256,
         bad_boxes=sum(part.bad_boxes for part in (*data.train, data.val)),
         skipped_train_images=sum(len(part.bad_images) for part in data.train),
     )

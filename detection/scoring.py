@@ -83,6 +83,7 @@ def describe_annotations(truth: Annotations) -> Dataset:
         root=str(folder),
         annotations=str(truth.path),
         sha256=truth.sha256,
+        reported_sha256=truth.sha256,
     )
 
 

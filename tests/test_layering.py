@@ -21,7 +21,8 @@ MAY_IMPORT = {
 
 # The rooms of tools, and those whose modules each may import.
 ROOMS = {
-    "cli": {"experiments", "references", "report", "sample_data", "speed", "statistics"},
+    "cli": {"experiments", "proof", "references", "report", "sample_data", "speed", "statistics"},
+    "proof": {"experiments", "report", "statistics"},
     "report": {"experiments", "references", "statistics"},
     "references": {"experiments", "statistics"},
     "speed": {"experiments", "sample_data"},

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.cli import experiments, lookup
+from tools.cli import experiments, lookup, proof
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -45,6 +45,8 @@ def _options(
 for command in (experiments.train, experiments.evaluate, experiments.run, experiments.demo):
     app.command(rich_help_panel="Experiments")(command)
 app.command(rich_help_panel="Results")(lookup.report)
+app.command(rich_help_panel="Results")(proof.bundle)
+app.command(rich_help_panel="Results")(proof.verify)
 app.command(rich_help_panel="Results")(lookup.reference)
 app.command(rich_help_panel="Results")(lookup.benchmark)
 app.command("statistics-check", rich_help_panel="Results")(lookup.statistics_check)

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -46,16 +46,30 @@ class Experiment:
                 del settings[key]
         return settings
 
-    def identity(self) -> dict[str, Any]:
-        """What can change the result, as plain values.
+    def contents(self) -> dict[str, str]:
+        """What stands for files in the identity, by their paths; they are looked at at each call.
 
         Files that settings name (weights, lists of images) count by their content and synthetic data
-        by how they were made, wherever they lie; files are looked at anew at each call.
+        by how they were made, wherever they lie.
         """
-        identity = {"task": self.task, "action": self.action, **_identity_fields(self.config)}
+        paths = (path for path in _named_files(self.config) if Path(path).exists())
+        found = {path: f"sha256:{_sha256(path)}" for path in paths}
+        root = self.config.data.root
+        marker = synthetic_marker(root)
+        return found if marker is None else {**found, root: marker}
+
+    def identity(self, contents: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What can change the result, as plain values.
+
+        Args:
+            contents: as `contents` gave them; None: those of now.
+        """
+        known = self.contents() if contents is None else contents
+        fields = _identity_fields(self.config, known)
+        identity = {"task": self.task, "action": self.action, **fields}
         for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
             del identity[key]
-        identity["data"]["synthetic"] = synthetic_marker(self.config.data.root)
+        identity["data"]["synthetic"] = known.get(self.config.data.root)
         return identity
 
     @property
@@ -66,7 +80,7 @@ class Experiment:
     @property
     def comparison_hash(self) -> str:
         """As `hash`, without backbone and seed: what twins and repetitions have in common."""
-        return _hash({k: v for k, v in self.identity().items() if k not in ("backbone", "seed")})
+        return _comparison_hash(self.identity())
 
     def entry_points(self) -> Any:
         """The module that checks, trains and evaluates this task; imports torch."""
@@ -251,26 +265,63 @@ def _backbone(part: Mapping[str, Any]) -> Mapping[str, Any]:
 # Identity ----------------------------------------------------------------------------------------
 
 
-def _identity_fields(settings: Any) -> dict[str, Any]:
+def recompute_hashes(
+    task: str, action: str, settings: Mapping[str, Any], contents: Mapping[str, str]
+) -> tuple[str, str]:
+    """`Experiment.hash` and `comparison_hash` of a run, from what its record holds: no file is read.
+
+    Settings that came with a later version are left out, as they were then.
+
+    Raises:
+        ValueError: the settings are none of this version.
+    """
+    config = build_settings(settings_class(find_task(task)), [("its settings", settings)])
+    identity = _within(Experiment(task, "", config, action).identity(contents), settings)
+    return _hash(identity), _comparison_hash(identity)
+
+
+def _within(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity whose keys stand in settings, or were never among them."""
+    return {
+        key: _within(value, settings[key])
+        if isinstance(value, dict) and isinstance(settings.get(key), Mapping)
+        else value
+        for key, value in identity.items()
+        if key in settings or key in ("task", "action", "synthetic")
+    }
+
+
+def _identity_fields(settings: Any, contents: Mapping[str, str]) -> dict[str, Any]:
     fields = {}
     for field in dataclasses.fields(settings):
         if field.metadata.get("identity", True):
             value = getattr(settings, field.name)
             if dataclasses.is_dataclass(value):
-                value = _identity_fields(value)
+                value = _identity_fields(value, contents)
             elif field.metadata.get("names_files"):
+                # A path where the file does not exist: its name is all that is known.
+                several = isinstance(value, list)
                 value = (
-                    [_content(path) for path in value]
-                    if isinstance(value, list)
-                    else _content(value)
+                    [contents.get(path, path) for path in value]
+                    if several
+                    else contents.get(value, value)
                 )
             fields[field.name] = value
     return fields
 
 
-def _content(path: str | None) -> str | None:
-    """What stands for a file in an identity: its content, or its path where it does not exist."""
-    return f"sha256:{_sha256(path)}" if path and Path(path).exists() else path
+def _named_files(settings: Any) -> Iterator[str]:
+    """The paths that settings name, those whose content counts."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _named_files(value)
+        elif field.metadata.get("names_files"):
+            yield from filter(None, value if isinstance(value, list) else [value])
+
+
+def _comparison_hash(identity: Mapping[str, Any]) -> str:
+    return _hash({k: v for k, v in identity.items() if k not in ("backbone", "seed")})
 
 
 def _hash(identity: dict[str, Any]) -> str:

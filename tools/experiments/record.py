@@ -39,6 +39,7 @@ from tools.experiments.tasks import ACTIONS, find_task
 
 SCHEMA = 3
 _LARGEST_FILE = 64 << 20  # bytes of a record
+PLACE = ("directory", "name", "annotations")  # fields of a record that say where it was read from
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Setup:
     action: str  # "train" or "evaluate"
     recipe: str
     settings: dict[str, Any]  # all of them, nested as in a recipe
+    # What stood for files in `hash`, by path: the SHA-256 of those that settings name, and how
+    # synthetic data were made; None: recorded before it was kept.
+    contents: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,8 @@ class Record:
     schema: int = SCHEMA
     # Where it was read from; not in the file.
     directory: Path | None = field(default=None, compare=False)
+    name: str = field(default="", compare=False)  # of the directory, among those read together
+    annotations: Path | None = field(default=None, compare=False)  # of its data, in a bundle
 
     @property
     def task(self) -> str:
@@ -222,36 +228,54 @@ def read_record(path: Path) -> Record:
         raise ValueError(f"{path}: not a sound record: {error}") from None
 
 
-def load_records(paths: Iterable[Path | str]) -> tuple[list[Record], list[str]]:
+def load_records(
+    paths: Iterable[Path | str], names: Iterable[str] | None = None
+) -> tuple[list[Record], list[str]]:
     """Read every record in or under ``paths``, which are record files or folders.
 
+    Args:
+        names: what the paths are called in the names of their runs; None for their own names.
+
     Returns:
-        The records, oldest first, and one warning for each file that was skipped.
+        The records, oldest first, and one warning for each file that was skipped. Each is named by
+        its folder, from the path on; of several paths their names stand before it.
 
     Raises:
         ValueError: a path does not exist.
     """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
+    paths = list(map(Path, paths))
+    found: dict[Path, str] = {}
+    for path, source in zip(paths, _distinct(names or [p.name for p in paths]), strict=True):
         if not path.exists():
             raise ValueError(f"no such file or folder: {path}")
-        if path.is_dir():
-            found.update(dict.fromkeys(sorted(path.rglob(files.RECORD))))
-        else:
-            found[path] = None
+        of_several = [source] if len(paths) > 1 else []
+        for file in sorted(path.rglob(files.RECORD)) if path.is_dir() else [path]:
+            inside = file.parent.relative_to(path).parts if path.is_dir() else ()
+            name = "/".join([*of_several, *inside]) or file.resolve().parent.name
+            found.setdefault(file, name)
     records, warnings = [], []
-    for path in found:
+    for file, name in found.items():
         try:
-            records.append(read_record(path))
+            records.append(dataclasses.replace(read_record(file), name=name))
         except ValueError as error:
             warnings.append(f"skipped {error}")
     return sorted(records, key=lambda record: record.created), warnings
 
 
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names, with a number after those that stood before."""
+    found: list[str] = []
+    for name in names:
+        others = sum(other == name or other.startswith(f"{name}-") for other in found)
+        found.append(f"{name}-{others + 1}" if name in found else name)
+    return found
+
+
 def to_plain(record: Record) -> dict[str, Any]:
     """The content of the record's file."""
     content = dataclasses.asdict(record)
-    del content["directory"]
+    for key in PLACE:
+        del content[key]
     return {"schema": content.pop("schema"), **content}
 
 
@@ -263,7 +287,7 @@ def record_from(content: object, directory: Path | None = None) -> Record:
     """
     if not isinstance(content, dict):
         raise ValueError("expected keys with values")
-    content = _upgrade({key: value for key, value in content.items() if key != "directory"})
+    content = _upgrade({key: value for key, value in content.items() if key not in PLACE})
     try:
         # As JSON: among Python's values a strict check wants objects of the classes.
         text = pydantic_core.to_json(content, inf_nan_mode="constants")
@@ -281,7 +305,8 @@ def record_from(content: object, directory: Path | None = None) -> Record:
 def record_schema() -> dict[str, Any]:
     """The JSON schema of a record's file."""
     schema = _adapter().json_schema()
-    del schema["properties"]["directory"]
+    for key in PLACE:
+        del schema["properties"][key]
     schema["required"].append("schema")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -235,7 +235,7 @@ def build_record(
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "experiment": _describe_setup(experiment),
-        "backbone": _describe_backbone(experiment.config.backbone),
+        "backbone": describe_settings_network(experiment.config.backbone),
         "seed": experiment.config.seed,
         "metrics": _metrics(found),
         "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
@@ -258,10 +258,16 @@ def _describe_setup(experiment: Experiment) -> dict[str, Any]:
         "action": experiment.action,
         "recipe": experiment.recipe,
         "settings": experiment.settings,
+        "contents": experiment.contents(),
     }
 
 
-def _describe_backbone(settings: BackboneSettings) -> dict[str, Any]:
+def describe_settings_network(settings: BackboneSettings) -> dict[str, Any]:
+    """What a record says of the network of some settings.
+
+    Raises:
+        ValueError: it is not registered.
+    """
     info = describe_backbone(settings.name)
     twin = twin_of(settings.name, settings.options)
     if settings.twin:

@@ -31,6 +31,8 @@ class Task:
     compare: str
     # (plain record, candidate record) -> [`tools.report.examples.Picture`, ...], where twins disagree
     find_pictures: str
+    # record -> (its metrics, its classes' values) anew, from the files of the run alone
+    recompute: str
     # (results file, annotations file, evaluator) -> scores of results without a network
     score: str | None = None
 
@@ -66,6 +68,7 @@ TASKS = {
         class_metric="top1_accuracy",
         compare="tools.report.classifiers:compare",
         find_pictures="tools.report.classifiers:find_pictures",
+        recompute="tools.report.classifiers:recompute",
     ),
     "scene": Task(
         label="scene classification",
@@ -78,6 +81,7 @@ TASKS = {
         class_metric="top1_accuracy",
         compare="tools.report.classifiers:compare",
         find_pictures="tools.report.classifiers:find_pictures",
+        recompute="tools.report.classifiers:recompute",
     ),
     "detection": Task(
         label="object detection",
@@ -90,6 +94,7 @@ TASKS = {
         class_metric="AP",
         compare="tools.report.detectors:compare",
         find_pictures="tools.report.detectors:find_pictures",
+        recompute="tools.report.detectors:recompute",
         score="detection.scoring:score_results",
     ),
 }

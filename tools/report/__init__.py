@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backbones.config import printable
 from backbones.files import write_whole
-from tools.experiments.record import load_records
+from tools.experiments.archive import open_runs
 
 
 def write_report(
@@ -45,29 +45,29 @@ def write_report(
     from tools.report.table import build_table
 
     paths = list(paths)
-    records, warnings = load_records(paths)
-    if not records:
-        skipped = f"; {warnings[0]}" if warnings else ""
-        where = ", ".join(map(str, paths))
-        raise ValueError(printable(f"no record.json in or under {where}{skipped}"))
-    table = build_table(
-        records,
-        warnings,
-        allow_unequal=allow_unequal,
-        resamples=resamples,
-        seed=seed,
-        margin=margin,
-    )
-    files = {
-        "report.html": render_page(table, title),
-        "report.md": as_markdown(table, title),
-        "report.json": document.as_json(table),
-        document.SCHEMA: document.shipped_schema(),
-        "differences.csv": exports.differences_csv(table),
-        "runs.csv": exports.runs_csv(table),
-        "report.tex": exports.as_latex(table),
-        "model-index.yaml": exports.as_model_index(table),
-    }
+    with open_runs(paths) as (records, warnings):
+        if not records:
+            skipped = f"; {warnings[0]}" if warnings else ""
+            where = ", ".join(map(str, paths))
+            raise ValueError(printable(f"no record.json in or under {where}{skipped}"))
+        table = build_table(
+            records,
+            warnings,
+            allow_unequal=allow_unequal,
+            resamples=resamples,
+            seed=seed,
+            margin=margin,
+        )
+        files = {
+            "report.html": render_page(table, title),
+            "report.md": as_markdown(table, title),
+            "report.json": document.as_json(table),
+            document.SCHEMA: document.shipped_schema(),
+            "differences.csv": exports.differences_csv(table),
+            "runs.csv": exports.runs_csv(table),
+            "report.tex": exports.as_latex(table),
+            "model-index.yaml": exports.as_model_index(table),
+        }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

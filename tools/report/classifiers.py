@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.config import printable
+from backbones.files import sha256_of_list
 from tools import statistics
 from tools.experiments.record import Record
 from tools.experiments.settings import build_settings
@@ -54,6 +55,36 @@ def compare(pair: Pair, resamples: int, seed: int) -> Compared:
             if varied is not None and len(classes) == len(by_class):  # every class has a name
                 variation = varied
     return Compared(metrics, classes, {}, variation)
+
+
+def recompute(record: Record) -> tuple[dict[str, float | None], list[float | None]]:
+    """Top-k in percent from the rows alone, and top-1 accuracy by class; None where undefined.
+
+    Raises:
+        ValueError: the rows are missing, damaged or not those of the record's data.
+    """
+    rows = statistics.load_predictions(file_of(record, "samples"), record.dataset.images)
+    classes, images = record.dataset.classes, len(rows.label)
+    if len(np.unique(rows.image)) < images:
+        raise ValueError("an image stands in the rows twice")
+    if (
+        min(rows.label.min(), rows.top.min()) < 0
+        or max(rows.label.max(), rows.top.max()) >= classes
+    ):
+        raise ValueError(f"a class in the rows is none of {classes}")
+    expected = record.dataset.reported_sha256
+    if expected and sha256_of_list(rows.image.tolist(), rows.label) != expected:
+        raise ValueError(
+            "images and labels of the rows are not those of the data that are recorded"
+        )
+    metrics: dict[str, float | None] = {}
+    for k in (1, 5):
+        correct = int(rows.correct(k).sum()) if classes > k else None
+        for name, count in (("error", images - (correct or 0)), ("accuracy", correct)):
+            metrics[f"top{k}_{name}"] = None if correct is None else 100 * (count or 0) / images
+    seen = np.bincount(rows.label, minlength=classes).tolist()
+    right = np.bincount(rows.label[rows.correct(1)], minlength=classes).tolist()
+    return metrics, [100 * r / s if s else None for r, s in zip(right, seen, strict=True)]
 
 
 def find_pictures(plain: Record, candidate: Record) -> list[Picture]:

@@ -7,6 +7,7 @@ something else, and the report says so in the place of the number.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,16 @@ class Compared:
     classes: dict[str, Difference]
     errors: dict[str, tuple[float, float]]  # kind -> points that it costs plain, candidate
     variation: Variation | None = None  # of the classes
+
+
+def explain(error: Exception, records: Iterable[Record]) -> str:
+    """What is wrong with a file of a run, named by its run, wherever that was read from."""
+    text = str(error)
+    for record in records:
+        text = text.replace(f"{record.directory}/", f"{record.name}/")
+        if record.annotations:
+            text = text.replace(str(record.annotations), str(record.dataset.annotations))
+    return text
 
 
 def file_of(record: Record, kind: str) -> Path:

@@ -13,6 +13,7 @@ from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS, load_function
 from tools.references import training_of
 from tools.report.caveats import marks_of, says_little
+from tools.report.compared import explain
 from tools.report.pairs import Pair, describe_network
 from tools.report.published import ReferenceRow, effects_beside, published_beside
 from tools.statistics import Difference, Variation
@@ -130,7 +131,7 @@ def compare_pair(
             tide, variation = compared.errors, compared.variation
             why = "no interval is computed for this metric"
         except ValueError as error:
-            why = f"no interval: {error}"
+            why = f"no interval: {explain(error, (*pair.plain, *pair.candidate))}"
     costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
     metrics = tuple(
         _metric_row(name, pair, found, why, costs, margin) for name in _shared_metrics(pair)

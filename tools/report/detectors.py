@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from detection.annotations import Annotations, Results, read_annotations, read_results
-from detection.scoring import match
+from detection.scoring import match, score
 from tools import statistics
 from tools.experiments.record import Record
 from tools.report.compared import Compared, file_of
@@ -41,6 +41,20 @@ def compare(pair: Pair, resamples: int, seed: int) -> Compared:
     return Compared(found, classes, _errors(truth, plain[0], candidate[0]), variation)
 
 
+def recompute(record: Record) -> tuple[dict[str, float | None], list[float | None]]:
+    """COCO's numbers in percent from the detections alone, and AP by class; None where undefined.
+
+    Raises:
+        ValueError: a file is missing, damaged or not that of the record's data.
+    """
+    truth = _annotations(record)
+    expected = record.dataset.reported_sha256
+    if expected and truth.sha256 != expected:
+        raise ValueError("the annotation file is not the one that is recorded")
+    scores = score(truth, _results(record, truth))
+    return scores.metrics, [row.value for row in scores.per_class]
+
+
 def find_pictures(plain: Record, candidate: Record) -> list[Picture]:
     """Find images in which one twin finds more objects than the other, or fewer false ones.
 
@@ -54,7 +68,7 @@ def find_pictures(plain: Record, candidate: Record) -> list[Picture]:
     order = np.argsort(-change, kind="stable")
     best = [i for i in order[:SHOWN_EACH_WAY] if change[i] > 0]
     worst = [i for i in order[::-1][:SHOWN_EACH_WAY] if change[i] < 0]
-    folder = _image_folder(candidate, truth)
+    folder = _image_folder(candidate)
     pictures = []
     for index in (*best, *worst):
         boxes = tuple(
@@ -76,7 +90,7 @@ def find_pictures(plain: Record, candidate: Record) -> list[Picture]:
 def _annotations(record: Record) -> Annotations:
     if not record.dataset.annotations:
         raise ValueError("the record names no annotation file")
-    return read_annotations(record.dataset.annotations)
+    return read_annotations(record.annotations or record.dataset.annotations)
 
 
 def _results(record: Record, truth: Annotations) -> Results:
@@ -136,15 +150,16 @@ def _box(sides: np.ndarray, label: str, right: bool = True) -> Box:
     return Box(x, y, width, height, label, right)
 
 
-def _image_folder(record: Record, truth: Annotations) -> Path:
+def _image_folder(record: Record) -> Path:
     data = record.experiment.settings.get("data", {})
     split = record.dataset.split
-    root = truth.path.parent.parent
+    path = Path(record.dataset.annotations or "")  # where it was, wherever it was read from
+    root = path.parent.parent
     year = "val2014" if "2014" in split else split
-    places = [root / split, root / year, root / f"coco_{year}", truth.path.parent]
+    places = [root / split, root / year, root / f"coco_{year}", path.parent]
     given = data.get("val_images")
     places = [Path(given).expanduser(), *places] if given else places
     for place in places:
         if place.is_dir():
             return place
-    raise ValueError(f"no image folder beside {truth.path}")
+    raise ValueError(f"no image folder beside {path}")

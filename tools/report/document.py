@@ -135,7 +135,7 @@ class DatasetEntry:
 class RunEntry:
     """One recorded run."""
 
-    directory: str
+    directory: str  # from the path on that was reported
     network: str
     variant: str
     task: str
@@ -252,7 +252,7 @@ def _across(found: Across, candidate: str) -> AcrossEntry:
 def _run(run: Run) -> RunEntry:
     record, data = run.record, run.record.dataset
     return RunEntry(
-        directory=str(record.directory),
+        directory=record.name,
         network=run.network,
         variant=run.variant,
         task=record.task,

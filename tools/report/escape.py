@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from backbones.config import printable
-from tools.experiments.record import Record, record_from, to_plain
+from tools.experiments.record import PLACE, Record, record_from, to_plain
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 _LATEX = {
@@ -33,12 +33,13 @@ def harmless(record: Record) -> Record:
         return [walk(entry) for entry in value] if isinstance(value, list) else value
 
     # Most records hold plain text throughout, which their JSON shows at once.
-    text = msgspec.json.encode(replace(record, directory=None))
+    text = msgspec.json.encode(replace(record, directory=None, annotations=None))
     if text.isascii() and b"\\" not in text and b"\x7f" not in text:
         return record
     content = to_plain(record)
     kept = {key: content[key] for key in ("files", "weights")}
-    return record_from({**walk(content), **kept}, record.directory)
+    place = {key: getattr(record, key) for key in PLACE}
+    return replace(record_from({**walk(content), **kept}), **place | {"name": walk(record.name)})
 
 
 def escape_markdown(text: object) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from backbones.config import printable
 from tools.experiments.record import Record
 from tools.experiments.tasks import TASKS, load_function
+from tools.report.compared import explain
 
 SHOWN_EACH_WAY = 3
 
@@ -49,7 +50,7 @@ def find_pictures(plain: Record, candidate: Record) -> tuple[list[Picture], str 
         pictures = find(plain, candidate)
     # The data may be gone, moved or changed since the run: a report does without its pictures.
     except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return [], printable(f"no pictures: {error}")
+        return [], printable(f"no pictures: {explain(error, (plain, candidate))}")
     return pictures, None if pictures else "the twins agree on every picture"
 
 

@@ -1,0 +1,246 @@
+"""Runs in one file, `study.zip`, that anyone may have made.
+
+    bundle.json                  what is in it, with sizes and hashes (`Manifest`)
+    report.json                  the report of its runs
+    runs/NAME/record.json        and the files that the record names, and settings.yaml
+    annotations/SHA256/FILE      COCO files that detections are scored against
+
+An archive is written whole, and the same runs give the same bytes. It is read as a stranger's:
+sizes are bounded before anything is unpacked, a name leads nowhere else, and nothing is run.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backbones import files
+from backbones.config import printable
+from tools.experiments.record import Record, load_records
+
+MANIFEST, REPORT, RUNS, ANNOTATIONS = "bundle.json", "report.json", "runs", "annotations"
+FORMAT = 1
+# Bytes that a member may have, by the name of its file; further ones are refused.
+LARGEST = {
+    MANIFEST: 64 << 20, REPORT: 256 << 20, files.RECORD: 64 << 20, files.SETTINGS: 4 << 20,
+    files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.DETECTIONS: 1 << 30,
+}  # fmt: skip
+_LARGEST_ANNOTATIONS = 1 << 30
+_LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 20_000
+_LARGEST_RATIO = 200  # of unpacked to packed; JSON and rows of real results have under 50
+_END = struct.Struct("<4s4H2LH")  # the last 22 bytes of a zip without a comment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the archive."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `bundle.json`."""
+
+    format: int
+    sebench: str  # version that made it
+    files: dict[str, Entry]  # all others, by their names in the archive
+    report: dict[str, Any]  # options of the report in it
+    skipped: list[str] = field(default_factory=list)  # records that could not be read, and why
+    unfinished: list[str] = field(default_factory=list)  # runs that were begun and not recorded
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether a path is read as a bundle."""
+    return Path(path).suffix == ".zip" and Path(path).is_file()
+
+
+def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+    """Write a zip whole, the same for the same members: in order of names, without times.
+
+    Raises:
+        ValueError: a name is none that a bundle may have.
+    """
+    for name in members:
+        if _largest(name) is None:
+            raise ValueError(f"{name!r} cannot stand in a bundle: give the run an ordinary name")
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, content in sorted(members.items()):
+                member = zipfile.ZipInfo(name)  # of 1980
+                member.create_system, member.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+                text = content if isinstance(content, bytes) else content.read_bytes()
+                archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=9)
+
+    files.write_whole(path, write)
+
+
+@contextmanager
+def unpacked(path: str | Path) -> Iterator[Path]:
+    """The files of an archive in a temporary folder, for the length of a `with` block.
+
+    Raises:
+        ValueError: it is damaged, or holds what no bundle holds: other names, more or larger files.
+    """
+    with tempfile.TemporaryDirectory(prefix="sebench-") as name:
+        folder = Path(name)
+        (folder / RUNS).mkdir()
+        try:
+            _check_end(Path(path))
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                _check_members(members)
+                for member in members:
+                    _unpack(archive, member, folder)
+        except (
+            *(zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error),
+            *(OSError, UnicodeError, ValueError),
+        ) as error:
+            raise ValueError(f"{path}: not a sound bundle: {printable(str(error))}") from None
+        yield folder
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `bundle.json` of an unpacked archive.
+
+    Raises:
+        ValueError: it is missing, or of another form.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise ValueError(f"no {MANIFEST}: sebench bundle makes it") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST}: {printable(str(error))}") from None
+    if manifest.format != FORMAT:
+        raise ValueError(f"{MANIFEST}: format {manifest.format}; this version reads {FORMAT}")
+    return manifest
+
+
+@contextmanager
+def open_runs(paths: Iterable[str | Path]) -> Iterator[tuple[list[Record], list[str]]]:
+    """Every record in or under folders, record files and bundles, for the length of a `with` block.
+
+    Gives the records, oldest first, and a warning for each that was skipped.
+
+    Raises:
+        ValueError: a path does not exist, or a bundle is not sound.
+    """
+    paths = list(map(Path, paths))
+    with ExitStack() as stack:
+        bundles = {path: stack.enter_context(unpacked(path)) for path in paths if is_archive(path)}
+        places = [bundles[path] / RUNS if path in bundles else path for path in paths]
+        names = [path.stem if path in bundles else path.name for path in paths]
+        records, warnings = load_records(places, names)
+        for path, folder in bundles.items():
+            warnings = [text.replace(f"{folder}/", f"{path}: ") for text in warnings]
+            warnings += read_manifest(folder).skipped
+            records = [with_annotations(record, folder) for record in records]
+        yield records, warnings
+
+
+def with_annotations(record: Record, folder: Path) -> Record:
+    """A record that knows its annotation file in an unpacked archive, where it came from there."""
+    data = record.dataset
+    if not data.annotations or not record.directory or folder not in record.directory.parents:
+        return record
+    name = annotations_name(record)
+    return replace(record, annotations=folder / name) if (folder / name).is_file() else record
+
+
+def annotations_name(record: Record) -> str:
+    """The name in an archive of the annotation file that a record's detections are scored against."""
+    data = record.dataset
+    digest = data.reported_sha256 or data.sha256
+    return f"{ANNOTATIONS}/{digest}/{Path(data.annotations or '').name}"
+
+
+# A stranger's zip ---------------------------------------------------------------------------------
+
+
+def _check_end(path: Path) -> None:
+    """Bound the list of members, which `zipfile` reads whole, by what the last bytes say of it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _END.size - 20))
+        tail = file.read()
+    if size > _LARGEST_ZIP:
+        raise ValueError(f"larger than {_LARGEST_ZIP >> 20} MB")
+    if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\5\6"):
+        raise ValueError("no zip, or one that sebench bundle did not make")
+    *_, count, length, _, _ = _END.unpack(tail[-_END.size :])
+    if count > _MOST_FILES or length > _MOST_FILES * 1000 or tail.startswith(b"PK\6\7"):
+        raise ValueError(f"more than {_MOST_FILES} files")
+
+
+def _check_members(members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > _MOST_FILES:
+        raise ValueError(f"more than {_MOST_FILES} files")
+    names: set[str] = set()
+    for member in members:
+        name = printable(member.filename)
+        kind = member.external_attr >> 16
+        if member.filename in names:
+            raise ValueError(f"{name} is in the bundle twice")
+        names.add(member.filename)
+        largest = _largest(member.filename)
+        if largest is None or member.orig_filename != member.filename:
+            raise ValueError(f"{name[:200]!r} is no file of a bundle")
+        if stat.S_IFMT(kind) not in (0, stat.S_IFREG):
+            raise ValueError(f"{name}: not a plain file")
+        if member.flag_bits & 1:
+            raise ValueError(f"{name}: encrypted")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name}: packed in a way that bundles are not")
+        if member.file_size > largest:
+            raise ValueError(f"{name}: unpacks to {member.file_size} bytes, more than {largest}")
+        if member.file_size > _LARGEST_RATIO * member.compress_size + (1 << 20):
+            raise ValueError(f"{name}: unpacks to {member.file_size} bytes, far more than it has")
+    total = sum(member.file_size for member in members)
+    if total > _LARGEST_IN_ALL:
+        raise ValueError(f"unpacks to {total} bytes, more than {_LARGEST_IN_ALL}")
+
+
+def _largest(name: str) -> int | None:
+    """Bytes that a member of this name may have; None: no bundle has one."""
+    first, *inside = name.split("/")
+    if len(name) > 2000 or any(
+        part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > 255 for part in inside
+    ):
+        return None
+    if printable(name) != name or "\\" in name:
+        return None
+    if not inside:
+        return LARGEST[name] if name in (MANIFEST, REPORT) else None
+    if first == ANNOTATIONS and len(inside) == 2 and re.fullmatch("[0-9a-f]{64}", inside[0]):
+        return _LARGEST_ANNOTATIONS
+    if first == RUNS and len(inside) > 1 and inside[-1] not in (MANIFEST, REPORT):
+        return LARGEST.get(inside[-1])
+    return None
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    path = folder / member.filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = member.file_size
+    with archive.open(member) as packed, path.open("xb") as file:
+        while chunk := packed.read(min(1 << 20, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise ValueError(f"{member.filename}: larger than the bundle says")
+            file.write(chunk)
+    if left:
+        raise ValueError(f"{member.filename}: shorter than the bundle says")

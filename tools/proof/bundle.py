@@ -1,0 +1,135 @@
+"""Runs into one file that carries what their numbers were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backbones import files
+from detection.annotations import read_annotations
+from tools.experiments.archive import (
+    FORMAT,
+    MANIFEST,
+    REPORT,
+    RUNS,
+    Entry,
+    Manifest,
+    annotations_name,
+    is_archive,
+    open_runs,
+    write_archive,
+)
+from tools.experiments.record import Record
+from tools.report import document
+from tools.report.table import build_table
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written."""
+
+    path: Path
+    sha256: str  # of the file: published, it makes every later change visible
+    bytes: int
+    runs: int
+    skipped: list[str]  # records that could not be read, and why
+    unfinished: list[str]  # runs that were begun and not recorded
+
+
+def write_bundle(
+    paths: Iterable[str | Path],
+    output: str | Path,
+    *,
+    allow_unequal: bool = False,
+    margin: float | None = None,
+) -> Bundle:
+    """Write the runs in or under ``paths`` into one zip, with the report of them.
+
+    Args:
+        paths: folders of runs, records, or other bundles.
+        output: the file to write, whole or not at all; it ends in ``.zip``.
+        allow_unequal, margin: of the report.
+
+    Raises:
+        ValueError: there is no run, or a file that a record names is gone or has changed.
+    """
+    paths, output = list(map(Path, paths)), Path(output)
+    if output.suffix != ".zip":
+        raise ValueError(f"{output}: a bundle's name ends in .zip")
+    options: dict[str, Any] = {"allow_unequal": allow_unequal, "margin": margin}
+    with open_runs(paths) as (records, warnings):
+        if not records:
+            raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}")
+        members = _members(records)
+        members[REPORT] = document.as_json(build_table(records, warnings, **options)).encode()
+        unfinished = _unfinished(paths)
+        manifest = Manifest(
+            FORMAT,
+            metadata.version("sebench"),
+            {name: _entry(content) for name, content in sorted(members.items())},
+            options,
+            warnings,
+            unfinished,
+        )
+        members[MANIFEST] = manifest_text(manifest)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_archive(output, members)
+    digest = files.sha256(output)
+    return Bundle(output, digest, output.stat().st_size, len(records), warnings, unfinished)
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """The content of `bundle.json`."""
+    return msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1) + b"\n"
+
+
+def _members(records: Iterable[Record]) -> dict[str, bytes | Path]:
+    members: dict[str, bytes | Path] = {}
+    for record in records:
+        assert record.directory is not None  # it was read from a file
+        run = f"{RUNS}/{record.name}"
+        names = [files.RECORD, *filter(None, vars(record.files).values())]
+        if (record.directory / files.SETTINGS).is_file():
+            names.append(files.SETTINGS)
+        for name in names:
+            path = record.directory / name
+            if not path.is_file():
+                raise ValueError(f"{path} is gone: without it the numbers cannot be shown")
+            members[f"{run}/{name}"] = path
+        if record.files.detections and record.dataset.annotations:
+            members[annotations_name(record)] = _annotations(record)
+    return members
+
+
+def _annotations(record: Record) -> Path:
+    path = Path(record.annotations or record.dataset.annotations or "")
+    expected = record.dataset.reported_sha256 or record.dataset.sha256
+    if read_annotations(path).sha256 != expected:
+        raise ValueError(
+            f"{path} is not the file that the detections of {record.name} were scored against: it "
+            "has changed, or the record is of an earlier version (evaluate the weights again)"
+        )
+    return path
+
+
+def _entry(content: bytes | Path) -> Entry:
+    if isinstance(content, Path):
+        return Entry(files.sha256(content), content.stat().st_size)
+    return Entry(sha256(content).hexdigest(), len(content))
+
+
+def _unfinished(paths: Iterable[Path]) -> list[str]:
+    """Folders with settings and no record."""
+    found = [
+        file.parent
+        for path in paths
+        if path.is_dir() and not is_archive(path)
+        for file in sorted(path.rglob(files.SETTINGS))
+    ]
+    return [str(folder) for folder in found if not (folder / files.RECORD).exists()]

@@ -1,0 +1,201 @@
+"""What must agree within a record, and between the records of one study."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from backbones import files
+from backbones.config import BackboneSettings, flatten, printable
+from tools import statistics
+from tools.experiments.experiment import recompute_hashes
+from tools.experiments.record import METRICS, Record
+from tools.experiments.run import describe_settings_network
+from tools.experiments.settings import build_settings, read_yaml
+from tools.experiments.tasks import find_task, load_function
+from tools.report.compared import explain
+from tools.report.pairs import describe_network
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it must be."""
+
+    where: str
+    what: str
+
+
+def check_record(record: Record) -> tuple[list[str], list[Finding]]:
+    """Check one run: what could not be looked at, and what is wrong."""
+    notes = []
+    if record.experiment.contents is None:
+        notes.append(f"{record.name}: of a version that did not keep what its hash was made from")
+    if record.dataset.reported_sha256 is None:
+        notes.append(f"{record.name}: of a version that did not keep the hash of its images alone")
+    if record.git.dirty:
+        notes.append(f"{record.name}: made with uncommitted changes to the suite")
+    checks = (_identity, _network, _weights_of, _kinds, _numbers)
+    return notes, [Finding(record.name, text) for check in checks for text in check(record)]
+
+
+def _identity(record: Record) -> Iterator[str]:
+    """The settings are those of the hash, and of `settings.yaml`."""
+    setup = record.experiment
+    if setup.contents is not None:
+        try:
+            hashes = recompute_hashes(setup.task, setup.action, setup.settings, setup.contents)
+            if hashes != (setup.hash, setup.comparison_hash):
+                yield f"its settings give the experiment {hashes[0]}, recorded as {setup.hash}"
+        except (ValueError, TypeError) as error:
+            yield f"its settings are none of this version: {printable(str(error))}"
+    path = record.directory / files.SETTINGS if record.directory else None
+    if path is None or not path.is_file():
+        yield f"has no {files.SETTINGS}"
+        return
+    try:
+        written = read_yaml(path)
+    except ValueError as error:
+        yield printable(str(error).replace(str(path), files.SETTINGS))
+        return
+    told = {
+        "task": setup.task,
+        "action": setup.action,
+        "experiment": setup.hash,
+        "comparison_hash": setup.comparison_hash,
+    }
+    config = written.get("config")
+    ours = told | flatten(setup.settings)
+    theirs = {key: written.get(key) for key in told}
+    theirs |= flatten(config) if isinstance(config, dict) else {}
+    for key in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(key), theirs.get(key)
+        if one != other:
+            yield f"{printable(key)} is {_shown(one)} in the record, {_shown(other)} in its settings"
+
+
+def _network(record: Record) -> Iterator[str]:
+    """Network, twin and seed are those of the settings."""
+    settings = record.experiment.settings
+    if record.seed != settings.get("seed"):
+        yield f"its seed is {record.seed}, in its settings {_shown(settings.get('seed'))}"
+    try:
+        group = build_settings(BackboneSettings, [("", settings.get("backbone", {}))])
+        expected = describe_settings_network(group)
+    except ValueError:  # a network of somebody's own
+        expected = {"name": settings.get("backbone", {}).get("name")}
+    recorded = asdict(record.backbone)
+    for key, value in expected.items():
+        if recorded[key] != value:
+            yield f"backbone.{key} is {_shown(recorded[key])}, by its settings {_shown(value)}"
+
+
+def _weights_of(record: Record) -> Iterator[str]:
+    """The hashes of files that settings name are those of the weights."""
+    setup, weights = record.experiment, record.weights
+    named = [setup.settings.get("backbone", {}).get("weights")]
+    named += setup.settings.get("evaluate", {}).get("ensemble") or []
+    first = weights.initial if setup.action == "train" else weights
+    for path, file in zip(named, (first, *weights.ensemble), strict=False):
+        content = (setup.contents or {}).get(str(path))
+        if content and (file is None or content != f"sha256:{file.sha256}"):
+            yield f"the weights it names are {content}, recorded as {file and file.sha256}"
+
+
+def _kinds(record: Record) -> Iterator[str]:
+    """Units and directions are those of the metrics."""
+    for name, metric in record.metrics.items():
+        kind = METRICS[name]
+        if (metric.unit, metric.higher_is_better) != (kind.unit, kind.higher_is_better):
+            yield f"{name} is recorded with another unit or direction"
+
+
+def _numbers(record: Record) -> Iterator[str]:
+    """Metrics, and those of the classes, are what rows or detections give."""
+    try:
+        metrics, classes = load_function(find_task(record.task).recompute)(record)
+    except ValueError as error:
+        yield printable(explain(error, [record]))
+        return
+    for name in sorted(metrics.keys() | record.metrics.keys()):
+        metric = record.metrics.get(name)
+        yield from _compare(name, metric and metric.value, metrics.get(name))
+    if len(classes) != len(record.per_class) or len(classes) != record.dataset.classes:
+        yield f"{len(record.per_class)} classes are recorded, {len(classes)} computed"
+        return
+    names = record.dataset.class_names
+    for row, name, value in zip(record.per_class, names, classes, strict=True):
+        if row.name != name:
+            yield f"class {row.name!r} stands where the data have {name!r}"
+        yield from _compare(f"class {row.name!r}", row.value, value)
+
+
+def _compare(name: str, recorded: float | None, computed: float | None) -> Iterator[str]:
+    known = recorded is not None and computed is not None
+    if recorded != computed and not (known and math.isclose(recorded, computed, abs_tol=1e-9)):
+        yield f"{printable(name)} is recorded as {_shown(recorded)}, computed {_shown(computed)}"
+
+
+def _shown(value: Any) -> str:
+    return printable(json.dumps(value, default=str))[:80]
+
+
+# Between records ---------------------------------------------------------------------------------
+
+
+def check_together(records: Sequence[Record]) -> Iterator[Finding]:
+    """Find what records of one study say of each other that cannot be."""
+    yield from _same_rows(records)
+    yield from _one_training_each(records)
+
+
+def _same_rows(records: Sequence[Record]) -> Iterator[Finding]:
+    """The same data have the same images and labels in every run."""
+    groups: dict[tuple[str | None, tuple[str, ...]], list[Record]] = defaultdict(list)
+    for record in records:
+        data = record.dataset
+        if record.file("samples"):
+            groups[data.sha256, tuple(data.skipped_images)].append(record)
+    for group in groups.values():
+        first = None
+        for record in group:
+            path = record.file("samples")
+            assert path is not None
+            try:
+                rows = statistics.load_predictions(path, record.dataset.images)
+            except ValueError:
+                continue  # `check_record` has said so
+            if first is None:
+                first = record, rows
+            elif not np.array_equal(rows.image, first[1].image):
+                yield Finding(record.name, f"its rows name other images than {first[0].name}")
+            elif not np.array_equal(rows.label, first[1].label):
+                yield Finding(record.name, f"its rows have other labels than {first[0].name}")
+
+
+def _one_training_each(records: Sequence[Record]) -> Iterator[Finding]:
+    """Weights come from one training, and are evaluated as the network that was trained."""
+    trained: dict[str, Record] = {}
+    for record in records:
+        digest = record.weights.sha256
+        if record.experiment.action != "train" or not digest:
+            continue
+        first = trained.setdefault(digest, record)
+        if first.hash != record.hash:
+            yield Finding(record.name, f"its weights are those of {first.name}, another experiment")
+    for record in records:
+        first = trained.get(record.weights.sha256 or "", record)
+        if (first.backbone.name, first.backbone.options) != (
+            record.backbone.name,
+            record.backbone.options,
+        ):
+            yield Finding(
+                record.name,
+                f"evaluates the weights that {first.name} trained as "
+                f"{describe_network(first.backbone)}",
+            )

@@ -1,0 +1,181 @@
+"""A stranger's bundle checked: every number made anew, and everything that must agree compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from backbones import files
+from backbones.config import printable
+from tools.experiments.archive import (
+    MANIFEST,
+    REPORT,
+    RUNS,
+    Manifest,
+    read_manifest,
+    unpacked,
+    with_annotations,
+)
+from tools.experiments.record import Record, load_records
+from tools.proof.checks import Finding, check_record, check_together
+from tools.report import document
+from tools.report.table import build_table
+
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".pkl", ".npz", ".npy", ".bin", ".ckpt", ".json"}
+_TOLERANCE = 1e-6  # relative, of numbers of a report: machines differ in rounding
+
+
+@dataclass
+class Verification:
+    """What was looked at in a bundle, and what is wrong with it."""
+
+    sha256: str  # of the bundle
+    checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be looked at
+    findings: list[Finding] = field(default_factory=list)
+
+
+def verify_bundle(
+    path: str | Path, *, weights: Path | None = None, sha256: str | None = None
+) -> Verification:
+    """Check a bundle.
+
+    Args:
+        weights: a folder of weights, whose hashes are compared with those in the records.
+        sha256: what the hash of the bundle must be, as its makers published it.
+
+    A bundle that cannot be read is a finding too.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    found = Verification(files.sha256(path))
+    if sha256 is not None:
+        found.checked.append("the bundle's SHA-256 against the given one")
+        if sha256.lower() != found.sha256:
+            found.findings.append(Finding(str(path), f"its SHA-256 is {found.sha256}"))
+    try:
+        with unpacked(path) as folder:
+            _verify(folder, found, weights)
+    except ValueError as error:
+        found.findings.append(Finding(str(path), printable(str(error))))
+    return found
+
+
+def _verify(folder: Path, found: Verification, weights: Path | None) -> None:
+    manifest = read_manifest(folder)
+    found.findings += _check_files(folder, manifest)
+    found.checked.append(f"{len(manifest.files)} files against their hashes")
+    records, damaged = load_records([folder / RUNS])
+    records = [with_annotations(record, folder) for record in records]
+    found.findings += [Finding(RUNS, text.replace(f"{folder}/", "")) for text in damaged]
+    found.notes += [f"left out of the bundle: {text}" for text in manifest.skipped]
+    found.notes += [f"begun and not recorded: {name}" for name in manifest.unfinished]
+    for record in records:
+        notes, findings = check_record(record)
+        found.notes += notes
+        found.findings += findings
+    found.checked.append(f"settings, metrics and classes of {len(records)} runs, computed anew")
+    found.findings += check_together(records)
+    found.checked.append("images, labels and weights of all runs against each other")
+    if weights is None:
+        found.notes.append("hashes of weights are those of the records; --weights DIR checks files")
+    else:
+        count, findings = _check_weights(records, weights)
+        found.checked.append(f"weights of {count} of {len(records)} runs")
+        found.findings += findings
+    found.findings += _check_report(folder, records, manifest, found)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(there - set(manifest.files) - {MANIFEST}):
+        yield Finding(name, "is not listed in the bundle")
+    for name, entry in manifest.files.items():
+        if name not in there:
+            yield Finding(printable(name), "is listed and not in the bundle")
+        elif files.sha256(folder / name) != entry.sha256:
+            yield Finding(name, "was changed after the bundle was made")
+
+
+def _check_weights(records: list[Record], folder: Path) -> tuple[int, list[Finding]]:
+    """Runs whose weights are in ``folder``, and those beside which others lie."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
+    hashes = {path: files.sha256(path) for path in paths if path.is_file()}
+    known, findings = 0, []
+    for record in records:
+        beside = hashes.get(folder / record.name / files.WEIGHTS)
+        if record.weights.sha256 in hashes.values():
+            known += 1
+        elif beside is not None and record.experiment.action == "train":
+            findings.append(Finding(record.name, "its weights there are not those of its record"))
+    return known, findings
+
+
+# The report --------------------------------------------------------------------------------------
+
+
+def _check_report(
+    folder: Path, records: list[Record], manifest: Manifest, found: Verification
+) -> Iterator[Finding]:
+    try:
+        stored = json.loads((folder / REPORT).read_bytes())
+        options = {key: manifest.report.get(key) for key in ("allow_unequal", "margin")}
+        table = build_table(records, manifest.skipped, **options)  # type: ignore[arg-type]
+        anew = json.loads(document.as_json(table))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        yield Finding(REPORT, f"cannot be made anew: {printable(str(error))}")
+        return
+    version = metadata.version("sebench")
+    if manifest.sebench != version:
+        found.notes.append(
+            f"the report was made by sebench {printable(manifest.sebench)}, and is compared with one "
+            f"by {version}: in what both have"
+        )
+    differing = list(_differences(stored, anew, manifest.sebench == version))
+    for place, text in differing[:10]:
+        yield Finding(f"{REPORT} {place}", text)
+    if len(differing) > 10:
+        yield Finding(REPORT, f"{len(differing) - 10} more differences")
+    found.checked.append(f"{_count(anew)} values of the report, computed anew")
+
+
+def _differences(old: Any, new: Any, same_version: bool, at: str = "") -> Iterator[tuple[str, str]]:
+    """Where two documents differ, by more than rounding."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = old.keys() | new.keys() if same_version else old.keys() & new.keys()
+        for key in sorted(keys):
+            there = old.get(key), new.get(key)
+            yield from _differences(*there, same_version, f"{at}.{printable(key)}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, same_version, f"{at}[{place}]")
+    elif _is_number(old) and _is_number(new):
+        if not math.isclose(old, new, rel_tol=_TOLERANCE, abs_tol=1e-9):
+            yield at, f"says {old:.10g}, computed {new:.10g}"
+    elif old != new and (same_version or not isinstance(old, str)):
+        yield at, f"says {_short(old)}, computed {_short(new)}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return f"{len(value)} entries"
+    return printable(repr(value))[:80]
+
+
+def _count(value: Any) -> int:
+    """How many single values a document holds."""
+    inside = value.values() if isinstance(value, dict) else value
+    return sum(map(_count, inside)) if isinstance(value, (dict, list)) else 1
