@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # P
 DECODED_UP_FRONT = 2**28  # bytes: every image of a set up to this size is decoded by its check
 SYNTHETIC = "SYNTHETIC"  # marks a folder of synthetic data, and says how they were made
 LOCK = ".lock"
+HEARTBEAT = "heartbeat.json"  # while a run lives: how far it is
 
 _PARTIAL = ".partial"
 
@@ -124,7 +126,9 @@ def log_to(path: str | Path, loggers: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def lock_directory(directory: str | Path, *, reenter: bool = False) -> Iterator[None]:
+def lock_directory(
+    directory: str | Path, *, reenter: bool = False, wait: float = 0.0
+) -> Iterator[None]:
     """Keep other processes out of an existing directory for the length of a `with` block.
 
     The lock is the operating system's and ends with the process, however it ends: a lock file that
@@ -132,6 +136,7 @@ def lock_directory(directory: str | Path, *, reenter: bool = False) -> Iterator[
 
     Args:
         reenter: a lock that this process holds already is enough.
+        wait: seconds to wait for another process to give the lock up.
 
     Raises:
         ValueError: another process, which is named, holds the lock, or this process does already.
@@ -143,7 +148,7 @@ def lock_directory(directory: str | Path, *, reenter: bool = False) -> Iterator[
         return
     if key in _held:
         raise ValueError(f"{directory} is already in use by this process")
-    with _open_locked(path) as file:
+    with _open_locked(path, time.monotonic() + wait) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -155,7 +160,7 @@ def lock_directory(directory: str | Path, *, reenter: bool = False) -> Iterator[
             path.unlink(missing_ok=True)
 
 
-def _open_locked(path: Path) -> TextIO:
+def _open_locked(path: Path, until: float) -> TextIO:
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - its lock ends when it is closed
         try:
@@ -165,6 +170,9 @@ def _open_locked(path: Path) -> TextIO:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
             file.close()
+            if time.monotonic() < until:
+                time.sleep(0.5)
+                continue
             raise ValueError(
                 f"{path.parent} is in use by {holder}; "
                 "wait for it, stop it, or choose another --output"

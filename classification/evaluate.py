@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from backbones import InputFormat, check_finite
 from backbones.config import printable
 from backbones.files import write_whole
+from backbones.heartbeat import tell
 from classification.config import DataSettings, EvaluateSettings
 from classification.crop_cache import choose_cache
 from classification.datasets import Batch, ImageArray, ImageFiles
@@ -93,6 +94,7 @@ def predict(
     started = time.perf_counter()
     bad = BadImages(data.skip_bad_images, dataset.root)
     mine: list[_Scored] = []
+    done = 0
     for batch in evaluation_batches(
         dataset,
         protocol,
@@ -105,6 +107,8 @@ def predict(
         bad.add(batch.bad)
         if len(batch.labels):
             mine.append(_score(ensembles, batch, processes.device))
+        done += (len(batch.labels) + len(batch.bad)) * processes.count
+        tell("evaluating", done, len(dataset))
     everyone = processes.gather((_join(mine) if mine else None, bad.names))
     for _, names in everyone:
         bad.add(names)

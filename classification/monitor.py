@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from backbones.files import CURVE, cut_curve
+from backbones.heartbeat import tell
 from classification.config import TrainSettings
 from classification.distributed import Processes
 
@@ -87,6 +88,7 @@ class Monitor:
     def note(self, step: int, lr: float, loss: Tensor) -> None:
         """Remember learning rate and loss of `step`, just made, without waiting for the loss."""
         self._pending.append((step, lr, loss))
+        tell("training", step, self._total_steps, self._settings.batch_size)
 
     def flush(self) -> None:
         """Write a point of the curve over the steps noted since the last.

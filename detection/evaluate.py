@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from backbones.files import write_whole
+from backbones.heartbeat import tell
 from backbones.inference import prepare_for_inference
 
 from .annotations import Results, join_results
@@ -110,10 +112,17 @@ def detect(
         for buffer in detector.model.buffers():
             dist.broadcast(buffer, src=0)
     model = prepare_for_inference(detector.model, inference)
+    own = -(-len(records) // comm.get_world_size())
+    done = itertools.count(1)
+
+    def each() -> None:
+        advance()
+        tell("evaluating", next(done), own, comm.get_world_size())
+
     if tta:
         model = GeneralizedRCNNWithTTA(detector.cfg, model)
     scorer = Scorer(part.annotations) if evaluator == "hotcoco" else None
-    collector = _Collector(scorer, advance)
+    collector = _Collector(scorer, each)
     start = time.perf_counter()
     collected = inference_on_dataset(model, loader, collector)
     seconds = time.perf_counter() - start

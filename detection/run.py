@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -35,6 +35,7 @@ from backbones import (
 from backbones.checkpoint import StopRequest
 from backbones.device import choose_device, peak_memory
 from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to, sha256, write_whole
+from backbones.heartbeat import keep_heartbeat
 from backbones.result import (
     Cost,
     Dataset,
@@ -164,7 +165,10 @@ def _launched(
 ) -> None:
     loggers = ("backbones", "detection", "detectron2", "fvcore")
     try:
-        with log_to(directory / LOG, loggers) if comm.is_main_process() else nullcontext():
+        with ExitStack() as stack:
+            if comm.is_main_process():
+                stack.enter_context(log_to(directory / LOG, loggers))
+                stack.enter_context(keep_heartbeat(directory))
             found = _train(config, directory, resume)
     except ValueError as wrong:
         error.write_text(str(wrong), encoding="utf-8")

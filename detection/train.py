@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
 from backbones.files import CHECKPOINT, CURVE, cut_curve
+from backbones.heartbeat import tell
 from backbones.result import Timing
 
 from .config import DetectionConfig, TrainSettings, reader_processes
@@ -374,6 +375,7 @@ class _ProgressBar(HookBase):
         seconds, loss = latest.get("time", (0.0, 0))[0], latest["total_loss"][0]
         rate = self._batch_size / seconds if seconds else 0.0
         self._bar.update(self._task, completed=self.trainer.iter + 1, rate=rate, loss=loss)
+        tell("training", self.trainer.iter + 1, self.trainer.max_iter, self._batch_size)
 
     def after_train(self) -> None:
         self._bar.stop()

@@ -367,9 +367,9 @@ def test_weights_of_a_network_of_ones_own_are_inspected(sebench, tmp_path):
 def test_a_closed_terminal_stops_a_command_unless_nohup_says_otherwise():
     code = (
         "import os, signal, sys, time\n"
-        "from tools.cli import experiments as e\n"
+        "from tools.cli import signals as e\n"
         "if sys.argv[1] == 'nohup': signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "with e._stop_hint(lambda: 'go on'):\n"
+        "with e.stop_hint(lambda: 'go on'):\n"
         "    os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.2); print('went on')\n"
     )
     for mode, said in (("nohup", "went on\n"), ("plain", "")):

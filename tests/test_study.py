@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backbones import files
+from backbones import files, heartbeat
 from tools import cli
 from tools.experiments import study
 from tools.experiments.study import load_study, plan
@@ -106,12 +106,55 @@ def test_a_network_starts_from_the_weights_of_its_own_cell(tmp_path):
         ({"settings": {"train": {"epoch": 3}}}, "unknown key 'train.epoch' in settings"),
         ({"seed": [1]}, "unknown key 'seed' in .*experiment 1; did you mean seeds"),
         ({"seeds": ["one"]}, "seeds='one': expected a whole number"),
+        ({"backbones": ["se_resmet*"]}, "unknown backbone pattern 'se_resmet\\*'; did you mean"),
+        ({"backbones": ["timm:se*"]}, "a pattern stands for networks of"),
+        ({"needs": {"gpu": 1}}, "unknown key 'gpu' in cifar-short: needs; did you mean gpus"),
+        ({"needs": {"gpus": -1}}, "gpus=-1: must be at least 0"),
+        ({"recipe": []}, r"recipe=\[\]: give a name, or a list"),
+        ({"variants": {"a": 3}}, "variants.a=3: give settings"),
     ],
 )
 def test_a_wrong_suite_is_refused_before_anything_runs(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         plan(load_study(_study(tmp_path, change)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"exclude": ["cifar-shrt/*"]},
+            "exclude: 'cifar-shrt/.*' matches no cell.*did you mean cifar-short",
+        ),
+        ({"exclude": ["*"]}, "include and exclude leave no cell"),
+        (
+            {"overrides": {"x": {}}},
+            "overrides: 'x' matches no cell; they are called cifar-short/resnet20-seed0 and",
+        ),
+        ({"overrides": {"*": {"seeds": 1}}}, "resnet20-seed0: unknown key 'seeds'"),
+        ({"needs": {"cores": 0}}, "cores=0: must be at least 1"),
+    ],
+)
+def test_wrong_patterns_of_a_study_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        plan(load_study(_study(tmp_path, **change)), tmp_path / "out")
+
+
+def test_a_cell_whose_weights_are_left_out_is_refused(tmp_path, sebench):
+    entries = ({"name": "first"}, {"name": "second", "weights_from": "first"})
+    with pytest.raises(
+        ValueError, match=r"second/resnet20-seed0 starts from .*first/resnet20-seed0"
+    ):
+        plan(load_study(_study(tmp_path, *entries, exclude=["first/*"])), tmp_path / "out")
+    study = _study(tmp_path, *entries)
+    _, _, err = sebench("run", study, "-o", tmp_path / "out", "--only", "second/*", "--dry-run")
+    assert "first/resnet20-seed0, which is not recorded; choose that too: --only" in err
+    _, out, _ = sebench("run", study, "-o", tmp_path / "out", "--only", "first/*", "--dry-run")
+    assert "2 runs, 2 to run" in out
+    _, _, err = sebench("run", study, "-o", tmp_path / "out", "--only", "frist/*", "--dry-run")
+    assert "--only: 'frist/*' matches no cell" in err
+    assert "did you mean first" in err
 
 
 def test_a_file_that_is_no_suite_is_refused_by_name(tmp_path):
@@ -140,6 +183,51 @@ def test_the_demo_covers_four_benchmarks_with_twins(tmp_path):
         ("detection", "coco_2017"),
     }
     assert len(cells) == 8
+
+
+def test_patterns_recipes_and_variants_span_the_matrix(tmp_path):
+    entry = {
+        "name": "short",
+        "recipe": ["cifar-short", "cifar-preact"],
+        "backbones": ["se_resnet2*", "se_resnet20"],
+        "variants": {"small": {"train": {"batch_size": 32}}, "large": {}},
+    }
+    cells = plan(load_study(_study(tmp_path, entry)), tmp_path / "out")
+    folders = [f"short-{r}-{v}" for r in entry["recipe"] for v in ("large", "small")]
+    assert list(dict.fromkeys(cell.entry for cell in cells)) == folders
+    assert [cell.number for cell in cells] == list(range(len(cells)))
+    small = [cell for cell in cells if cell.entry == folders[1]]
+    assert {cell.experiment.config.train.batch_size for cell in small} == {32}
+    names = [name for name, _, _ in _networks(small)]
+    assert names == ["resnet20", "se_resnet20"]  # none twice
+
+
+def test_cells_are_included_excluded_and_overridden_by_name(tmp_path):
+    several = {"backbones": ["se_resnet20", "se_resnet56"], "name": "c"}
+    content = {
+        "seeds": [0, 1, 2],
+        "include": ["c/*resnet20-*"],
+        "exclude": ["*-seed1"],
+        "overrides": {"c/se_*-seed2": {"train": {"optimizer": {"lr": 0.5}}}},
+        "needs": {"cores": 4},
+    }
+    cells = plan(load_study(_study(tmp_path, several, **content)), tmp_path / "out")
+    assert [cell.name for cell in cells] == [
+        "c/resnet20-seed0", "c/resnet20-seed2", "c/se_resnet20-seed0", "c/se_resnet20-seed2"
+    ]  # fmt: skip
+    rates = [cell.experiment.config.train.optimizer.lr for cell in cells]
+    assert rates[:3] == [rates[0]] * 3
+    assert rates[3] == 0.5
+    assert {cell.needs.cores for cell in cells} == {4}
+
+
+def test_every_seed_may_start_from_the_weights_of_one(tmp_path):
+    first, second = {"name": "first", "seeds": [7]}, {"name": "second", "weights_from": "first"}
+    entries = (first, second | {"seeds": [0, 1], "weights_seed": 7})
+    cells = plan(load_study(_study(tmp_path, *entries)), tmp_path / "out")
+    assert {cell.source and cell.source.name for cell in cells if cell.entry == "second"} == {
+        "resnet20-seed7", "se_resnet20-seed7"
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +331,68 @@ def test_a_dry_run_shows_what_is_there_and_what_is_not(finished, smallest_demo, 
     assert code == 0
     assert out.count("recorded") == 8
     assert "9 runs, 1 to run" in out
+
+
+def test_a_cell_run_by_its_number_has_the_weights_of_the_scheduler(
+    finished, smallest_demo, sebench, tmp_path, monkeypatch
+):
+    _, output = finished
+    told = []
+    monkeypatch.setattr(heartbeat, "EVERY", 0.0)
+    monkeypatch.setattr(heartbeat, "write_whole", lambda path, text: told.append(json.loads(text)))
+    code, out, _ = sebench("run", smallest_demo, "-o", tmp_path, "--cells")
+    cells = {cell["name"]: cell for cell in json.loads(out)}
+    name = "cifar10/se_resnet20-seed0"
+    assert (code, cells[name]["state"]) == (0, "to come")
+    code, out, _ = sebench("run", smallest_demo, "-o", tmp_path, "--cell", cells[name]["number"])
+    assert (code, "se_resnet20 on cifar10" in out) == (0, True)
+    weights, curve = (
+        (tmp_path / name / f, output / name / f) for f in (files.WEIGHTS, files.CURVE)
+    )
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    losses = [[json.loads(line)["step"] for line in path.open()] for path in curve]
+    assert losses[0] == losses[1]
+    training = [beat for beat in told if beat["stage"] == "training"]
+    assert [beat["step"] for beat in training] == [1, 2]
+    assert {beat["total"] for beat in training} == {2}
+    assert training[-1]["images_per_second"] > 0
+    assert training[-1]["seconds_left"] == 0
+    assert told[-1]["stage"] == "evaluating"
+    assert told[-1]["step"] == told[-1]["total"] == 20
+    # The weights that the detector starts from are not there yet.
+    number = cells["coco/se_resnet_tiny-seed0"]["number"]
+    code, _, err = sebench("run", smallest_demo, "-o", tmp_path, "--cell", number)
+    assert (code, "waits for imagenet/se_resnet_tiny-seed0, cell" in err) == (75, True)
+    code, _, err = sebench("run", smallest_demo, "-o", tmp_path, "--cell", 99)
+    assert (code, "there are cells 0 to 8" in err) == (1, True)
+
+
+def test_a_detector_tells_how_far_it_is(finished, sebench, tmp_path, monkeypatch):
+    _, output = finished
+    told = []
+    monkeypatch.setattr(heartbeat, "EVERY", 0.0)
+    monkeypatch.setattr(heartbeat, "write_whole", lambda path, text: told.append(json.loads(text)))
+    changes = ("train.iterations=2", "train.batch_size=2", "train.warmup_iterations=0")
+    root = ("--data-root", output / "data" / "coco", "-o", tmp_path / "run")
+    code, _, err = sebench("train", "detection", "-r", "tiny", "-b", "resnet_tiny", *root, *changes)
+    assert code == 0, err
+    steps = {s: [b["step"] for b in told if b["stage"] == s] for s in ("training", "evaluating")}
+    assert steps == {"training": [1, 2], "evaluating": [1, 2, 3, 4]}
+
+
+def test_status_and_report_of_a_partial_study_name_what_is_missing(finished, sebench):
+    _, output = finished
+    code, out, _ = sebench("status", output, "--json")
+    states = {cell["name"]: cell for cell in json.loads(out)}
+    assert code == 0
+    assert states.pop("absent/resnet20-seed0")["state"] == "failed"
+    assert {cell["state"] for cell in states.values()} == {"done"}
+    assert states["coco/se_resnet_tiny-seed0"]["waits_for"] is not None
+    _, out, _ = sebench("status", output)
+    assert "1 failed, 8 done" in out
+    assert "/nonexistent" in out
+    page = (output / "report" / "report.md").read_text()
+    assert "not complete: 8 of 9 cells are recorded; 1 failed: absent/resnet20-seed0" in page
 
 
 def test_several_weights_of_one_evaluate_are_recorded_each_for_itself(finished, sebench, tmp_path):
@@ -350,6 +500,14 @@ def test_the_page_on_studies_names_every_key_and_every_file():
     assert set(example) == keys
     told = {key for entry in example["experiments"] for key in entry} | {"sample"}
     assert told == {item.name for item in dataclasses.fields(study.StudyEntry)}
-    names = (files.LOCK, files.SETTINGS, files.LOG, files.CURVE, files.CHECKPOINT, files.WEIGHTS)
+    names = (
+        files.HEARTBEAT,
+        files.LOCK,
+        files.SETTINGS,
+        files.LOG,
+        files.CURVE,
+        files.CHECKPOINT,
+        files.WEIGHTS,
+    )
     for name in (*names, files.SAMPLES, files.DETECTIONS, files.RECORD):
         assert f"`{name}`" in page

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.cli import experiments, lookup, proof
+from tools.cli import experiments, lookup, proof, study
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def _options(
     """`main` takes --debug out of the arguments; here it is only explained."""
 
 
-for command in (experiments.train, experiments.evaluate, experiments.run, experiments.demo):
+for command in (experiments.train, experiments.evaluate, study.run, study.status, study.demo):
     app.command(rich_help_panel="Experiments")(command)
 app.command(rich_help_panel="Results")(lookup.report)
 app.command(rich_help_panel="Results")(proof.bundle)

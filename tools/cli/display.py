@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from backbones.config import flatten
 from tools.experiments.record import METRICS, Record
@@ -19,6 +23,7 @@ from tools.experiments.tasks import TASKS
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
     from tools.experiments.experiment import Experiment
+    from tools.experiments.status import CellState
     from tools.experiments.study import Cell
 
 
@@ -146,6 +151,54 @@ class StudyDisplay:
         else:
             numbers = escape(headline(outcome.record))
             self._console.print(f"[green]done[/]  {label}  {numbers}  {outcome.seconds:.0f} s")
+
+
+def watch_states(look: Callable[[], list[CellState]], every: float | None) -> None:
+    """Show where the cells of a study stand: once, or every so many seconds until nothing is left."""
+    console = _stdout()
+    if every is None:
+        console.print(_state_table(look(), limit=None))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            states = look()
+            live.update(_state_table(states, limit=max(5, console.height - 6)), refresh=True)
+            if not any(state.state in ("running", "to come", "waiting") for state in states):
+                return
+            time.sleep(every)
+
+
+# What a person looks for first.
+_URGENT = ("failed", "stalled", "running", "interrupted", "waiting", "to come", "done")
+_COLORS = {"failed": "red", "stalled": "yellow", "running": "cyan", "done": "green"}
+
+
+def _state_table(states: Sequence[CellState], limit: int | None) -> Group:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("", "cell", "state", "progress", "images/s", "left", ""):
+        numeric = name in ("progress", "images/s", "left")
+        table.add_column(name, justify="right" if numeric else "left")
+    ordered = sorted(states, key=lambda state: _URGENT.index(state.state)) if limit else states
+    for state in ordered[:limit]:
+        beat = state.heartbeat
+        share = f"{beat.step:,}/{beat.total:,}" if beat and beat.total else ""
+        rate = f"{beat.images_per_second:,.0f}" if beat and beat.images_per_second else ""
+        running = beat is not None and state.state == "running"
+        left = beat.seconds_left if beat is not None and running else None
+        color = _COLORS.get(state.state, "default")
+        table.add_row(
+            f"[dim]{state.cell.number}[/]",
+            escape(state.cell.name),
+            f"[{color}]{state.state}[/]",
+            share,
+            rate if running else "",
+            "" if left is None else str(timedelta(seconds=round(left))),
+            escape(state.detail),
+        )
+    counts: Counter[str] = Counter(state.state for state in states)
+    parts = [f"{counts[name]:,} {name}" for name in _URGENT if counts[name]]
+    more = f"; {len(states) - limit:,} cells not shown" if limit and len(states) > limit else ""
+    return Group(table, Text(f"{len(states):,} cells: {', '.join(parts)}{more}"))
 
 
 def headline(record: Record) -> str:

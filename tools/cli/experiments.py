@@ -1,17 +1,12 @@
-"""The commands that run experiments: train, evaluate, run, demo."""
+"""The commands that run one experiment, or several evaluations: train, evaluate."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +32,7 @@ from tools.cli.arguments import (
     complete_backbones,
     say,
 )
+from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.experiment import Experiment
@@ -182,41 +178,6 @@ def evaluate(
     _run(experiments, output, False, dry_run, as_json)
 
 
-def run(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
-    imports: ImportOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
-) -> None:
-    """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
-
-    What is recorded is skipped, what was interrupted goes on, and a failed run does not stop
-    the others: repeat the command until all is done.
-
-    [bold]Example[/]  sebench run study.yaml -o runs, with this study.yaml:
-
-      seeds: [0, 1]
-
-      experiments: \\[{task: classification, recipe: cifar-short, backbones: \\[se_resnet20], data_root: data/cifar10}]
-
-    tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
-    """
-    _run_study(study, output, jobs, dry_run, imports or ())
-
-
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")] = Path(
-        "demo"
-    ),
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
-) -> None:
-    """Four benchmarks, plain network beside SE twin, on synthetic data, in minutes: all of sebench."""
-    study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
-    _run_study(study, output, jobs or min(2, os.cpu_count() or 1), dry_run)
-
-
 # Parts of the commands ---------------------------------------------------------------------------
 
 
@@ -324,7 +285,7 @@ def _run(
             return "go on with the same command and --resume"
         return "what is recorded is kept; the same command does the rest"
 
-    with _stop_hint(how_to_go_on):
+    with stop_hint(how_to_go_on):
         if single:
             ((directory, experiment),) = runs.items()
             records.append(run_experiment(experiment, directory, resume=resume))
@@ -403,91 +364,6 @@ def _score(
         print(json.dumps(scores, indent=1, allow_nan=False))
     else:
         print_metrics(scores["metrics"], scores["missing"])
-
-
-def _run_study(
-    path: Path,
-    output: Path,
-    jobs: int,
-    dry_run: bool,
-    imports: Sequence[Path] = (),
-    place: str = "local",
-    options: Mapping[str, str] | None = None,
-) -> None:
-    from backbones.files import lock_directory, remove_partial_files
-    from tools.cli.display import StudyDisplay, print_plan
-    from tools.experiments.cells import run_cells
-    from tools.experiments.executors import open_executor
-    from tools.experiments.executors.local import start_workers
-    from tools.experiments.study import REPORT, Cell, load_study, make_sample_data, plan
-
-    study = load_study(path)
-
-    def planned() -> list[Cell]:
-        try:
-            return plan(study, output, imports)
-        except ValueError as error:
-            named = str(path) in str(error)
-            raise ValueError(str(error) if named else f"{path}: {error}") from None
-
-    if dry_run:
-        print_plan(planned())
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    with _stop_hint(lambda: "go on with the same command"), lock_directory(output):
-        remove_partial_files(output)
-        with StudyDisplay(output) as display:
-            if study.sample_data:
-                display.say("making synthetic data")
-                start_workers(entry.task for entry in study.experiments)  # meanwhile
-                make_sample_data(study, output)
-            cells = planned()
-            display.begin(cells)
-            outcomes = []
-            command = shlex.join(["sebench", *sys.argv[1:]])
-            executor = open_executor(place, cells, jobs, options or {})
-            # Closed whatever ends this, so that no run is left behind.
-            with closing(
-                run_cells(cells, output, executor, command=command, started=display.started)
-            ) as running:
-                for outcome in running:
-                    outcomes.append(outcome)
-                    display.ended(outcome)
-        recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
-        if recorded:
-            from tools.report import write_report
-
-            for written in write_report(recorded, output / REPORT):
-                if written.suffix == ".html":
-                    say(f"report: {written}")
-    failed = [outcome for outcome in outcomes if outcome.record is None]
-    if failed:
-        lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
-        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(lines))
-
-
-@contextmanager
-def _stop_hint(how: Callable[[], str]) -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and say how to go on."""
-
-    received = signal.SIGINT
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    # What `nohup` has set to be ignored stays ignored.
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"stopped; {how()}")
-        raise typer.Exit(128 + received) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show_log() -> None:

@@ -19,7 +19,7 @@ from tools.experiments.record import Record, read_git
 from tools.experiments.run import read_recorded
 from tools.experiments.study import Cell
 
-_PAUSE = 5.0  # seconds before a cell is started again; twice as long each further time
+PAUSE = 5.0  # seconds before a cell is started again; twice as long each further time
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Schedule:
                 failure = Failure(f"it ended without a record in {cell.directory}")
         attempts = self._attempts[cell.directory] = self._attempts.get(cell.directory, 0) + 1
         if failure is not None and failure.can_pass and attempts <= self._retries:
-            due = time.monotonic() + _PAUSE * 2 ** (attempts - 1)
+            due = time.monotonic() + PAUSE * 2 ** (attempts - 1)
             heapq.heappush(self._later, (due, cell.number, cell))
             return
         error = failure.error if failure else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,11 +38,7 @@ class Job:
     @property
     def log(self) -> Path:
         """What the cell prints, over all attempts."""
-        return log_path(self.cell, self.output)
-
-
-def log_path(cell: Cell, output: Path) -> Path:
-    return output / LOGS / f"{cell.entry}-{cell.directory.name}.txt"
+        return self.output / LOGS / f"{self.cell.name.replace('/', '-')}.txt"
 
 
 def run_job(job: Job, threads: int | None = None) -> Failure | None:
@@ -53,6 +48,9 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
 
     Args:
         threads: of torch on a CPU; None: as the process has.
+
+    Raises:
+        KeyboardInterrupt: it was told to stop; its checkpoint is saved.
     """
     from backbones.device import keep_large_tensors_on_heap  # imports torch
     from tools.experiments.run import run_experiment
@@ -65,13 +63,14 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
             import torch
 
             torch.set_num_threads(threads)
-        _await_unlocked(cell.directory)
+        if cell.directory.is_dir():
+            # The process of a study that was killed may still be saving its checkpoint.
+            with files.lock_directory(cell.directory, wait=GRACE + 10):
+                pass
         resume = (cell.directory / files.CHECKPOINT).exists()
         run_experiment(
             cell.experiment, cell.directory, resume=resume, command=job.command, git=job.git
         )
-    except KeyboardInterrupt as error:  # the checkpoint is saved
-        return Failure(describe_failure(error), can_pass=True)
     except Exception as error:
         traceback.print_exc()
         failure = Failure(describe_failure(error), can_pass(error))
@@ -88,13 +87,16 @@ def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:
     with job.log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        failure = run_job(job, threads)
+        try:
+            failure = run_job(job, threads)
+        except KeyboardInterrupt as stopped:  # its checkpoint is saved
+            failure = Failure(describe_failure(stopped), can_pass=True)
     return failure and Failure(f"{failure.error} (more in {job.log})", failure.can_pass)
 
 
 def keep_failure(job: Job, failure: Failure | None) -> None:
     """Write down how the last attempt of a cell ended; None: it has not failed."""
-    path = _failure_path(job.cell, job.output)
+    path = failure_path(job.output, job.cell.name)
     if failure is None:
         path.unlink(missing_ok=True)
         return
@@ -102,25 +104,15 @@ def keep_failure(job: Job, failure: Failure | None) -> None:
     files.write_whole(path, json.dumps(asdict(failure)))
 
 
-def read_failure(cell: Cell, output: Path) -> Failure | None:
+def read_failure(path: Path) -> Failure | None:
     """How the last attempt of a cell failed, if it did; a damaged note tells nothing."""
     try:
-        content = json.loads(_failure_path(cell, output).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return Failure(str(content["error"]), bool(content["can_pass"]))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
-def _failure_path(cell: Cell, output: Path) -> Path:
-    return log_path(cell, output).with_suffix(".failure.json")
-
-
-def _await_unlocked(directory: Path) -> None:
-    """Wait for the process of a study that was killed: it may still be saving its checkpoint."""
-    end = time.monotonic() + GRACE + 10
-    while directory.is_dir() and time.monotonic() < end:
-        try:
-            with files.lock_directory(directory):
-                return
-        except ValueError:
-            time.sleep(0.5)
+def failure_path(output: Path, name: str) -> Path:
+    """Where the failure of a cell is noted, by the cell's name."""
+    return output / LOGS / f"{name.replace('/', '-')}.failure.json"

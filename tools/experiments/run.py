@@ -18,6 +18,7 @@ import yaml
 from backbones import files
 from backbones.config import BackboneSettings, flatten, printable
 from backbones.device import processor_name
+from backbones.heartbeat import keep_heartbeat
 from backbones.registry import describe_backbone, load_user_module, twin_of
 from backbones.result import Result
 from tools.experiments.experiment import Experiment
@@ -122,7 +123,7 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
         with files.lock_directory(directory):
             prepare_directory(experiment, directory, resume)
             try:
-                with files.log_to(directory / files.LOG, LOGGERS):
+                with files.log_to(directory / files.LOG, LOGGERS), keep_heartbeat(directory):
                     yield module
             except ValueError:
                 # Bad input, found before anything was computed: leave no trace of the attempt.
@@ -196,7 +197,8 @@ def prepare_directory(experiment: Experiment, directory: Path, resume: bool = Fa
 def _names_in(directory: Path) -> set[str]:
     """What is in a run directory, but for its lock and what a writer that was killed left."""
     names = {path.name for path in directory.iterdir()}
-    return {name for name in names if name != files.LOCK and not files.is_partial(name)}
+    passing = {files.LOCK, files.HEARTBEAT}
+    return {name for name in names - passing if not files.is_partial(name)}
 
 
 def _difference(found: Mapping[str, Any], experiment: Experiment) -> str:

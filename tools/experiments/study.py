@@ -1,18 +1,20 @@
-"""A study: networks x tasks x seeds, each network beside its plain twin, read and planned."""
+"""A study: networks x settings x tasks x seeds, each network beside its plain twin, read and planned."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from backbones import files
-from backbones.config import unknown
-from backbones.registry import load_user_module, twin_of
+from backbones.config import Count, Positive, WholeNumber, printable, unknown
+from backbones.registry import load_user_module
 from tools.experiments.experiment import Experiment, check_imports, load_experiment
+from tools.experiments.networks import expand, folder_name, read_twin
 from tools.experiments.run import read_recorded
 from tools.experiments.settings import build_settings, merge, read_yaml
 
@@ -20,27 +22,39 @@ DATA, LOGS, REPORT = "data", "logs", "report"  # folders beside the entries'
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What one cell takes of a machine; None: what the executor thinks right."""
+
+    gpus: WholeNumber | None = None  # None: one for each process, where there are any
+    cores: Count | None = None
+    memory_gb: Positive | None = None  # main memory, gigabytes
+
+
+@dataclass(frozen=True)
 class StudyEntry:
-    """One task and recipe with the networks to run it on."""
+    """One task with the networks, recipes and settings to run it on."""
 
     task: str  # a key of TASKS
-    recipe: str  # name, or path of a file
-    # Names, or {name: ..., options: {...}, weights: ..., twin: ...}; options join the recipe's.
-    # Plain twins of SE networks join them: those of the table, or the one that `twin` declares, by
-    # its name or as {name: ..., options: {...}}.
+    recipe: Any  # name, or path of a file; or a list of them, each an entry NAME-RECIPE of its own
+    # Names, patterns, or {name: ..., options: {...}, weights: ..., twin: ...}; options join the
+    # recipe's. Plain twins of SE networks join them: those of the table, or the one that `twin`
+    # declares, by its name or as {name: ..., options: {...}}.
     backbones: list[Any]
     name: str | None = None  # names the folder and other entries' weights_from; default recipe
     data: str | None = None
     data_root: str | None = None
     sample: str | None = None  # instead of data_root: one of the study's sample_data
     weights_from: str | None = None  # an earlier entry; each network starts from its weights
+    weights_seed: int | None = None  # the seed there that all start from; default: each its own
     settings: dict[str, Any] = field(default_factory=dict)  # over the recipe's, nested alike
+    variants: dict[str, Any] = field(default_factory=dict)  # name -> settings; entries NAME-VARIANT
     seeds: list[int] | None = None  # default: the study's
+    needs: dict[str, Any] = field(default_factory=dict)  # over the study's
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's YAML file holds."""
+    """What a study's YAML file holds. Patterns are held against "ENTRY/NETWORK-seedN"."""
 
     experiments: list[StudyEntry]
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -49,6 +63,10 @@ class Study:
     imports: list[str] = field(default_factory=list)
     # Sets to make in the output folder: name -> arguments of its maker in tools.sample_data.
     sample_data: dict[str, Any] = field(default_factory=dict)
+    include: list[str] = field(default_factory=list)  # cells that match one of these; default all
+    exclude: list[str] = field(default_factory=list)  # and none of these
+    overrides: dict[str, Any] = field(default_factory=dict)  # pattern -> settings of those cells
+    needs: dict[str, Any] = field(default_factory=dict)  # of a cell: the fields of Needs
 
 
 @dataclass(frozen=True)
@@ -60,10 +78,11 @@ class Cell:
     experiment: Experiment
     number: int = 0  # its place in the plan, from 0
     source: Path | None = None  # directory of the cell whose weights it starts from
+    needs: Needs = Needs()
 
     @property
     def name(self) -> str:
-        """Its folder in the study's, which patterns are matched with."""
+        """Its folder in the study's, which patterns are held against."""
         return f"{self.entry}/{self.directory.name}"
 
     @property
@@ -89,7 +108,7 @@ def load_study(path: Path) -> Study:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: lacks 'experiments', a list of tasks with recipe and backbones")
     study = build_settings(Study, [(str(path), {**content, "experiments": []})])
-    built = []
+    built: list[StudyEntry] = []
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, experiment {number}"
         if not isinstance(entry, dict):
@@ -97,7 +116,7 @@ def load_study(path: Path) -> Study:
         for key in ("task", "recipe", "backbones"):
             if key not in entry:
                 raise ValueError(f"{where}: lacks {key!r}")
-        built.append(build_settings(StudyEntry, [(where, entry)]))
+        built.extend(_variants(build_settings(StudyEntry, [(where, entry)]), where))
     return dataclasses.replace(study, experiments=built)
 
 
@@ -114,36 +133,65 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
     check_imports("the study", study.imports, imports)
     for path in imports:
         load_user_module(path)
-    cells: dict[str, Cell] = {}
-    folders: dict[str, dict[str, Path]] = {}  # entry -> backbone and seed -> its directory
+    cells: dict[Path, Cell] = {}
+    entries: dict[str, dict[str, Path]] = {}  # entry -> network and seed -> its directory
     for entry in study.experiments:
         name = _entry_name(entry)
-        if name in folders:
+        if name in entries:
             raise ValueError(f"two experiments are called {name!r}; give one of them a 'name'")
-        if entry.weights_from is not None and entry.weights_from not in folders:
-            raise ValueError(f"{name}: " + unknown("weights_from", entry.weights_from, folders))
-        folders[name] = {}
-        for backbone in _backbones(entry, study.twins):
+        if entry.weights_from is not None and entry.weights_from not in entries:
+            raise ValueError(f"{name}: " + unknown("weights_from", entry.weights_from, entries))
+        needs = build_settings(Needs, [("needs", study.needs), (f"{name}: needs", entry.needs)])
+        entries[name] = {}
+        for network in expand(entry.backbones, study.twins, name):
             for seed in entry.seeds if entry.seeds is not None else study.seeds:
-                label = f"{_folder_name(backbone)}-seed{seed}"
-                source = None
-                if entry.weights_from is not None:
-                    source = folders[entry.weights_from].get(label)
-                    if source is None:
-                        raise ValueError(f"{name}: {entry.weights_from} has no {label}")
-                    backbone = {**backbone, "weights": str(source / files.WEIGHTS)}
-                root = _data_root(entry, study, output)
-                experiment = _experiment(entry, backbone, root, seed, imports)
-                cell = Cell(name, output / name / label, experiment, len(cells), source)
-                folders[name][label] = cell.directory
+                folder = f"{folder_name(network)}-seed{seed}"
+                source = _source(entry, name, network, seed, entries)
+                directory = output / name / folder
+                experiment = _experiment(study, entry, network, seed, directory, source, imports)
+                cell = Cell(name, directory, experiment, len(cells), source, needs)
+                entries[name][folder] = directory
                 # Two SE networks may have the same plain twin: it runs once.
-                first = cells.setdefault(str(cell.directory), cell)
+                first = cells.setdefault(directory, cell)
                 if first is not cell and first.experiment.hash != cell.experiment.hash:
                     raise ValueError(
-                        f"{name}: two networks would share the directory {label}; give their "
+                        f"{name}: two networks would share the directory {folder}; give their "
                         "weights or options names that differ, or make two entries of them"
                     )
-    return list(cells.values())
+    return _chosen(study, list(cells.values()))
+
+
+def select(cells: Iterable[Cell], patterns: Sequence[str], what: str) -> list[Cell]:
+    """The cells that match one of some patterns, e.g. "imagenet/se_*-seed0".
+
+    Raises:
+        ValueError: a pattern that matches none, with near matches.
+    """
+    cells = list(cells)
+    for pattern in patterns:
+        if not any(fnmatchcase(cell.name, pattern) for cell in cells):
+            entries = dict.fromkeys(cell.entry for cell in cells)
+            entry = pattern.partition("/")[0]
+            near = "" if entry in entries else f"; {unknown('entry', entry, entries)}"
+            raise ValueError(
+                f"{what}: {printable(pattern)!r} matches no cell; they are called "
+                f"{cells[0].name} and so on{near}"
+            )
+    return [cell for cell in cells if any(fnmatchcase(cell.name, text) for text in patterns)]
+
+
+def require_sources(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> None:
+    """Raise a ValueError where a chosen cell waits for one that is neither chosen nor recorded."""
+    chosen = {cell.directory for cell in cells}
+    by_directory = {cell.directory: cell for cell in all_cells}
+    for cell in cells:
+        if cell.source is not None and cell.source not in chosen:
+            source = by_directory[cell.source]
+            if source.status() != "recorded":
+                raise ValueError(
+                    f"{cell.name} starts from the weights of {source.name}, which is not recorded; "
+                    f"choose that too: --only {source.name!r}"
+                )
 
 
 def make_sample_data(study: Study, output: Path) -> None:
@@ -163,6 +211,26 @@ def make_sample_data(study: Study, output: Path) -> None:
 # Parts -------------------------------------------------------------------------------------------
 
 
+def _variants(entry: StudyEntry, where: str) -> Iterator[StudyEntry]:
+    """An entry for each recipe and each variant of the settings."""
+    recipes = entry.recipe if isinstance(entry.recipe, list) else [entry.recipe]
+    if not recipes or not all(isinstance(recipe, str) for recipe in recipes):
+        raise ValueError(f"{where}: recipe={entry.recipe!r}: give a name, or a list of names")
+    for recipe in recipes:
+        stem = Path(recipe).stem
+        parts = [entry.name or stem] if len(recipes) == 1 else [entry.name or "", stem]
+        for variant, settings in (entry.variants or {"": {}}).items():
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"{where}: variants.{variant}={settings!r}: give settings")
+            yield dataclasses.replace(
+                entry,
+                recipe=recipe,
+                name="-".join(filter(None, [*parts, variant])),
+                settings=merge(entry.settings, settings),
+                variants={},
+            )
+
+
 def _entry_name(entry: StudyEntry) -> str:
     """The folder of an entry: one name, and none of those that stand beside the entries."""
     name = entry.name or Path(entry.recipe).stem
@@ -174,81 +242,62 @@ def _entry_name(entry: StudyEntry) -> str:
     return name
 
 
-def _experiment(
+def _source(
     entry: StudyEntry,
-    backbone: Mapping[str, Any],
-    root: str | None,
+    name: str,
+    network: Mapping[str, Any],
     seed: int,
+    entries: Mapping[str, Mapping[str, Path]],
+) -> Path | None:
+    """The directory of the cell whose weights a network starts from."""
+    if entry.weights_from is None:
+        return None
+    wanted = seed if entry.weights_seed is None else entry.weights_seed
+    folder = f"{folder_name(network)}-seed{wanted}"
+    source = entries[entry.weights_from].get(folder)
+    if source is None:
+        raise ValueError(
+            f"{name}: {entry.weights_from} has no {folder}; give it that seed, or choose one that it "
+            "has as weights_seed"
+        )
+    return source
+
+
+def _experiment(
+    study: Study,
+    entry: StudyEntry,
+    network: Mapping[str, Any],
+    seed: int,
+    directory: Path,
+    source: Path | None,
     imports: Sequence[str | Path],
 ) -> Experiment:
-    network = {key: backbone[key] for key in ("name", "options", "weights") if backbone.get(key)}
-    if backbone.get("twin"):
-        twin = _named(backbone["twin"])
-        network |= {"twin": twin["name"], "twin_options": twin["options"]}
+    backbone = {key: network[key] for key in ("name", "options", "weights") if network.get(key)}
+    if network.get("twin"):
+        twin = read_twin(network["twin"])
+        backbone |= {"twin": twin["name"], "twin_options": twin["options"]}
+    if source is not None:
+        backbone["weights"] = str(source / files.WEIGHTS)
+    root = _data_root(entry, study, directory.parent.parent)
     data = {"name": entry.data, "root": root}
     named = {
-        "backbone": network,
+        "backbone": backbone,
         "data": {key: value for key, value in data.items() if value is not None},
         "seed": seed,
     }
-    settings = merge(entry.settings, named)
-    return load_experiment(entry.task, entry.recipe, settings=settings, imports=imports)
-
-
-def _named(item: Any) -> dict[str, Any]:
-    """A network given by its name, or as {name: ..., options: {...}}: always the latter."""
-    network: Any = {"name": item} if isinstance(item, str) else item
-    if (
-        not isinstance(network, Mapping)
-        or set(network) - {"name", "options"}
-        or not isinstance(network.get("name"), str)
-        or not isinstance(network.get("options", {}), Mapping)
-    ):
-        raise ValueError(f"twin: {item!r}: give a name, or a name and options")
-    return {"name": network["name"], "options": dict(network.get("options", {}))}
-
-
-def _backbones(entry: StudyEntry, twins: bool) -> list[dict[str, Any]]:
-    """Each network of an entry after its plain twin, none twice."""
-    found: list[dict[str, Any]] = []
-    for item in entry.backbones:
-        backbone: Any = {"name": item} if isinstance(item, str) else item
-        if (
-            not isinstance(backbone, Mapping)
-            or set(backbone) - {"name", "options", "weights", "twin"}
-            or not isinstance(backbone.get("name"), str)
-            or not isinstance(backbone.get("options", {}), Mapping)
-            or not isinstance(backbone.get("weights", ""), str)
-        ):
-            raise ValueError(
-                f"{_entry_name(entry)}: backbones: {item!r}: give a name, or name, options, weights "
-                "and twin"
-            )
-        backbone = dict(backbone)
-        if backbone.get("twin"):
-            plain = _named(backbone["twin"])
-        else:
-            twin = twin_of(backbone["name"], backbone.get("options", {}))
-            plain = {"name": twin[0], "options": twin[1]} if twin else {}
-        # A twin has weights of its own; where a network starts from some, both are listed.
-        if twins and plain and "weights" not in backbone:
-            if not plain["options"]:
-                del plain["options"]
-            if plain not in found:
-                found.append(plain)
-        if backbone not in found:
-            found.append(backbone)
-    return found
-
-
-def _folder_name(backbone: Mapping[str, Any]) -> str:
-    options = [f"{key}={value}" for key, value in backbone.get("options", {}).items()]
-    parts = [backbone["name"], *options]
-    if backbone.get("weights"):
-        path = Path(backbone["weights"])
-        # The weights of a run are all called the same: its folder says which they are.
-        parts.append(path.parent.name if path.name == files.WEIGHTS else path.stem)
-    return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts))[:120]
+    cell = f"{directory.parent.name}/{directory.name}"
+    settings = entry.settings
+    for pattern, changes in study.overrides.items():
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"overrides.{pattern}={changes!r}: give settings")
+        if fnmatchcase(cell, pattern):
+            settings = merge(settings, changes)
+    try:
+        return load_experiment(
+            entry.task, entry.recipe, settings=merge(settings, named), imports=imports
+        )
+    except ValueError as error:
+        raise ValueError(f"{cell}: {error}") from None
 
 
 def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
@@ -257,3 +306,21 @@ def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
     if entry.sample not in study.sample_data:
         raise ValueError(unknown("sample", entry.sample, study.sample_data))
     return str(output / DATA / entry.sample)
+
+
+def _chosen(study: Study, cells: list[Cell]) -> list[Cell]:
+    """Without what the study leaves out; patterns that match nothing are mistakes."""
+    select(cells, list(study.overrides), "overrides")
+    chosen = select(cells, study.include, "include") if study.include else cells
+    left_out = {cell.directory for cell in select(cells, study.exclude, "exclude")}
+    chosen = [cell for cell in chosen if cell.directory not in left_out]
+    if not chosen:
+        raise ValueError("include and exclude leave no cell")
+    kept = {cell.directory for cell in chosen}
+    for cell in chosen:
+        if cell.source is not None and cell.source not in kept:
+            raise ValueError(
+                f"{cell.name} starts from the weights of {cell.source.parent.name}/"
+                f"{cell.source.name}, which include or exclude leave out"
+            )
+    return [dataclasses.replace(cell, number=number) for number, cell in enumerate(chosen)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from backbones.config import printable
 from backbones.files import write_whole
 from tools.experiments.archive import open_runs
+from tools.experiments.status import describe_missing
 
 
 def write_report(
@@ -52,7 +53,7 @@ def write_report(
             raise ValueError(printable(f"no record.json in or under {where}{skipped}"))
         table = build_table(
             records,
-            warnings,
+            [*describe_missing(paths), *warnings],
             allow_unequal=allow_unequal,
             resamples=resamples,
             seed=seed,

@@ -53,12 +53,23 @@ EXECUTORS = {
 }
 
 
+def read_options(executor: str, texts: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE texts as a mapping. Raises ValueError for another text, or an unknown executor."""
+    if executor not in EXECUTORS:
+        raise ValueError(unknown("executor", executor, EXECUTORS))
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{text!r}: options of --executor {executor} are written key=value")
+        options[key] = value
+    return options
+
+
 def open_executor(
     name: str, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]
 ) -> Executor:
-    """An executor by its name. Raises ValueError for an unknown one, or options it has not."""
-    if name not in EXECUTORS:
-        raise ValueError(unknown("executor", name, EXECUTORS))
+    """An executor by its name. Raises ValueError for options it has not."""
     return load_function(EXECUTORS[name])(cells, jobs, options)
 
 

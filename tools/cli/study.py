@@ -1,0 +1,301 @@
+"""The commands about studies: run, demo, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tools.cli.arguments import ImportOption, JsonOption, first_process, say
+from tools.cli.signals import stop_hint
+
+if TYPE_CHECKING:
+    from tools.experiments.cells import Outcome
+    from tools.experiments.status import CellState
+    from tools.experiments.study import Cell, Study
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Only cells of this name: 'imagenet/se_*-seed0'."),
+]
+
+
+def run(
+    study: StudyArgument,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of all its runs.")
+    ] = Path(),
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    only: OnlyOption = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: local, ...")] = "local",
+    retries: Annotated[
+        int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
+    ] = 2,
+    cell: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
+    ] = None,
+    cells: Annotated[
+        bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
+    ] = False,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
+        ),
+    ] = None,
+    imports: ImportOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
+
+    What is recorded is skipped, what was interrupted goes on, and a failed run does not stop
+    the others: repeat the command until all is done; `sebench status OUTPUT` tells how far it is.
+
+    [bold]Example[/]  sebench run study.yaml -o runs, with this study.yaml:
+
+      seeds: [0, 1]
+
+      experiments: \\[{task: classification, recipe: cifar-short, backbones: \\[se_resnet20], data_root: data/cifar10}]
+
+    [bold]Elsewhere[/]  an array of jobs, each of which runs the cell of its number:
+
+      sebench run study.yaml -o runs --cells --example kubernetes
+
+    tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
+    """
+    if output == Path():
+        raise ValueError("--output is missing: name the folder of all runs, e.g. -o runs")
+    wish = _Wish(study, output, imports or (), only or ())
+    if example and not cells:
+        raise ValueError(f"--example {example} is for --cells: it prints a script that runs them")
+    if cell is not None and (cells or only or jobs > 1 or executor != "local"):
+        raise ValueError(
+            f"--cell {cell} runs one cell here: leave out --cells, --only, --jobs, --executor"
+        )
+    if cells:
+        _print_cells(wish, example)
+    elif cell is not None:
+        _run_one(wish, cell, dry_run)
+    else:
+        _run(wish, jobs, dry_run, executor, options or (), retries)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")] = Path(
+        "demo"
+    ),
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+) -> None:
+    """Four benchmarks, plain network beside SE twin, on synthetic data, in minutes: all of sebench."""
+    study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
+    _run(_Wish(study, output), jobs or min(2, os.cpu_count() or 1), dry_run)
+
+
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of a study's runs.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing runs.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    stalled_after: Annotated[
+        float, typer.Option(min=1, help="Seconds of silence after which a run counts as stalled.")
+    ] = 300.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a study is: to come, waiting, running with time left, stalled, failed, done.
+
+    It reads the study's folder alone, so it works wherever the runs are, and while they are.
+
+    [bold]Examples[/]
+
+      sebench status runs --watch
+
+      sebench status runs --json | jq '.[] | select(.state == "failed") | .detail'
+    """
+    from tools.cli.display import watch_states
+    from tools.experiments.status import read_plan, read_states
+
+    planned = read_plan(output)
+
+    def look() -> list[CellState]:
+        return read_states(planned, output, stalled_after)
+
+    if as_json:
+        print(json.dumps([state.as_plain() for state in look()], indent=1))
+        return
+    watch_states(look, every if watch else None)
+
+
+# Parts of the commands ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """Which study is to be run where."""
+
+    path: Path
+    output: Path
+    imports: Sequence[Path] = ()
+    only: Sequence[str] = ()
+
+    def load(self) -> Study:
+        from tools.experiments.study import load_study
+
+        return load_study(self.path)
+
+    def plan(self, study: Study) -> tuple[list[Cell], list[Cell]]:
+        """All cells, and those that are asked for."""
+        from tools.experiments.study import plan, require_sources, select
+
+        try:
+            cells = plan(study, self.output, self.imports)
+        except ValueError as error:
+            named = str(self.path) in str(error)
+            raise ValueError(str(error) if named else f"{self.path}: {error}") from None
+        if not self.only:
+            return cells, cells
+        chosen = select(cells, self.only, "--only")
+        require_sources(chosen, cells)
+        return cells, chosen
+
+
+def _run(
+    wish: _Wish,
+    jobs: int,
+    dry_run: bool,
+    place: str = "local",
+    options: Sequence[str] = (),
+    retries: int = 2,
+) -> None:
+    from backbones.files import lock_directory, remove_partial_files
+    from tools.cli.display import StudyDisplay, print_plan
+    from tools.experiments.cells import run_cells
+    from tools.experiments.executors import open_executor, read_options
+    from tools.experiments.executors.local import start_workers
+    from tools.experiments.status import write_plan
+    from tools.experiments.study import make_sample_data
+
+    study = wish.load()
+    told = read_options(place, options)
+    if dry_run:
+        print_plan(wish.plan(study)[1])
+        return
+    output = wish.output
+    output.mkdir(parents=True, exist_ok=True)
+    with stop_hint(lambda: "go on with the same command"), lock_directory(output):
+        remove_partial_files(output)
+        with StudyDisplay(output) as display:
+            if study.sample_data:
+                display.say("making synthetic data")
+                start_workers(entry.task for entry in study.experiments)  # meanwhile
+                make_sample_data(study, output)
+            everything, cells = wish.plan(study)
+            write_plan(everything, output)
+            display.begin(cells)
+            outcomes = []
+            place_of_cells = open_executor(place, cells, jobs, told)
+            # Closed whatever ends this, so that no run is left behind.
+            with closing(
+                run_cells(
+                    cells,
+                    output,
+                    place_of_cells,
+                    command=_command(),
+                    retries=retries,
+                    started=display.started,
+                )
+            ) as running:
+                for outcome in running:
+                    outcomes.append(outcome)
+                    display.ended(outcome)
+        _report(outcomes, output)
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    if failed:
+        lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
+        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(lines))
+
+
+def _report(outcomes: Sequence[Outcome], output: Path) -> None:
+    from tools.experiments.study import REPORT
+
+    recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
+    if not recorded:
+        return
+    from tools.report import write_report
+
+    for written in write_report(recorded, output / REPORT):
+        if written.suffix == ".html":
+            say(f"report: {written}")
+
+
+def _print_cells(wish: _Wish, example: str | None) -> None:
+    from tools.experiments.array_jobs import example_script
+    from tools.experiments.status import planned_cells, read_states
+
+    planned = planned_cells(wish.plan(wish.load())[1])
+    if example is None:
+        states = read_states(planned, wish.output)
+        print(json.dumps([state.as_plain() for state in states], indent=1))
+        return
+    command = ["sebench", "run", str(wish.path), "-o", str(wish.output)]
+    for path in wish.imports:
+        command += ["--import", str(path)]
+    print(example_script(example, planned, command), end="")
+
+
+def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
+    """Run the cell of a number in this process; what else there is may run elsewhere meanwhile."""
+    from backbones.files import lock_directory
+    from tools.cli.display import print_plan, print_record
+    from tools.experiments.array_jobs import TRY_AGAIN
+    from tools.experiments.job import Job, run_job
+    from tools.experiments.record import read_git
+    from tools.experiments.run import read_recorded
+    from tools.experiments.status import write_plan
+    from tools.experiments.study import DATA, make_sample_data
+
+    study, output = wish.load(), wish.output
+    if study.sample_data and not dry_run:
+        (output / DATA).mkdir(parents=True, exist_ok=True)
+        with lock_directory(output / DATA, wait=600):
+            make_sample_data(study, output)
+    cells, _ = wish.plan(study)
+    if number >= len(cells):
+        raise ValueError(f"--cell {number}: there are cells 0 to {len(cells) - 1}")
+    cell = cells[number]
+    if dry_run:
+        print_plan([cell])
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    write_plan(cells, output)
+    if cell.source is not None:
+        source = next(other for other in cells if other.directory == cell.source)
+        if source.status() != "recorded":
+            say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
+            raise typer.Exit(TRY_AGAIN)
+    job = Job(cell, output, _command(), read_git())
+    with stop_hint(lambda: "go on with the same command"):
+        failure = run_job(job)
+    if failure is not None:
+        say(f"sebench: {cell.name}: {failure.error}")
+        raise typer.Exit(TRY_AGAIN if failure.can_pass else 1)
+    record = read_recorded(cell.experiment, cell.directory)
+    if record is not None and first_process:
+        print_record(record)
+
+
+def _command() -> str:
+    return shlex.join(["sebench", *sys.argv[1:]])

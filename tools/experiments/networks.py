@@ -1,0 +1,104 @@
+"""The networks of a study's entry: by name or pattern, each after its plain twin, and their folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from backbones import files
+from backbones.config import unknown
+from backbones.registry import EXTERNAL, list_backbones, twin_of
+
+_KEYS = {"name", "options", "weights", "twin"}
+
+
+def expand(networks: Sequence[Any], twins: bool, where: str) -> list[dict[str, Any]]:
+    """Each network of an entry after its plain twin, none twice.
+
+    Args:
+        networks: names or patterns ("se_resnet*"), or mappings of `name`, `options`, `weights`, `twin`.
+        twins: whether plain twins are added.
+        where: what to call the entry in an error.
+
+    Raises:
+        ValueError: something else, or a pattern that no network matches.
+    """
+    found: list[dict[str, Any]] = []
+    for item in networks:
+        for network in _matching(_checked(item, where), where):
+            # A twin has weights of its own; where a network starts from some, both are listed.
+            plain = None if network.get("weights") or not twins else _plain(network)
+            for each in (plain, network):
+                if each and each not in found:
+                    found.append(each)
+    return found
+
+
+def read_twin(item: Any) -> dict[str, Any]:
+    """A network given by its name, or as {name: ..., options: {...}}: always the latter."""
+    network: Any = {"name": item} if isinstance(item, str) else item
+    if not _is_network(network, {"name", "options"}):
+        raise ValueError(f"twin: {item!r}: give a name, or a name and options")
+    return {"name": network["name"], "options": dict(network.get("options", {}))}
+
+
+def folder_name(network: Mapping[str, Any]) -> str:
+    """What tells a network from the others of its entry, fit for a folder."""
+    options = [f"{key}={value}" for key, value in network.get("options", {}).items()]
+    parts = [network["name"], *options]
+    if network.get("weights"):
+        path = Path(network["weights"])
+        # The weights of a run are all called the same: its folder says which they are.
+        parts.append(path.parent.name if path.name == files.WEIGHTS else path.stem)
+    return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts))[:120]
+
+
+def _checked(item: Any, where: str) -> dict[str, Any]:
+    network: Any = {"name": item} if isinstance(item, str) else item
+    if not _is_network(network, _KEYS) or not isinstance(network.get("weights", ""), str):
+        raise ValueError(
+            f"{where}: backbones: {item!r}: give a name, or name, options, weights and twin"
+        )
+    return dict(network)
+
+
+def _is_network(network: Any, keys: set[str]) -> bool:
+    return (
+        isinstance(network, Mapping)
+        and not set(network) - keys
+        and isinstance(network.get("name"), str)
+        and isinstance(network.get("options", {}), Mapping)
+    )
+
+
+def _matching(network: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """The network itself, or those of the table, or registered, that its name is a pattern of."""
+    pattern = network["name"]
+    if not any(letter in pattern for letter in "*?["):
+        yield network
+        return
+    if pattern.startswith(EXTERNAL) or network.get("weights") or network.get("twin"):
+        raise ValueError(
+            f"{where}: backbones: {pattern!r}: a pattern stands for networks of `sebench list "
+            "backbones`, without weights or twin; name others one by one"
+        )
+    names = [info.name for info in list_backbones()]
+    matching = [name for name in names if fnmatchcase(name, pattern)]
+    if not matching:
+        raise ValueError(f"{where}: {unknown('backbone pattern', pattern, names)}")
+    yield from ({**network, "name": name} for name in matching)
+
+
+def _plain(network: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The plain twin that a network declares or the table knows."""
+    if network.get("twin"):
+        plain = read_twin(network["twin"])
+    else:
+        twin = twin_of(network["name"], network.get("options", {}))
+        if twin is None:
+            return None
+        plain = {"name": twin[0], "options": twin[1]}
+    return plain if plain["options"] else {"name": plain["name"]}

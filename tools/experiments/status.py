@@ -1,0 +1,188 @@
+"""What became of the cells of a study, read from its folder alone, whoever runs them and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from backbones import files
+from backbones.config import printable
+from backbones.heartbeat import Heartbeat, read_heartbeat
+from tools.experiments.job import failure_path, read_failure
+from tools.experiments.study import Cell, Needs
+
+PLAN = "cells.json"  # in the study's folder
+STALLED_AFTER = 300.0  # seconds without a heartbeat
+
+State = Literal["to come", "waiting", "running", "stalled", "interrupted", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell as `cells.json` holds it."""
+
+    number: int  # for `--cell`
+    name: str  # ENTRY/NETWORK-seedN, its folder
+    task: str
+    backbone: str
+    seed: int
+    waits_for: int | None  # the number of the cell whose weights it starts from
+    needs: Needs
+
+
+@dataclass(frozen=True)
+class CellState:
+    """Where a cell stands."""
+
+    cell: PlannedCell
+    state: State
+    detail: str = ""  # for a person: what it waits for, or the last line of its error
+    heartbeat: Heartbeat | None = None  # of one that runs or is stalled
+
+    def as_plain(self) -> dict[str, Any]:
+        beat = asdict(self.heartbeat) if self.heartbeat else None
+        return {**asdict(self.cell), "state": self.state, "detail": self.detail, "heartbeat": beat}
+
+
+def planned_cells(cells: Iterable[Cell]) -> list[PlannedCell]:
+    """Cells without their settings."""
+    numbers: dict[Path | None, int] = {}
+    planned = []
+    for cell in cells:
+        numbers[cell.directory] = cell.number
+        config = cell.experiment.config
+        planned.append(
+            PlannedCell(
+                number=cell.number,
+                name=cell.name,
+                task=cell.experiment.task,
+                backbone=config.backbone.name,
+                seed=config.seed,
+                waits_for=numbers[cell.source] if cell.source else None,
+                needs=cell.needs,
+            )
+        )
+    return planned
+
+
+def write_plan(cells: Iterable[Cell], output: Path) -> None:
+    """Leave the plan of a study in its folder, for `sebench status` and reports."""
+    text = json.dumps([asdict(cell) for cell in planned_cells(cells)], indent=1)
+    path = output / PLAN
+    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+        files.write_whole(path, text)  # an array's jobs all come by: once is enough
+
+
+def read_plan(output: Path) -> list[PlannedCell]:
+    """What `write_plan` wrote.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = output / PLAN
+    if not path.is_file():
+        raise ValueError(
+            f"{output} is no folder of a study: {PLAN} is missing, which `sebench run` writes"
+        )
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ValueError(f"{path} is damaged; `sebench run` writes it anew") from error
+
+
+_ADAPTER = TypeAdapter(list[PlannedCell])
+
+
+def read_states(
+    planned: Sequence[PlannedCell], output: Path, stalled_after: float = STALLED_AFTER
+) -> list[CellState]:
+    """The state of every cell.
+
+    Args:
+        stalled_after: seconds after which a run that says nothing counts as stalled.
+    """
+    states: dict[int, CellState] = {}
+    for cell in planned:
+        source = None if cell.waits_for is None else states.get(cell.waits_for)
+        states[cell.number] = _state(cell, source, output, stalled_after)
+    return list(states.values())
+
+
+def _state(
+    cell: PlannedCell, source: CellState | None, output: Path, stalled_after: float
+) -> CellState:
+    directory = output / cell.name
+    if (directory / files.RECORD).is_file():
+        return CellState(cell, "done")
+    beat = read_heartbeat(directory)
+    if beat is not None:
+        if why := _stalled(beat, stalled_after):
+            return CellState(cell, "stalled", why, beat)
+        return CellState(cell, "running", beat.stage, beat)
+    failure = read_failure(failure_path(output, cell.name))
+    if failure is not None:
+        last = failure.error.strip().rpartition("\n")[2]
+        return CellState(cell, "failed", printable(last))
+    if source is not None and source.state != "done":
+        return CellState(cell, "waiting", f"for {source.cell.name}, {source.state}")
+    if (directory / files.CHECKPOINT).is_file():
+        return CellState(cell, "interrupted", "goes on from its checkpoint")
+    return CellState(cell, "to come")
+
+
+def _stalled(beat: Heartbeat, stalled_after: float) -> str | None:
+    """Why a run seems to be at work no longer; None: it is at work."""
+    if beat.host == socket.gethostname() and not _is_alive(beat.pid):
+        return f"its process {beat.pid} is gone; the same command goes on"
+    silent = time.time() - beat.written
+    if silent > stalled_after:
+        return f"silent for {silent / 60:.0f} min: process {beat.pid} on {beat.host}"
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def describe_missing(paths: Iterable[str | Path]) -> list[str]:
+    """What the studies that some runs or folders of runs belong to lack yet, a line each."""
+    near = [folder for path in map(Path, paths) for folder in (path, *path.parents[:2])]
+    lines = []
+    for output in dict.fromkeys(folder for folder in near if (folder / PLAN).is_file()):
+        try:
+            states = read_states(read_plan(output), output)
+        except ValueError as error:
+            lines.append(str(error))
+            continue
+        missing: dict[str, list[str]] = {}
+        for state in states:
+            if state.state != "done":
+                kind = "failed" if state.state == "failed" else "to come"
+                missing.setdefault(kind, []).append(state.cell.name)
+        if missing:
+            done = len(states) - sum(map(len, missing.values()))
+            parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in missing.items()]
+            lines.append(
+                f"the study is not complete: {done} of {len(states)} cells are recorded; "
+                + "; ".join(parts)
+            )
+    return lines
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
