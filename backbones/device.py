@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,22 @@ if TYPE_CHECKING:
     import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+class StepOutOfMemory(MemoryError):
+    """A step of training needed more memory than there is; fewer images at a time may do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of torch or Python, says that memory is short."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+
+
+# In words of torch's allocators.
+OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED"
+)
 
 
 def choose_device(wish: str, local_rank: int = 0) -> torch.device:

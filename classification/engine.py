@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from backbones import InputFormat
 from backbones.checkpoint import StopRequest
+from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
@@ -295,7 +296,12 @@ class Trainer:
         for batch in micro_batches:
             self._bad.add(batch.bad)
         lr = self.schedule.learning_rate
-        loss = self._make_step(micro_batches, self.step + 1)
+        try:
+            loss = self._make_step(micro_batches, self.step + 1)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise StepOutOfMemory(str(error)) from None
+            raise
         self.step += 1
         self.schedule.move_to(self.step)
         self._monitor.note(self.step, lr, loss)

@@ -6,6 +6,7 @@ import errno
 import re
 
 from backbones.config import printable
+from backbones.device import OUT_OF_MEMORY
 
 _LONGEST = 2000  # characters of a message
 
@@ -20,7 +21,7 @@ _RESOURCES = (
         "is short; lower data.workers or the batch size",
     ),
     (
-        r"CUDA out of memory|can't allocate memory|not enough memory|Cannot allocate memory",
+        OUT_OF_MEMORY.pattern,
         "out of memory; lower the batch size, or raise train.accumulate",
     ),
 )

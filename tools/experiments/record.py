@@ -35,6 +35,7 @@ from backbones.result import (
     Timing,
     Weights,
 )
+from tools.experiments.memory import Fitted
 from tools.experiments.tasks import ACTIONS, find_task
 
 SCHEMA = 3
@@ -167,6 +168,7 @@ class Record:
     input_format: dict[str, PlainValue] = field(default_factory=dict)  # channel order, mean, ...
     chance: Percent | None = None  # the headline metric of guessing
     steps: WholeNumber | None = None  # optimizer steps that were trained
+    memory: Fitted | None = None  # how it was made to fit; None: as the settings have it
     schema: int = SCHEMA
     # Where it was read from; not in the file.
     directory: Path | None = field(default=None, compare=False)

@@ -22,6 +22,7 @@ from backbones.heartbeat import keep_heartbeat
 from backbones.registry import describe_backbone, load_user_module, twin_of
 from backbones.result import Result
 from tools.experiments.experiment import Experiment
+from tools.experiments.memory import fit, give_back, make_fit, read_fitted
 from tools.experiments.record import (
     METRICS,
     SCHEMA,
@@ -61,16 +62,31 @@ def run_experiment(
     recorded = read_recorded(experiment, directory)
     if recorded is not None:
         return recorded if _is_first_process() else None
-    with _run_in(experiment, directory, resume) as module:
-        if experiment.action == "train":
-            result = module.train(experiment.config, directory, resume=resume)
-        else:
-            result = module.evaluate(experiment.config, directory)
+    result, is_over = None, False
+    while not is_over:
+        result, is_over = _attempt(experiment, directory, resume)
+        resume = (directory / files.CHECKPOINT).exists()
     if not _is_first_process() or result is None:
         return None
     record = build_record(experiment, result, directory, command, git)
     write_record(record, directory)
     return record
+
+
+def _attempt(experiment: Experiment, directory: Path, resume: bool) -> tuple[Any, bool]:
+    """The task's result, and whether it is one: otherwise memory was short, and the next needs less."""
+    with _run_in(experiment, directory, resume) as module:
+        config = fit(experiment.config, read_fitted(directory))
+        try:
+            if experiment.action == "train":
+                return module.train(config, directory, resume=resume), True
+            return module.evaluate(config, directory), True
+        except (RuntimeError, MemoryError) as error:
+            # Of several processes the others wait for this one: whoever started them starts anew.
+            if not make_fit(config, error, directory) or "WORLD_SIZE" in os.environ:
+                raise
+    give_back()
+    return None, False
 
 
 def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | None]:
@@ -232,6 +248,7 @@ def build_record(
     """
     found = dataclasses.asdict(result) if isinstance(result, Result) else dict(result)
     # A tuple becomes a list, so that what is returned equals what will be read back.
+    fitted = read_fitted(Path(directory))
     found = upgrade_result(json.loads(json.dumps(found)))
     content = {
         "schema": SCHEMA,
@@ -245,6 +262,7 @@ def build_record(
         "git": dataclasses.asdict(git or read_git()),
         "versions": describe_versions(),
         "device": _device(experiment.config.device),
+        "memory": fitted and dataclasses.asdict(fitted),
         **{key: found[key] for key in _TAKEN if key in found},
     }
     record = record_from(json.loads(json.dumps(content)), Path(directory))

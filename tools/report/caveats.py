@@ -36,6 +36,12 @@ def marks_of(pair: Pair, trained: Sequence[Record]) -> tuple[str, ...]:
         found = [near_chance(record) for record in side]
         if all(found):
             marks.append(f"the {name} network is near chance: {found[0]}")
+    for record in {id(run): run for run in (*runs, *trained)}.values():
+        if record.memory is not None and record.memory.accumulate is not None:
+            marks.append(
+                f"memory was short: {record.backbone.name}, seed {record.seed}, was trained with "
+                f"{record.memory.accumulate} parts a batch"
+            )
     short = next(filter(None, map(very_short, trained)), None)
     if short:
         marks.append(f"hardly trained: {short}")

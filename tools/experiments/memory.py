@@ -1,0 +1,104 @@
+"""Runs that do not fit into memory: smaller parts of the same batch, and a note that it was so.
+
+Halving the micro-batch keeps the images of every optimiser step, their order and the learning rate; batch norms
+take their statistics over fewer images, as with `train.accumulate` in a recipe.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from backbones import files
+from backbones.config import Count, printable
+from backbones.device import StepOutOfMemory, is_out_of_memory
+
+logger = logging.getLogger("tools.experiments.memory")
+
+_FEWEST = 2  # images of a micro-batch: batch norms need more than one
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a run was made to fit. None: as planned."""
+
+    accumulate: Count | None = None  # micro-batches a step, in the place of train.accumulate
+    evaluate_batch_size: Count | None = None
+    reason: str = ""  # the error, in a line
+
+
+_ADAPTER = TypeAdapter(Fitted)
+
+
+def read_fitted(directory: Path) -> Fitted | None:
+    """What `make_fit` noted in a run's directory, if it is there and sound."""
+    try:
+        return _ADAPTER.validate_json((directory / files.MEMORY).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def fit(config: Any, fitted: Fitted | None) -> Any:
+    """A task's settings as they are run."""
+    if fitted is None:
+        return config
+    if fitted.accumulate is not None:
+        config = replace(config, train=replace(config.train, accumulate=fitted.accumulate))
+    if fitted.evaluate_batch_size is not None:
+        evaluate = replace(config.evaluate, batch_size=fitted.evaluate_batch_size)
+        config = replace(config, evaluate=evaluate)
+    return config
+
+
+def make_fit(config: Any, error: BaseException, directory: Path) -> bool:
+    """Note how the next attempt takes less memory. False: the error is of something else.
+
+    Args:
+        config: as it was run.
+
+    Raises:
+        MemoryError: there is nothing left to halve; the message says what to do.
+    """
+    if not is_out_of_memory(error):
+        return False
+    reason = printable((str(error) or type(error).__name__).strip().splitlines()[0])
+    noted = read_fitted(directory) or Fitted()
+    evaluate_size = getattr(config.evaluate, "batch_size", None)
+    if isinstance(error, StepOutOfMemory):
+        images = config.train.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+        size = images // config.train.accumulate
+        if size % 2 or size < 2 * _FEWEST:
+            raise MemoryError(
+                f"{reason}; with train.accumulate={config.train.accumulate} a part of a batch has "
+                f"{size} images, which cannot be halved: use smaller images or a larger machine"
+            ) from None
+        noted = replace(noted, accumulate=2 * config.train.accumulate, reason=reason)
+        logger.warning(
+            "%s: going on with %d images at a time, of the same batch", reason, size // 2
+        )
+    elif evaluate_size and evaluate_size > 1:
+        noted = replace(noted, evaluate_batch_size=evaluate_size // 2, reason=reason)
+        logger.warning("%s: evaluating %d images at a time", reason, evaluate_size // 2)
+    else:
+        raise MemoryError(
+            f"{reason}; this task cannot take a batch in parts: lower train.batch_size, with train.lr "
+            "in proportion, use smaller images, or more GPUs"
+        ) from None
+    files.write_whole(directory / files.MEMORY, json.dumps(asdict(noted)))
+    return True
+
+
+def give_back() -> None:
+    """Free what a failed attempt held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
