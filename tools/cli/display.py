@@ -42,12 +42,15 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def print_record(record: Record) -> None:
+    from tools.report.sharing import protocol_line  # needs NumPy
+
     network = f"{record.backbone.name} on {record.dataset.name} {record.dataset.split}"
     made = ", synthetic data" if record.synthetic else ""
     print(f"{network} ({record.dataset.images:,} images{made}), {record.protocol.name}")
     values = {name: metric.value for name, metric in record.metrics.items()}
     print_metrics(values, {n: m.reason for n, m in record.metrics.items() if m.reason})
-    print(f"recorded in {record.directory}")
+    print(f"recorded in {record.directory}; for a caption:")
+    print(protocol_line([record]))
 
 
 def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]) -> None:

@@ -43,6 +43,7 @@ def write_report(
     from tools.report import document, exports
     from tools.report.markdown import as_markdown
     from tools.report.page import render_page
+    from tools.report.sharing import HEAD, eval_results
     from tools.report.table import build_table
 
     paths = list(paths)
@@ -68,9 +69,14 @@ def write_report(
             "runs.csv": exports.runs_csv(table),
             "report.tex": exports.as_latex(table),
             "model-index.yaml": exports.as_model_index(table),
+            **{f"eval_results/{name}": text for name, text in eval_results(table).items()},
         }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for stale in (directory / "eval_results").glob("*.yaml"):
+        if stale.read_text("utf-8", errors="replace").startswith(HEAD):
+            stale.unlink()  # of an earlier report: no number that is not in this one
     for name, text in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         write_whole(directory / name, text)
     return [directory / name for name in files]

@@ -15,6 +15,8 @@ from tools.report import wording
 from tools.report.across import Across
 from tools.report.comparison import ClassRow, Comparison, MetricRow
 from tools.report.published import ReferenceRow
+from tools.report.repeats import Repeat
+from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
 from tools.statistics import Difference, Pooled, Variation
 
@@ -98,6 +100,7 @@ class ComparisonEntry:
     class_metric: str
     cost_scope: str | None
     sentence: str
+    caption: str  # data, split, n, protocol, recipe and its hash, seeds, versions
     experiments: Hashes
     metrics: list[MetricEntry]
     classes: list[ClassRow]
@@ -141,6 +144,7 @@ class RunEntry:
     task: str
     dataset: DatasetEntry
     seed: int
+    caption: str
     experiment: str  # hash
     condition: str  # hash without backbone and seed, which twins share
     metrics: dict[str, Metric]
@@ -161,6 +165,7 @@ class Report:
     across: list[AcrossEntry]
     runs: list[RunEntry]
     skipped: list[str]  # files that are no sound records, and why
+    repeats: list[Repeat]  # experiments that several records are of
     methods: list[str]
 
 
@@ -183,6 +188,7 @@ def as_report(table: Table) -> Report:
         across=[_across(found, candidate) for found in table.across],
         runs=[_run(run) for run in table.runs],
         skipped=list(table.warnings),
+        repeats=list(table.repeats),
         methods=list(wording.METHODS),
     )
 
@@ -220,6 +226,7 @@ def _comparison(c: Comparison) -> ComparisonEntry:
         class_metric=c.class_metric,
         cost_scope=c.cost_scope,
         sentence=wording.verdict_sentence(c),
+        caption=protocol_line(c.pair.runs),
         experiments=Hashes(
             [record.hash for record in c.pair.plain],
             [record.hash for record in c.pair.candidate],
@@ -258,6 +265,7 @@ def _run(run: Run) -> RunEntry:
         task=record.task,
         dataset=DatasetEntry(data.name, data.split, data.images, data.classes, data.synthetic),
         seed=record.seed,
+        caption=protocol_line([record]),
         experiment=record.hash,
         condition=record.comparison_hash,
         metrics=record.metrics,

@@ -12,6 +12,7 @@ from tools.experiments.tasks import TASKS
 from tools.report import wording
 from tools.report.comparison import MetricRow
 from tools.report.escape import escape_csv, escape_latex
+from tools.report.sharing import protocol_line
 from tools.report.table import Table
 from tools.statistics import Difference
 
@@ -63,6 +64,7 @@ def differences_csv(table: Table) -> str:
                     "marks": "; ".join(c.marks),
                     "not_counted": "; ".join(c.not_counted),
                     "reason": found.reason,
+                    "caption": protocol_line(c.pair.runs),
                 }
             )
     return _csv(rows)
@@ -100,6 +102,7 @@ def runs_csv(table: Table) -> str:
                     "experiment": record.hash,
                     "paired": run.paired,
                     "why_not_paired": run.why_not,
+                    "caption": protocol_line([record]),
                 }
             )
     return _csv(rows)

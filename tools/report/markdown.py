@@ -9,6 +9,7 @@ from tools.report import wording
 from tools.report.comparison import Comparison
 from tools.report.escape import escape_markdown as e
 from tools.report.published import ReferenceRow
+from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
 
 _REFERENCES, _RUNS = 200, 500  # rows; the CSV and JSON files hold all
@@ -24,8 +25,12 @@ def as_markdown(table: Table, title: str) -> str:
         _head(table, title),
         _pairs(table.comparisons),
         _notes(table),
+        _section("Captions", _captions(table.comparisons)) if table.comparisons else "",
         _published(references) if references else "",
         _runs(table.runs),
+        _section("More than once", _bullets(r.text for r in table.repeats))
+        if table.repeats
+        else "",
         _section("Skipped", _bullets(table.warnings)) if table.warnings else "",
         _section("How these numbers were made", "\n".join(f"- {text}" for text in wording.METHODS)),
     ]
@@ -82,6 +87,11 @@ def _notes(table: Table) -> str:
     candidate = wording.candidate_word(table)
     across = [e(wording.across_sentence(found, candidate)) for found in table.across]
     return "\n\n".join(filter(None, ["\n".join(lines), *across]))
+
+
+def _captions(comparisons: Sequence[Comparison]) -> str:
+    """What each number of a pair was measured by, in a line that fits a caption."""
+    return _bullets(f"{c.candidate}, {c.plain}: {protocol_line(c.pair.runs)}" for c in comparisons)
 
 
 def _published(rows: Sequence[ReferenceRow]) -> str:

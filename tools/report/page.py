@@ -14,6 +14,7 @@ from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
 from tools.report.comparison import Comparison
 from tools.report.examples import find_pictures
+from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
 from tools.statistics.outcomes import BETTER, WORSE
 
@@ -44,6 +45,7 @@ def render_page(table: Table, title: str) -> str:
         "detail": wording.detail,
         "here": wording.these_images,
         "noise": wording.noise,
+        "protocol_line": protocol_line,
         "classes_sentence": wording.classes_sentence,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "tone": _tone,

@@ -24,6 +24,11 @@ class Pair:
     candidate: tuple[Record, ...]
     unequal: tuple[str, ...] = ()  # what differs all the same, asked for
 
+    @property
+    def runs(self) -> tuple[Record, ...]:
+        """The plain network's, then the candidate's."""
+        return *self.plain, *self.candidate
+
 
 @dataclass(frozen=True)
 class Pairing:

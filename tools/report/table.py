@@ -18,6 +18,7 @@ from tools.report.comparison import (
 from tools.report.escape import harmless
 from tools.report.pairs import describe_network, pair_twins
 from tools.report.published import ReferenceRow, published_beside
+from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
 from tools.statistics.outcomes import decide
 
 STATISTICS_FOR = 200  # pairs; reading the files of more takes too long
@@ -43,6 +44,7 @@ class Table:
     runs: tuple[Run, ...]
     warnings: tuple[str, ...]  # files that were skipped
     across: tuple[Across, ...] = ()  # one line over several data sets
+    repeats: tuple[Repeat, ...] = ()  # experiments that several records are of
 
     @property
     def synthetic(self) -> bool:
@@ -73,7 +75,7 @@ def build_table(
     """
     if margin is not None and not margin > 0:
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
-    records = [harmless(record) for record in records]
+    records, repeats = find_repeats([harmless(record) for record in records])
     pairing = pair_twins(records, allow_unequal)
     order = list(TASKS)
     pairs = sorted(
@@ -108,14 +110,26 @@ def build_table(
         )
         for record, variant in zip(records, variants(records), strict=True)
     )
+    contradicted = {r.experiment: r.text for r in repeats if r.kind == CONTRADICTION}
     firsts = [comparison.pair.candidate[0] for comparison in comparisons]
     comparisons = [
-        replace(comparison, variant=variant)
+        replace(
+            comparison,
+            variant=variant,
+            marks=(
+                *comparison.marks,
+                *(
+                    contradicted[run.hash]
+                    for run in comparison.pair.runs
+                    if run.hash in contradicted
+                ),
+            ),
+        )
         for comparison, variant in zip(comparisons, variants(firsts), strict=True)
     ]
     told = tuple(_corrected(comparisons))
     skipped = tuple(printable(text) for text in warnings)
-    return Table(told, runs, skipped, pool_datasets(told))
+    return Table(told, runs, skipped, pool_datasets(told), repeats)
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
