@@ -23,6 +23,7 @@ WEIGHTS = "weights.safetensors"  # the network that is evaluated
 SAMPLES = "samples.parquet"  # one row per image
 DETECTIONS = "detections.json"  # COCO's results format
 RECORD = "record.json"  # written last
+PLAN = "cells.json"  # of a study: its cells, in the folder above those of its entries
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
 DECODED_UP_FRONT = 2**28  # bytes: every image of a set up to this size is decoded by its check
 SYNTHETIC = "SYNTHETIC"  # marks a folder of synthetic data, and says how they were made

@@ -20,6 +20,8 @@ from tools.experiments import archive
 from tools.experiments.experiment import recompute_hashes
 from tools.experiments.record import load_records, read_record, write_record
 from tools.experiments.run import describe_settings_network
+from tools.experiments.status import PlannedCell
+from tools.experiments.study import Needs
 from tools.proof.bundle import _entry, manifest_text, write_bundle
 from tools.proof.verify import verify_bundle
 from tools.report import document, write_report
@@ -51,19 +53,34 @@ def sealed(folder, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """A study of classifiers, and one of detectors."""
     root = tmp_path_factory.mktemp("study")
+    classifiers, detectors = root / "runs" / "classifiers", root / "runs" / "detectors"
+    made = []
     for seed in (0, 1):
         for network, accuracy in (("resnet20", 0.62), ("se_resnet20", 0.74)):
-            folder = write_classifier(
-                root / "runs" / f"{network}-{seed}", network, seed=seed, accuracy=accuracy
-            )
-            digest = files.sha256(folder / "samples.parquet")  # any: there are no weights
-            sealed(folder, weights={"sha256": digest})
+            folder = classifiers / f"{network}-{seed}"
+            made.append(write_classifier(folder, network, seed=seed, accuracy=accuracy))
     annotations = write_coco(root / "coco")
     for network, shift in (("resnet_tiny", 1.0), ("se_resnet_tiny", 5.0)):
-        folder = root / "runs" / network
-        write_detector(folder, network, annotations, shift=shift)
-        sealed(folder, weights={"sha256": files.sha256(folder / "detections.json")})
+        made.append(write_detector(detectors / network, network, annotations, shift=shift))
+    for study in (classifiers, detectors):
+        records = [
+            read_record(folder / "record.json") for folder in made if study in folder.parents
+        ]
+        cells = [
+            PlannedCell(
+                number, run.directory.name, run.task, run.backbone.name, run.seed, None, Needs()
+            )
+            for number, run in enumerate(records)
+        ]
+        (study / "cells.json").write_text(json.dumps([dataclasses.asdict(cell) for cell in cells]))
+    for folder in made:
+        some_file = folder / (
+            read_record(folder / "record.json").files.samples or "detections.json"
+        )
+        digest = files.sha256(some_file)  # of weights; there are none
+        sealed(folder, weights={"sha256": digest}, plan=files.sha256(folder.parent / "cells.json"))
     return root / "runs"
 
 
@@ -75,8 +92,8 @@ def bundle(runs):
 @pytest.fixture(scope="module")
 def bundles(runs):
     """One of the classifiers and one of the detectors alone, which take less time."""
-    parts = {name: sorted(runs.glob(pattern)) for name, pattern in (("0", "*20-*"), ("1", "*tiny"))}
-    return [write_bundle(part, runs.parent / f"{name}.zip").path for name, part in parts.items()]
+    names = ("classifiers", "detectors")
+    return [write_bundle([runs / name], runs.parent / f"{name}.zip").path for name in names]
 
 
 def test_a_bundle_reports_byte_for_byte_as_its_runs_do(runs, bundle, tmp_path):
@@ -263,6 +280,22 @@ def another_annotation_file(folder):
         record_of(run)(lambda record: record["dataset"].update(reported_sha256=digest))(folder)
 
 
+def seed_dropped(folder):
+    for network in ("resnet20", "se_resnet20"):
+        shutil.rmtree(folder / "runs" / f"{network}-1")
+
+
+def seed_dropped_and_plan_edited(folder):
+    seed_dropped(folder)
+    path = folder / "runs" / "cells.json"
+    path.write_text(json.dumps([cell for cell in json.loads(path.read_text()) if not cell["seed"]]))
+
+
+def seed_and_plan_dropped(folder):
+    seed_dropped(folder)
+    (folder / "runs" / "cells.json").unlink()
+
+
 def rows_taken_away(folder):
     (folder / "runs" / "se_resnet20-0" / "samples.parquet").unlink()
 
@@ -319,6 +352,9 @@ SEMANTIC = {
     detection_moved: "AP is recorded as",
     annotation_file_edited: "is not the one that is recorded",
     another_annotation_file: "AP is recorded as",
+    seed_dropped: "se_resnet20-1 is planned and not recorded",
+    seed_dropped_and_plan_edited: "is not the plan of any run",
+    seed_and_plan_dropped: "its plan is not here",
     rows_taken_away: "has no samples file",
 }
 BY_HASH = {
@@ -466,9 +502,11 @@ def test_a_hostile_zip_is_refused_and_nothing_is_written_outside(
 
 
 def test_weights_that_lie_beside_are_compared_with_their_records(runs, bundle, tmp_path):
-    folder = tmp_path / "runs" / "resnet20-0"
+    folder = tmp_path / "runs" / "classifiers" / "resnet20-0"
     folder.mkdir(parents=True)
-    shutil.copy(runs / "resnet20-0" / "samples.parquet", folder / "weights.safetensors")
+    shutil.copy(
+        runs / "classifiers" / "resnet20-0" / "samples.parquet", folder / "weights.safetensors"
+    )
     found = verify_bundle(bundle, weights=tmp_path / "runs")
     assert not found.findings
     assert "weights of 1 of 6 runs" in found.checked
@@ -479,7 +517,7 @@ def test_weights_that_lie_beside_are_compared_with_their_records(runs, bundle, t
 
 def test_what_cannot_be_shown_is_not_bundled(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
-    (tmp_path / "runs" / "resnet20-0" / "samples.parquet").unlink()
+    (tmp_path / "runs" / "classifiers" / "resnet20-0" / "samples.parquet").unlink()
     with pytest.raises(ValueError, match=r"samples.parquet is gone: without it"):
         write_bundle([tmp_path / "runs"], tmp_path / "study.zip")
     assert not (tmp_path / "study.zip").exists()

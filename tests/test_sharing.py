@@ -39,10 +39,10 @@ def joined(tmp_path_factory):
 def test_a_record_that_two_people_sent_counts_once_and_that_is_said(joined):
     content = json.loads(joined["report.json"])
     kinds = {entry["kind"]: entry for entry in content["repeats"]}
-    assert kinds["duplicate"]["runs"] == ["a/resnet20", "b/plain"]
-    assert kinds["repetition"]["runs"] == ["a/resnet20", "c/again"]
+    assert kinds["duplicate"]["runs"] == ["a.zip/resnet20", "b.zip/plain"]
+    assert kinds["repetition"]["runs"] == ["a.zip/resnet20", "c/again"]
     assert sorted(run["directory"] for run in content["runs"]) == [
-        "a/resnet20", "a/se_resnet20", "b/se", "c/again"
+        "a.zip/resnet20", "a.zip/se_resnet20", "b.zip/se", "c/again"
     ]  # fmt: skip
     for name in ("report.md", "report.html"):
         assert "the same record; it counts once" in joined[name]
@@ -51,7 +51,7 @@ def test_a_record_that_two_people_sent_counts_once_and_that_is_said(joined):
 def test_contradictions_are_named_beside_the_pair_and_neither_is_hidden(joined):
     content = json.loads(joined["report.json"])
     (entry,) = [entry for entry in content["repeats"] if entry["kind"] == "contradiction"]
-    assert entry["runs"] == ["a/se_resnet20", "b/se"]
+    assert entry["runs"] == ["a.zip/se_resnet20", "b.zip/se"]
     values = {
         run["directory"]: run["metrics"]["top1_error"]["value"]
         for run in content["runs"]

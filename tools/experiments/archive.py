@@ -2,6 +2,7 @@
 
     bundle.json                  what is in it, with sizes and hashes (`Manifest`)
     report.json                  the report of its runs
+    runs/cells.json              the plan of a study, where it was run as one
     runs/NAME/record.json        and the files that the record names, and settings.yaml
     annotations/SHA256/FILE      COCO files that detections are scored against
 
@@ -27,14 +28,15 @@ import msgspec
 
 from backbones import files
 from backbones.config import printable
-from tools.experiments.record import Record, load_records
+from tools.experiments.record import Record, find_files, load_records
+from tools.experiments.status import describe_missing
 
 MANIFEST, REPORT, RUNS, ANNOTATIONS = "bundle.json", "report.json", "runs", "annotations"
 FORMAT = 1
 # Bytes that a member may have, by the name of its file; further ones are refused.
 LARGEST = {
     MANIFEST: 64 << 20, REPORT: 256 << 20, files.RECORD: 64 << 20, files.SETTINGS: 4 << 20,
-    files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.DETECTIONS: 1 << 30,
+    files.PLAN: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.DETECTIONS: 1 << 30,
 }  # fmt: skip
 _LARGEST_ANNOTATIONS = 1 << 30
 _LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 20_000
@@ -130,11 +132,18 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-@contextmanager
-def open_runs(paths: Iterable[str | Path]) -> Iterator[tuple[list[Record], list[str]]]:
-    """Every record in or under folders, record files and bundles, for the length of a `with` block.
+@dataclass(frozen=True)
+class Collected:
+    """What lay in or under some paths."""
 
-    Gives the records, oldest first, and a warning for each that was skipped.
+    records: list[Record]  # oldest first
+    warnings: list[str]  # what was skipped, and what is missing
+    plans: dict[Path, str]  # of studies, with the names of their folders
+
+
+@contextmanager
+def open_runs(paths: Iterable[str | Path]) -> Iterator[Collected]:
+    """What lies in or under folders, record files and bundles, for the length of a `with` block.
 
     Raises:
         ValueError: a path does not exist, or a bundle is not sound.
@@ -143,13 +152,16 @@ def open_runs(paths: Iterable[str | Path]) -> Iterator[tuple[list[Record], list[
     with ExitStack() as stack:
         bundles = {path: stack.enter_context(unpacked(path)) for path in paths if is_archive(path)}
         places = [bundles[path] / RUNS if path in bundles else path for path in paths]
-        names = [path.stem if path in bundles else path.name for path in paths]
-        records, warnings = load_records(places, names)
+        records, warnings = load_records(places, paths)
         for path, folder in bundles.items():
             warnings = [text.replace(f"{folder}/", f"{path}: ") for text in warnings]
             warnings += read_manifest(folder).skipped
             records = [with_annotations(record, folder) for record in records]
-        yield records, warnings
+        folders = [path for path in paths if path not in bundles]
+        warnings = [*describe_missing(folders), *warnings]
+        found = find_files(places, files.PLAN, paths).items()
+        plans = {file: name for file, name in found if file.name == files.PLAN}
+        yield Collected(records, warnings, plans)
 
 
 def with_annotations(record: Record, folder: Path) -> Record:
@@ -227,6 +239,8 @@ def _largest(name: str) -> int | None:
         return LARGEST[name] if name in (MANIFEST, REPORT) else None
     if first == ANNOTATIONS and len(inside) == 2 and re.fullmatch("[0-9a-f]{64}", inside[0]):
         return _LARGEST_ANNOTATIONS
+    if inside == [files.PLAN]:
+        return LARGEST[files.PLAN] if first == RUNS else None
     if first == RUNS and len(inside) > 1 and inside[-1] not in (MANIFEST, REPORT):
         return LARGEST.get(inside[-1])
     return None

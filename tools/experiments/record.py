@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -169,6 +170,7 @@ class Record:
     chance: Percent | None = None  # the headline metric of guessing
     steps: WholeNumber | None = None  # optimizer steps that were trained
     memory: Fitted | None = None  # how it was made to fit; None: as the settings have it
+    plan: str | None = None  # SHA-256 of the plan of the study it was a cell of, as it was then
     schema: int = SCHEMA
     # Where it was read from; not in the file.
     directory: Path | None = field(default=None, compare=False)
@@ -231,45 +233,55 @@ def read_record(path: Path) -> Record:
 
 
 def load_records(
-    paths: Iterable[Path | str], names: Iterable[str] | None = None
+    paths: Iterable[Path | str], named: Iterable[Path | str] | None = None
 ) -> tuple[list[Record], list[str]]:
     """Read every record in or under ``paths``, which are record files or folders.
 
     Args:
-        names: what the paths are called in the names of their runs; None for their own names.
+        named: paths that take their places in the names of the records.
 
     Returns:
         The records, oldest first, and one warning for each file that was skipped. Each is named by
-        its folder, from the path on; of several paths their names stand before it.
+        its folder, as `find_files` says.
 
     Raises:
         ValueError: a path does not exist.
     """
-    paths = list(map(Path, paths))
-    found: dict[Path, str] = {}
-    for path, source in zip(paths, _distinct(names or [p.name for p in paths]), strict=True):
-        if not path.exists():
-            raise ValueError(f"no such file or folder: {path}")
-        of_several = [source] if len(paths) > 1 else []
-        for file in sorted(path.rglob(files.RECORD)) if path.is_dir() else [path]:
-            inside = file.parent.relative_to(path).parts if path.is_dir() else ()
-            name = "/".join([*of_several, *inside]) or file.resolve().parent.name
-            found.setdefault(file, name)
     records, warnings = [], []
-    for file, name in found.items():
+    for file, name in find_files(paths, files.RECORD, named).items():
         try:
+            name = name or file.resolve().parent.name
             records.append(dataclasses.replace(read_record(file), name=name))
         except ValueError as error:
             warnings.append(f"skipped {error}")
     return sorted(records, key=lambda record: record.created), warnings
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
-    """The names, with a number after those that stood before."""
-    found: list[str] = []
-    for name in names:
-        others = sum(other == name or other.startswith(f"{name}-") for other in found)
-        found.append(f"{name}-{others + 1}" if name in found else name)
+def find_files(
+    paths: Iterable[Path | str], name: str, named: Iterable[Path | str] | None = None
+) -> dict[Path, str]:
+    """The files called ``name`` under folders, and those that are given themselves.
+
+    Each with the name of its folder: from the given folder on, or, where several are given, from
+    the folder in which all of these lie.
+
+    Args:
+        named: paths that take the places of ``paths`` in the names.
+
+    Raises:
+        ValueError: a path does not exist.
+    """
+    paths = list(map(Path, paths))
+    tops = [Path(os.path.abspath(path)) for path in named or paths]
+    common = os.path.commonpath([path.parent for path in tops]) if len(tops) > 1 else None
+    found: dict[Path, str] = {}
+    for path, top in zip(paths, tops, strict=True):
+        if not path.exists():
+            raise ValueError(f"no such file or folder: {path}")
+        outer = top.relative_to(common).parts if common else ()
+        for file in sorted(path.rglob(name)) if path.is_dir() else [path]:
+            inner = file.parent.relative_to(path).parts if path.is_dir() else ()
+            found.setdefault(file, "/".join([*outer, *inner]))
     return found
 
 

@@ -262,6 +262,7 @@ def build_record(
         "git": dataclasses.asdict(git or read_git()),
         "versions": describe_versions(),
         "device": _device(experiment.config.device),
+        "plan": _plan_of(Path(directory)),
         "memory": fitted and dataclasses.asdict(fitted),
         **{key: found[key] for key in _TAKEN if key in found},
     }
@@ -305,6 +306,11 @@ _TAKEN = (
     *("dataset", "protocol", "weights", "per_class", "cost", "timing", "selection"),
     *("input_format", "chance", "steps"),
 )
+
+
+def _plan_of(directory: Path) -> str | None:
+    path = directory.resolve().parent.parent / files.PLAN
+    return files.sha256(path) if path.is_file() else None
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:

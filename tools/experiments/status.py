@@ -19,7 +19,6 @@ from backbones.heartbeat import Heartbeat, read_heartbeat
 from tools.experiments.job import failure_path, read_failure
 from tools.experiments.study import Cell, Needs
 
-PLAN = "cells.json"  # in the study's folder
 STALLED_AFTER = 300.0  # seconds without a heartbeat
 
 State = Literal["to come", "waiting", "running", "stalled", "interrupted", "failed", "done"]
@@ -76,7 +75,7 @@ def planned_cells(cells: Iterable[Cell]) -> list[PlannedCell]:
 def write_plan(cells: Iterable[Cell], output: Path) -> None:
     """Leave the plan of a study in its folder, for `sebench status` and reports."""
     text = json.dumps([asdict(cell) for cell in planned_cells(cells)], indent=1)
-    path = output / PLAN
+    path = output / files.PLAN
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         files.write_whole(path, text)  # an array's jobs all come by: once is enough
 
@@ -87,10 +86,10 @@ def read_plan(output: Path) -> list[PlannedCell]:
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    path = output / PLAN
+    path = output / files.PLAN
     if not path.is_file():
         raise ValueError(
-            f"{output} is no folder of a study: {PLAN} is missing, which `sebench run` writes"
+            f"{output} is no folder of a study: {files.PLAN} is missing, which `sebench run` writes"
         )
     try:
         return _ADAPTER.validate_json(path.read_bytes())
@@ -162,7 +161,7 @@ def describe_missing(paths: Iterable[str | Path]) -> list[str]:
     """What the studies that some runs or folders of runs belong to lack yet, a line each."""
     near = [folder for path in map(Path, paths) for folder in (path, *path.parents[:2])]
     lines = []
-    for output in dict.fromkeys(folder for folder in near if (folder / PLAN).is_file()):
+    for output in dict.fromkeys(folder for folder in near if (folder / files.PLAN).is_file()):
         try:
             states = read_states(read_plan(output), output)
         except ValueError as error:

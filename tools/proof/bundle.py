@@ -21,11 +21,10 @@ from tools.experiments.archive import (
     Entry,
     Manifest,
     annotations_name,
-    is_archive,
     open_runs,
     write_archive,
 )
-from tools.experiments.record import Record
+from tools.experiments.record import Record, find_files
 from tools.report import document
 from tools.report.table import build_table
 
@@ -63,10 +62,13 @@ def write_bundle(
     if output.suffix != ".zip":
         raise ValueError(f"{output}: a bundle's name ends in .zip")
     options: dict[str, Any] = {"allow_unequal": allow_unequal, "margin": margin}
-    with open_runs(paths) as (records, warnings):
+    with open_runs(paths) as found:
+        records, warnings = found.records, found.warnings
         if not records:
             raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}")
         members = _members(records)
+        for plan, folder in found.plans.items():
+            members["/".join(filter(None, [RUNS, folder, files.PLAN]))] = plan
         members[REPORT] = document.as_json(build_table(records, warnings, **options)).encode()
         unfinished = _unfinished(paths)
         manifest = Manifest(
@@ -126,10 +128,6 @@ def _entry(content: bytes | Path) -> Entry:
 
 def _unfinished(paths: Iterable[Path]) -> list[str]:
     """Folders with settings and no record."""
-    found = [
-        file.parent
-        for path in paths
-        if path.is_dir() and not is_archive(path)
-        for file in sorted(path.rglob(files.SETTINGS))
-    ]
-    return [str(folder) for folder in found if not (folder / files.RECORD).exists()]
+    folders = [path for path in paths if path.is_dir()]
+    begun = find_files(folders, files.SETTINGS) if folders else {}
+    return [name for file, name in begun.items() if not (file.parent / files.RECORD).exists()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tools.experiments.experiment import recompute_hashes
 from tools.experiments.record import METRICS, Record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.settings import build_settings, read_yaml
+from tools.experiments.status import read_plan
 from tools.experiments.tasks import find_task, load_function
 from tools.report.compared import explain
 from tools.report.pairs import describe_network
@@ -152,6 +154,52 @@ def check_together(records: Sequence[Record]) -> Iterator[Finding]:
     """Find what records of one study say of each other that cannot be."""
     yield from _same_rows(records)
     yield from _one_training_each(records)
+
+
+def check_plans(
+    plans: Mapping[Path, str], records: Sequence[Record]
+) -> tuple[list[str], list[Finding]]:
+    """Check that every planned cell is there: what could not be looked at, and what is wrong.
+
+    Args:
+        plans: files of plans, with the names of their folders.
+    """
+    notes: list[str] = []
+    findings: list[Finding] = []
+    by_name = {record.name: record for record in records}
+    for path, folder in plans.items():
+        where = "/".join(filter(None, [folder, files.PLAN]))
+        digest = files.sha256(path)
+        try:
+            cells = read_plan(path.parent)
+        except ValueError:
+            findings.append(Finding(where, "is damaged"))
+            continue
+        recorded = []
+        for cell in cells:
+            record = by_name.get("/".join(filter(None, [folder, cell.name])))
+            if record is None:
+                findings.append(
+                    Finding(where, f"{printable(cell.name)} is planned and not recorded")
+                )
+                continue
+            recorded.append(record)
+            if (record.task, record.backbone.name, record.seed) != (
+                cell.task,
+                cell.backbone,
+                cell.seed,
+            ):
+                findings.append(Finding(record.name, "is not the run that was planned"))
+        others = sum(record.plan != digest for record in recorded)
+        if recorded and others == len(recorded):
+            findings.append(Finding(where, "is not the plan of any run: it was changed since"))
+        elif others:
+            notes.append(f"{where}: {others} runs were recorded under an earlier plan")
+    lost = [record.name for record in records if record.plan and not plans]
+    findings += [Finding(name, "was planned, and its plan is not here") for name in lost]
+    if not plans and not lost:
+        notes.append("no plan: nothing says which runs there should be")
+    return notes, findings
 
 
 def _same_rows(records: Sequence[Record]) -> Iterator[Finding]:

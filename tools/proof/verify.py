@@ -21,8 +21,8 @@ from tools.experiments.archive import (
     unpacked,
     with_annotations,
 )
-from tools.experiments.record import Record, load_records
-from tools.proof.checks import Finding, check_record, check_together
+from tools.experiments.record import Record, find_files, load_records
+from tools.proof.checks import Finding, check_plans, check_record, check_together
 from tools.report import document
 from tools.report.table import build_table
 
@@ -86,6 +86,9 @@ def _verify(folder: Path, found: Verification, weights: Path | None) -> None:
     found.checked.append(f"settings, metrics and classes of {len(records)} runs, computed anew")
     found.findings += check_together(records)
     found.checked.append("images, labels and weights of all runs against each other")
+    notes, findings = check_plans(find_files([folder / RUNS], files.PLAN), records)
+    found.notes += notes
+    found.findings += findings
     if weights is None:
         found.notes.append("hashes of weights are those of the records; --weights DIR checks files")
     else:

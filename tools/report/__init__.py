@@ -12,7 +12,6 @@ from pathlib import Path
 from backbones.config import printable
 from backbones.files import write_whole
 from tools.experiments.archive import open_runs
-from tools.experiments.status import describe_missing
 
 
 def write_report(
@@ -47,14 +46,14 @@ def write_report(
     from tools.report.table import build_table
 
     paths = list(paths)
-    with open_runs(paths) as (records, warnings):
-        if not records:
-            skipped = f"; {warnings[0]}" if warnings else ""
+    with open_runs(paths) as found:
+        if not found.records:
+            skipped = f"; {found.warnings[0]}" if found.warnings else ""
             where = ", ".join(map(str, paths))
             raise ValueError(printable(f"no record.json in or under {where}{skipped}"))
         table = build_table(
-            records,
-            [*describe_missing(paths), *warnings],
+            found.records,
+            found.warnings,
             allow_unequal=allow_unequal,
             resamples=resamples,
             seed=seed,
