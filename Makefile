@@ -2,6 +2,7 @@
 # make demo    four benchmarks, plain network beside SE twin, on synthetic data: demo/report/report.html
 # make test    the tests; TESTS= names some of them
 # make lint    style, spelling and types
+# make engines studies on real clusters that are started here: Ray, of two nodes
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
 # make endurance  trainings killed at random moments, and gone on with to the bytes of a whole one
 VENV ?= .venv
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test fuzz endurance lint
+.PHONY: setup demo test engines fuzz endurance lint
 
 setup: $(READY)
 
@@ -27,6 +28,9 @@ demo: $(READY)
 # Each of the two test processes keeps to one thread, or they would fight over the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+
+engines: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m engines $(TESTS)
 
 # After an interruption: make fuzz FUZZ="--start N", which it prints.
 fuzz: $(READY)

@@ -45,7 +45,11 @@ def sebench(monkeypatch, capsys):
     return run
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "engines" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("engines"):
+                item.add_marker(pytest.mark.skip(reason="asked for by `make engines`"))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

@@ -167,3 +167,31 @@ def test_options_that_do_not_fit_are_refused(study, sebench, tmp_path):
         assert (code, message in err) == (1, True), err
     code, _, err = sebench("status", tmp_path)
     assert (code, "is no folder of a study" in err) == (1, True)
+
+
+def test_a_store_keeps_a_run_and_never_a_checkpoint_before_its_curve(tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    from tools.experiments.executors.store import Store
+
+    memory, put = fsspec.filesystem("memory"), []
+    place = Store(f"memory://{tmp_path.name}")
+    here, there = (tmp_path / name / "entry" / "cell-seed0" for name in ("here", "there"))
+    with place.kept(here, tmp_path / "here"):
+        here.mkdir(parents=True)
+        for name in (files.CHECKPOINT, files.RECORD, files.CURVE, ".lock", ".x.1.partial"):
+            (here / name).write_text(name)
+        move = memory.mv
+        monkeypatch.setattr(type(memory), "mv", lambda self, a, b: (put.append(b), move(a, b)))
+    assert [path.rpartition("/")[2] for path in put] == [
+        files.CURVE,
+        files.CHECKPOINT,
+        files.RECORD,
+    ]
+    with place.kept(there, tmp_path / "there"):
+        names = {path.name for path in there.iterdir()}
+        assert names == {files.CHECKPOINT, files.RECORD, files.CURVE}
+        (there / files.CHECKPOINT).write_text("later")
+    place.fetch(here, tmp_path / "here")
+    assert (here / files.CHECKPOINT).read_text() == "later"
+    with pytest.raises(ValueError, match="store=nowhere://x"):
+        Store("nowhere://x")

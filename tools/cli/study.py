@@ -40,7 +40,10 @@ def run(
     ] = Path(),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     only: OnlyOption = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: local, ...")] = "local",
+    executor: Annotated[str, typer.Option(help="Where cells run: local, ray.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
+    ] = None,
     retries: Annotated[
         int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
     ] = 2,
@@ -71,7 +74,9 @@ def run(
 
       experiments: \\[{task: classification, recipe: cifar-short, backbones: \\[se_resnet20], data_root: data/cifar10}]
 
-    [bold]Elsewhere[/]  an array of jobs, each of which runs the cell of its number:
+    [bold]Elsewhere[/]  a Ray cluster, or an array of jobs, each of which runs the cell of its number:
+
+      sebench run study.yaml -o runs --executor ray --address head:6379 store=s3://bucket/study
 
       sebench run study.yaml -o runs --cells --example kubernetes
 
@@ -91,7 +96,8 @@ def run(
     elif cell is not None:
         _run_one(wish, cell, dry_run)
     else:
-        _run(wish, jobs, dry_run, executor, options or (), retries)
+        told = [*(options or ()), *([f"address={address}"] if address else [])]
+        _run(wish, jobs, dry_run, executor, told, retries)
 
 
 def demo(

@@ -31,6 +31,7 @@ _EXTRAS = {
     "detection": ("hotcoco", "pycocotools", "fvcore", "omegaconf", "iopath", "yacs", "termcolor"),
     "openmmlab": ("mmengine", "mmcv"),
     "corruptions": ("imagecorruptions",),
+    "ray": ("ray", "fsspec"),
     "tensorboard": ("tensorboard",),
 }
 

@@ -50,6 +50,7 @@ class Executor(Protocol):
 # the command line has as KEY=VALUE; a ValueError says what is wrong with them before anything runs.
 EXECUTORS = {
     "local": "tools.experiments.executors.local:open_local",
+    "ray": "tools.experiments.executors.ray:open_ray",
 }
 
 

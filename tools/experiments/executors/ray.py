@@ -1,0 +1,141 @@
+"""Cells as tasks of a Ray cluster, each with its GPUs, cores and memory.
+
+All nodes see the study's folder and the data under the same paths; or, with `store=URL`, nodes keep
+their results there: what a cell has done is fetched before it goes on, and put back while it runs.
+A cell whose node is lost is started again elsewhere and goes on from its last checkpoint.
+
+Source: https://docs.ray.io/en/latest/ray-core/tasks.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from backbones import files
+from tools.experiments.executors import Ended, check_options
+from tools.experiments.executors.store import EVERY, Store
+from tools.experiments.failure import can_pass, describe_failure
+from tools.experiments.job import GRACE, Failure, Job, keep_failure, run_logged_job
+from tools.experiments.study import Cell
+
+OPTIONS = ("address", "store")
+
+
+def open_ray(cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> RayExecutor:
+    """Join the cluster at `address` (host:port; default: the one of this machine, or RAY_ADDRESS).
+
+    Raises:
+        ValueError: no cluster is there, it lacks what a cell needs, or an unknown option.
+    """
+    check_options("ray", options, OPTIONS)
+    store = Store(options["store"]) if "store" in options else None
+    return RayExecutor(cells, options.get("address", "auto"), store)
+
+
+class RayExecutor:
+    """A task of the cluster for each job; see `Executor`."""
+
+    room = 1_000  # Ray has a queue of its own; more than any cluster runs at a time
+
+    def __init__(self, cells: Sequence[Cell], address: str, store: Store | None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        self._ray, self._store = ray, store
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"no Ray cluster at address={address}: {str(error).splitlines()[0]}; start one with "
+                "`ray start --head`"
+            ) from None
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray ends the process there and then
+        self._tasks: dict[Any, Job] = {}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = {kind: max(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory")}
+        self._needs = {cell.directory: _resources(cell, most) for cell in cells}
+        self._looked = time.monotonic()
+
+    def start(self, job: Job) -> None:
+        # A process of its own, which ends with the job and gives a GPU's memory back. Ray itself starts
+        # nothing again: the scheduler does.
+        task = self._ray.remote(max_calls=1, max_retries=0)(_run)
+        task = task.options(name=job.cell.name, **self._needs[job.cell.directory])
+        self._tasks[task.remote(job, os.getcwd(), self._store)] = job
+
+    def wait(self, seconds: float) -> list[Ended]:
+        done, _ = self._ray.wait(list(self._tasks), timeout=seconds, fetch_local=False)
+        if self._store is not None and time.monotonic() - self._looked > EVERY:
+            self._looked = time.monotonic()
+            for job in self._tasks.values():  # for `sebench status`, which reads this folder
+                self._store.fetch_heartbeat(job.cell.directory, job.output)
+        return [self._end(reference) for reference in done]
+
+    def close(self) -> None:
+        for reference in self._tasks:
+            self._ray.cancel(reference)  # as Ctrl-C: a training saves its checkpoint
+        if self._tasks:
+            self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=GRACE)
+        self._ray.shutdown()
+
+    def _end(self, reference: Any) -> Ended:
+        job = self._tasks.pop(reference)
+        try:
+            failure = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            failure = Failure(describe_failure(error.cause), can_pass(error.cause))
+        except self._ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            failure = Failure(f"its worker or node was lost: {lines[0]}", can_pass=True)
+        if self._store is not None:
+            self._store.fetch(job.cell.directory, job.output)
+            (job.cell.directory / files.HEARTBEAT).unlink(missing_ok=True)
+        if failure is not None:
+            keep_failure(job, failure)
+        return Ended(job, failure)
+
+
+def _resources(cell: Cell, most: Mapping[str, float]) -> dict[str, Any]:
+    """What a cell's task asks for.
+
+    Args:
+        most: of each resource, what the largest node has.
+
+    Raises:
+        ValueError: no node has as much.
+    """
+    config = cell.experiment.config
+    gpus = cell.needs.gpus
+    if gpus is None:  # one for each process, where there are any
+        on_cpu = config.device == "cpu" or not most["GPU"]
+        gpus = 0 if on_cpu else getattr(config, "processes", 1)
+    cores = cell.needs.cores or 1
+    memory = int((cell.needs.memory_gb or 0) * 1e9)
+    for kind, asked in (("CPU", cores), ("GPU", gpus), ("memory", memory)):
+        if asked > most[kind]:
+            raise ValueError(
+                f"{cell.name} needs {asked:g} of {kind}, but no node of the cluster has more than "
+                f"{most[kind]:g}; change the study's needs"
+            )
+    return {"num_cpus": cores, "num_gpus": gpus, **({"memory": memory} if memory else {})}
+
+
+def _run(job: Job, folder: str, store: Store | None) -> Failure | None:
+    """Body of a task, on whatever node it is."""
+    # Paths of a study may be relative to where it was started.
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    with ExitStack() as stack:
+        if store is not None:
+            if job.cell.source is not None:
+                store.fetch(job.cell.source, job.output)
+            stack.enter_context(store.kept(job.cell.directory, job.output))
+        return run_logged_job(job)
