@@ -122,6 +122,26 @@ def test_what_can_pass_is_tried_again_a_bounded_number_of_times(study, tmp_path,
     assert unlucky.started[-1] == "closed"
 
 
+def test_ten_thousand_cells_are_scheduled_and_looked_at_in_seconds(study, tmp_path):
+    _, first, *_ = study[1]
+    many = [
+        dataclasses.replace(
+            first, number=n, directory=tmp_path / "out" / "first" / f"n-seed{n}",
+            source=tmp_path / "out" / "first" / f"n-seed{n % 100}" if n >= 100 else None,
+        )
+        for n in range(10_000)
+    ]  # fmt: skip
+    (tmp_path / "out").mkdir()
+    begun = time.process_time()
+    outcomes = list(run_cells(many, tmp_path / "out", _Unlucky({})))
+    states = _states(many, tmp_path / "out")
+    seconds = time.process_time() - begun
+    assert len(outcomes) == len(states) == 10_000
+    assert sum("its weights come from" in outcome.error for outcome in outcomes) == 9_900
+    assert sum(state == "waiting" for state, _ in states) == 9_900
+    assert seconds < 10  # about 0.7
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_an_example_script_runs_every_cell_after_what_it_waits_for(study, sebench, tmp_path, kind):
     code, out, _ = sebench("run", study[0], "-o", tmp_path / "out", "--cells", "--example", kind)

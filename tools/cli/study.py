@@ -18,7 +18,6 @@ from tools.cli.arguments import ImportOption, JsonOption, first_process, say
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
-    from tools.experiments.cells import Outcome
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Study
 
@@ -192,57 +191,52 @@ def _run(
     from tools.experiments.executors import open_executor, read_options
     from tools.experiments.executors.local import start_workers
     from tools.experiments.status import write_plan
-    from tools.experiments.study import make_sample_data
+    from tools.experiments.study import REPORT, make_sample_data
 
     study = wish.load()
     told = read_options(place, options)
+    everything, cells = wish.plan(study)
     if dry_run:
-        print_plan(wish.plan(study)[1])
+        print_plan(cells)
         return
     output = wish.output
     output.mkdir(parents=True, exist_ok=True)
+    recorded, failed = [], []
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
+        write_plan(everything, output)
         with StudyDisplay(output) as display:
             if study.sample_data:
                 display.say("making synthetic data")
                 start_workers(entry.task for entry in study.experiments)  # meanwhile
                 make_sample_data(study, output)
-            everything, cells = wish.plan(study)
-            write_plan(everything, output)
             display.begin(cells)
-            outcomes = []
-            place_of_cells = open_executor(place, cells, jobs, told)
-            # Closed whatever ends this, so that no run is left behind.
-            with closing(
-                run_cells(
-                    cells,
-                    output,
-                    place_of_cells,
-                    command=_command(),
-                    retries=retries,
-                    started=display.started,
-                )
-            ) as running:
+            executor = open_executor(place, cells, jobs, told)
+            running = run_cells(
+                cells,
+                output,
+                executor,
+                command=_command(),
+                retries=retries,
+                started=display.started,
+            )
+            with closing(running):  # whatever ends this, so that no run is left behind
                 for outcome in running:
-                    outcomes.append(outcome)
                     display.ended(outcome)
-        _report(outcomes, output)
-    failed = [outcome for outcome in outcomes if outcome.record is None]
+                    if outcome.record is None:
+                        failed.append(f"  {outcome.cell.label}: {outcome.error}")
+                    else:
+                        recorded.append(outcome.cell.directory)
+        if recorded:
+            _report(recorded, output / REPORT)
     if failed:
-        lines = [f"  {outcome.cell.label}: {outcome.error}" for outcome in failed]
-        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(lines))
+        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(failed))
 
 
-def _report(outcomes: Sequence[Outcome], output: Path) -> None:
-    from tools.experiments.study import REPORT
-
-    recorded = [outcome.cell.directory for outcome in outcomes if outcome.record is not None]
-    if not recorded:
-        return
+def _report(recorded: Sequence[Path], directory: Path) -> None:
     from tools.report import write_report
 
-    for written in write_report(recorded, output / REPORT):
+    for written in write_report(recorded, directory):
         if written.suffix == ".html":
             say(f"report: {written}")
 
@@ -274,10 +268,6 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     from tools.experiments.study import DATA, make_sample_data
 
     study, output = wish.load(), wish.output
-    if study.sample_data and not dry_run:
-        (output / DATA).mkdir(parents=True, exist_ok=True)
-        with lock_directory(output / DATA, wait=600):
-            make_sample_data(study, output)
     cells, _ = wish.plan(study)
     if number >= len(cells):
         raise ValueError(f"--cell {number}: there are cells 0 to {len(cells) - 1}")
@@ -285,6 +275,10 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     if dry_run:
         print_plan([cell])
         return
+    if study.sample_data:
+        (output / DATA).mkdir(parents=True, exist_ok=True)
+        with lock_directory(output / DATA, wait=600):
+            make_sample_data(study, output)
     output.mkdir(parents=True, exist_ok=True)
     write_plan(cells, output)
     if cell.source is not None:

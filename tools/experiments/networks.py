@@ -30,7 +30,10 @@ def expand(networks: Sequence[Any], twins: bool, where: str) -> list[dict[str, A
     for item in networks:
         for network in _matching(_checked(item, where), where):
             # A twin has weights of its own; where a network starts from some, both are listed.
-            plain = None if network.get("weights") or not twins else _plain(network)
+            try:
+                plain = None if network.get("weights") or not twins else _plain(network)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
             for each in (plain, network):
                 if each and each not in found:
                     found.append(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import re
@@ -67,12 +68,17 @@ def _merge(into: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 def _write_choices_as_text(settings_class: type, values: dict[str, Any]) -> None:
     """YAML reads `size: 256` as a number where the choices are texts."""
-    for name, hint in typing.get_type_hints(settings_class).items():
+    for name, hint in _hints(settings_class).items():
         value = values.get(name)
         if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
             _write_choices_as_text(hint, value)
         elif str(value) in typing.get_args(hint):
             values[name] = str(value)
+
+
+@functools.cache
+def _hints(settings_class: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(settings_class)
 
 
 def _check_keys(settings_class: type, part: Mapping[str, Any], source: str) -> None:
@@ -180,6 +186,11 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: bytes) -> Any:
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(maxsize=8)  # the recipe of a study is read for each of its cells
+def _parsed(text: bytes) -> Any:
     """The value of a YAML document; ValueError, in one line, for what is none or grows too large."""
     try:
         loader = _Loader(text)

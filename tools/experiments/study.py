@@ -121,7 +121,7 @@ def load_study(path: Path) -> Study:
 
 
 def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list[Cell]:
-    """The cells in the order they run in; the synthetic data they need must have been made.
+    """The cells in the order they run in; data are not looked at.
 
     Args:
         imports: Python files that a person has named; those that the study names are not run
