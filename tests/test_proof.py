@@ -330,6 +330,15 @@ def manifest_edited(folder):
     path.write_text(path.read_text().replace('"bytes"', '"size"'))
 
 
+def annotations_elsewhere(folder):
+    for run in ("resnet_tiny", "se_resnet_tiny"):
+        record_of(run)(
+            lambda record: record["dataset"].update(
+                reported_sha256="../../../../../../../../../..", annotations="/etc/passwd"
+            )
+        )(folder)
+
+
 SEMANTIC = {
     metric_changed: "top1_error is recorded as",
     both_top1_metrics_changed: "top1_accuracy is recorded as",
@@ -352,6 +361,7 @@ SEMANTIC = {
     detection_moved: "AP is recorded as",
     annotation_file_edited: "is not the one that is recorded",
     another_annotation_file: "AP is recorded as",
+    annotations_elsewhere: "no annotation file /etc/passwd",
     seed_dropped: "se_resnet20-1 is planned and not recorded",
     seed_dropped_and_plan_edited: "is not the plan of any run",
     seed_and_plan_dropped: "its plan is not here",
@@ -369,6 +379,7 @@ BY_HASH = {
 
 DETECTION = (
     ap_changed, detection_added, detection_moved, annotation_file_edited, another_annotation_file,
+    annotations_elsewhere,
 )  # fmt: skip
 
 
@@ -472,7 +483,7 @@ def as_long_a_list_as_can_be(path):
         (a_bomb, "far more than it has"),
         (lies_about_its_size, "not a sound bundle"),
         (a_name_twice, "in the bundle twice"),
-        (as_long_a_list_as_can_be, "more than 20000 files"),
+        (as_long_a_list_as_can_be, "more than 60000 files"),
         (
             functools.partial(written_by_hand, external_attr=(stat.S_IFLNK | 0o777) << 16),
             "not a plain file",

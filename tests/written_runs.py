@@ -210,6 +210,7 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
     metrics, classes = MatchedDetections(truth, results).point()
     dataset = {
         "annotations": str(annotations),
+        "reported_sha256": truth.sha256,
         "synthetic": True,
         "class_names": [entry["name"] for entry in content["categories"]],
     }

@@ -377,6 +377,13 @@ def _zip_of_pickle(data: bytes, rng: Random) -> bytes:
     return m.mutate_zip(data, rng, m.mutate_pickle)
 
 
+def _bundle(data: bytes, rng: Random) -> bytes:
+    def inner(part: bytes, rng: Random) -> bytes:
+        return (mutate_parquet if part.startswith(b"PAR1") else m.mutate_json)(part, rng)
+
+    return m.mutate_zip(data, rng, inner)
+
+
 _INSPECT, _SCORE = "weights inspect {file} --json", "evaluate detection --results {root}/scored/dt.json --annotations {root}/scored/gt.json --json"  # fmt: skip
 _REPORT = "report {root}/runs -o {out}"
 KINDS: dict[str, Kind] = {
@@ -424,6 +431,8 @@ KINDS: dict[str, Kind] = {
     "curve": Kind("runs/se/curve.jsonl", m.mutate_bytes, _REPORT, oracle=clean_report, share=0.5),
     "detections": Kind("detectors/se/detections.json", m.mutate_json, "report {root}/detectors -o {out}", oracle=clean_report, share=0.5),
     "detector-record": Kind("detectors/se/record.json", m.mutate_json, "report {root}/detectors -o {out}", oracle=clean_report, share=0.5),
+    "bundle": Kind("bundles/of/study.zip", _bundle, "report {file} -o {out}", oracle=clean_report, share=1),
+    "bundle-verified": Kind("bundles/of/detector.zip", _bundle, "verify {file} --json", share=1),
     "recipe": Kind("recipe.yaml", _imports(m.mutate_yaml), CIFAR.replace("cifar-short", "{file}") + DRY, share=4),
     "detection-recipe": Kind("detection.yaml", _imports(m.mutate_yaml), COCO.replace("-r tiny", "-r {file}") + DRY, share=3),
     "settings": Kind("run/settings.yaml", _imports(m.mutate_yaml), "evaluate classification -w {root}/run/weights.safetensors --dry-run --json", share=2),
@@ -502,6 +511,7 @@ def write_templates(root: Path) -> None:
         write_detector(root / "detectors" / name, network, annotations, shift=shift)
         write_classifier(root / "runs" / name, network.replace("_tiny", "20"))
     shutil.copy(root / "detectors" / "se" / "detections.json", root / "scored" / "dt.json")
+    run(f"bundle {root}/runs {root}/detectors -o {root}/bundles/of/study.zip")
     (root / "tiny.py").write_text(_TINY_NETWORK)
     Path(m.EVIL).write_text(f"open({m.CANARY!r}, 'w')\n")
     (root / "study.yaml").write_text(_STUDY)
@@ -517,6 +527,7 @@ def write_templates(root: Path) -> None:
     run(f"{RUN} -o {root}/run".format(root=root))
     (root / "run" / "record.json").rename(root / "record-of-run.json")
     run(f"{COCO} -o {root}/detector".format(root=root))
+    run(f"bundle {root}/detector -o {root}/bundles/of/detector.zip")
 
 
 def run(command: str) -> None:

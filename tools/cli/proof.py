@@ -79,7 +79,8 @@ def verify(
             print(f"note: {text}")
         for finding in found.findings:
             print(f"FAULT: {finding.where}: {finding.what}")
-        count = len(found.findings)
-        print(f"{path}: {'sound' if not count else f'{count} faults'}, sha256 {found.sha256}")
     if found.findings:
+        count = len(found.findings)
+        say(f"{path}: {count} fault{'s' * (count > 1)}, sha256 {found.sha256}")
         raise typer.Exit(1)
+    say(f"{path}: sound, sha256 {found.sha256}")

@@ -39,8 +39,9 @@ LARGEST = {
     files.PLAN: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.DETECTIONS: 1 << 30,
 }  # fmt: skip
 _LARGEST_ANNOTATIONS = 1 << 30
-_LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 20_000
+_LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 60_000
 _LARGEST_RATIO = 200  # of unpacked to packed; JSON and rows of real results have under 50
+_HASH = re.compile("[0-9a-f]{64}")
 _END = struct.Struct("<4s4H2LH")  # the last 22 bytes of a zip without a comment
 
 
@@ -73,11 +74,18 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
     """Write a zip whole, the same for the same members: in order of names, without times.
 
     Raises:
-        ValueError: a name is none that a bundle may have.
+        ValueError: a name is none that a bundle may have, or a file or their number is too large.
     """
-    for name in members:
-        if _largest(name) is None:
+    for name, content in members.items():
+        largest = _largest(name)
+        if largest is None:
             raise ValueError(f"{name!r} cannot stand in a bundle: give the run an ordinary name")
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if size > largest or len(members) > _MOST_FILES:
+            raise ValueError(
+                f"{name} has {size} bytes, of {len(members)} files: a bundle holds {_MOST_FILES} "
+                f"files, and such a one of {largest} bytes; make several bundles"
+            )
 
     def write(partial: Path) -> None:
         with zipfile.ZipFile(partial, "w") as archive:
@@ -115,8 +123,8 @@ def unpacked(path: str | Path) -> Iterator[Path]:
         yield folder
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read `bundle.json` of an unpacked archive.
+def read_manifest(folder: Path, where: str = "") -> Manifest:
+    """Read `bundle.json` of an unpacked archive, which messages name after ``where``.
 
     Raises:
         ValueError: it is missing, or of another form.
@@ -124,11 +132,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
-        raise ValueError(f"no {MANIFEST}: sebench bundle makes it") from None
+        raise ValueError(f"{where}no {MANIFEST}: sebench bundle makes it") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{MANIFEST}: {printable(str(error))}") from None
+        raise ValueError(f"{where}{MANIFEST}: {printable(str(error))}") from None
     if manifest.format != FORMAT:
-        raise ValueError(f"{MANIFEST}: format {manifest.format}; this version reads {FORMAT}")
+        raise ValueError(
+            f"{where}{MANIFEST}: format {manifest.format}; this version reads {FORMAT}"
+        )
     return manifest
 
 
@@ -155,7 +165,7 @@ def open_runs(paths: Iterable[str | Path]) -> Iterator[Collected]:
         records, warnings = load_records(places, paths)
         for path, folder in bundles.items():
             warnings = [text.replace(f"{folder}/", f"{path}: ") for text in warnings]
-            warnings += read_manifest(folder).skipped
+            warnings += read_manifest(folder, f"{path}: ").skipped
             records = [with_annotations(record, folder) for record in records]
         folders = [path for path in paths if path not in bundles]
         warnings = [*describe_missing(folders), *warnings]
@@ -165,18 +175,18 @@ def open_runs(paths: Iterable[str | Path]) -> Iterator[Collected]:
 
 
 def with_annotations(record: Record, folder: Path) -> Record:
-    """A record that knows its annotation file in an unpacked archive, where it came from there."""
-    data = record.dataset
-    if not data.annotations or not record.directory or folder not in record.directory.parents:
+    """A record of an unpacked archive with the annotation file there; none elsewhere is read."""
+    if not record.dataset.annotations or folder not in (record.directory or folder).parents:
         return record
-    name = annotations_name(record)
-    return replace(record, annotations=folder / name) if (folder / name).is_file() else record
+    return replace(record, annotations=folder / annotations_name(record))
 
 
 def annotations_name(record: Record) -> str:
     """The name in an archive of the annotation file that a record's detections are scored against."""
     data = record.dataset
-    digest = data.reported_sha256 or data.sha256
+    digest = data.reported_sha256 or data.sha256 or ""
+    if not _HASH.fullmatch(digest):  # a stranger's record may hold any text
+        digest = "0" * 64
     return f"{ANNOTATIONS}/{digest}/{Path(data.annotations or '').name}"
 
 
@@ -237,7 +247,7 @@ def _largest(name: str) -> int | None:
         return None
     if not inside:
         return LARGEST[name] if name in (MANIFEST, REPORT) else None
-    if first == ANNOTATIONS and len(inside) == 2 and re.fullmatch("[0-9a-f]{64}", inside[0]):
+    if first == ANNOTATIONS and len(inside) == 2 and _HASH.fullmatch(inside[0]):
         return _LARGEST_ANNOTATIONS
     if inside == [files.PLAN]:
         return LARGEST[files.PLAN] if first == RUNS else None

@@ -58,19 +58,19 @@ def write_bundle(
     Raises:
         ValueError: there is no run, or a file that a record names is gone or has changed.
     """
-    paths, output = list(map(Path, paths)), Path(output)
+    sources, output = list(map(Path, paths)), Path(output)
     if output.suffix != ".zip":
         raise ValueError(f"{output}: a bundle's name ends in .zip")
     options: dict[str, Any] = {"allow_unequal": allow_unequal, "margin": margin}
-    with open_runs(paths) as found:
+    with open_runs(sources) as found:
         records, warnings = found.records, found.warnings
         if not records:
-            raise ValueError(f"no record.json in or under {', '.join(map(str, paths))}")
+            raise ValueError(f"no record.json in or under {', '.join(map(str, sources))}")
         members = _members(records)
         for plan, folder in found.plans.items():
             members["/".join(filter(None, [RUNS, folder, files.PLAN]))] = plan
         members[REPORT] = document.as_json(build_table(records, warnings, **options)).encode()
-        unfinished = _unfinished(paths)
+        unfinished = _unfinished(sources)
         manifest = Manifest(
             FORMAT,
             metadata.version("sebench"),

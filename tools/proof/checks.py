@@ -14,6 +14,7 @@ import numpy as np
 
 from backbones import files
 from backbones.config import BackboneSettings, flatten, printable
+from backbones.result import WeightsFile
 from tools import statistics
 from tools.experiments.experiment import recompute_hashes
 from tools.experiments.record import METRICS, Record
@@ -36,7 +37,7 @@ class Finding:
 def check_record(record: Record) -> tuple[list[str], list[Finding]]:
     """Check one run: what could not be looked at, and what is wrong."""
     notes = []
-    if record.experiment.contents is None:
+    if _contents(record) is None:
         notes.append(f"{record.name}: of a version that did not keep what its hash was made from")
     if record.dataset.reported_sha256 is None:
         notes.append(f"{record.name}: of a version that did not keep the hash of its images alone")
@@ -48,10 +49,10 @@ def check_record(record: Record) -> tuple[list[str], list[Finding]]:
 
 def _identity(record: Record) -> Iterator[str]:
     """The settings are those of the hash, and of `settings.yaml`."""
-    setup = record.experiment
-    if setup.contents is not None:
+    setup, contents = record.experiment, _contents(record)
+    if contents is not None:
         try:
-            hashes = recompute_hashes(setup.task, setup.action, setup.settings, setup.contents)
+            hashes = recompute_hashes(setup.task, setup.action, setup.settings, contents)
             if hashes != (setup.hash, setup.comparison_hash):
                 yield f"its settings give the experiment {hashes[0]}, recorded as {setup.hash}"
         except (ValueError, TypeError) as error:
@@ -81,6 +82,32 @@ def _identity(record: Record) -> Iterator[str]:
             yield f"{printable(key)} is {_shown(one)} in the record, {_shown(other)} in its settings"
 
 
+def _contents(record: Record) -> dict[str, str] | None:
+    """What stood for files in the hash; of earlier versions, where the record tells it elsewhere."""
+    setup, images = record.experiment, record.experiment.settings.get("evaluate", {}).get("images")
+    if setup.contents is not None:
+        return setup.contents
+    if record.synthetic or images:
+        return None
+    named = {path: file and file.sha256 for path, file in _named_weights(record)}
+    return {path: f"sha256:{digest}" for path, digest in named.items() if path and digest}
+
+
+def _named_weights(record: Record) -> Iterator[tuple[str | None, WeightsFile | None]]:
+    """The files of weights that settings name, as they are recorded."""
+    settings, weights = record.experiment.settings, record.weights
+    others = settings.get("evaluate", {}).get("ensemble")
+    paths = [
+        path if isinstance(path, str) else None
+        for path in (
+            settings.get("backbone", {}).get("weights"),
+            *(others if isinstance(others, list) else ()),
+        )
+    ]
+    first = weights.initial if record.experiment.action == "train" else weights
+    yield from zip(paths, (first, *weights.ensemble), strict=False)
+
+
 def _network(record: Record) -> Iterator[str]:
     """Network, twin and seed are those of the settings."""
     settings = record.experiment.settings
@@ -99,12 +126,8 @@ def _network(record: Record) -> Iterator[str]:
 
 def _weights_of(record: Record) -> Iterator[str]:
     """The hashes of files that settings name are those of the weights."""
-    setup, weights = record.experiment, record.weights
-    named = [setup.settings.get("backbone", {}).get("weights")]
-    named += setup.settings.get("evaluate", {}).get("ensemble") or []
-    first = weights.initial if setup.action == "train" else weights
-    for path, file in zip(named, (first, *weights.ensemble), strict=False):
-        content = (setup.contents or {}).get(str(path))
+    for path, file in _named_weights(record):
+        content = (record.experiment.contents or {}).get(str(path))
         if content and (file is None or content != f"sha256:{file.sha256}"):
             yield f"the weights it names are {content}, recorded as {file and file.sha256}"
 
@@ -126,7 +149,7 @@ def _numbers(record: Record) -> Iterator[str]:
         return
     for name in sorted(metrics.keys() | record.metrics.keys()):
         metric = record.metrics.get(name)
-        yield from _compare(name, metric and metric.value, metrics.get(name))
+        yield from _compare(name, metric.value if metric else None, metrics.get(name))
     if len(classes) != len(record.per_class) or len(classes) != record.dataset.classes:
         yield f"{len(record.per_class)} classes are recorded, {len(classes)} computed"
         return
@@ -138,8 +161,11 @@ def _numbers(record: Record) -> Iterator[str]:
 
 
 def _compare(name: str, recorded: float | None, computed: float | None) -> Iterator[str]:
-    known = recorded is not None and computed is not None
-    if recorded != computed and not (known and math.isclose(recorded, computed, abs_tol=1e-9)):
+    if recorded is not None and computed is not None:
+        same = math.isclose(recorded, computed, abs_tol=1e-9)
+    else:
+        same = recorded == computed
+    if not same:
         yield f"{printable(name)} is recorded as {_shown(recorded)}, computed {_shown(computed)}"
 
 

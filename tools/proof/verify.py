@@ -77,8 +77,8 @@ def _verify(folder: Path, found: Verification, weights: Path | None) -> None:
     records, damaged = load_records([folder / RUNS])
     records = [with_annotations(record, folder) for record in records]
     found.findings += [Finding(RUNS, text.replace(f"{folder}/", "")) for text in damaged]
-    found.notes += [f"left out of the bundle: {text}" for text in manifest.skipped]
-    found.notes += [f"begun and not recorded: {name}" for name in manifest.unfinished]
+    found.notes += map(printable, manifest.skipped)
+    found.notes += [f"begun and not recorded: {printable(name)}" for name in manifest.unfinished]
     for record in records:
         notes, findings = check_record(record)
         found.notes += notes
