@@ -16,8 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
+from backbones.config import Count, WholeNumber
 from backbones.files import HEARTBEAT, write_whole
+
+Stage = Literal["starting", "training", "evaluating"]
+Rate = Annotated[float, Ge(0), Le(1e10)]
 
 EVERY = 5.0  # seconds between two writings, at least
 
@@ -26,13 +33,13 @@ EVERY = 5.0  # seconds between two writings, at least
 class Heartbeat:
     """Content of the file."""
 
-    stage: str  # "starting", "training" or "evaluating"
-    step: int  # done, of `total`; images where the stage is "evaluating"
-    total: int
-    images_per_second: float | None
-    seconds_left: float | None  # of this stage; None: not known yet
-    written: float  # seconds since 1970
-    pid: int
+    stage: Stage
+    step: WholeNumber  # done, of `total`; images where the stage is "evaluating"
+    total: WholeNumber
+    images_per_second: Rate | None
+    seconds_left: Rate | None  # of this stage; None: not known yet
+    written: Rate  # seconds since 1970
+    pid: Count
     host: str
 
 
@@ -42,10 +49,11 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._written = -math.inf
-        self._stage, self._first, self._begun = "", 0, 0.0
+        self._stage: Stage | None = None
+        self._first, self._begun = 0, 0.0
         self._last = (0, 0.0)  # step and time of what was written last
 
-    def tell(self, stage: str, step: int, total: int, images: float) -> None:
+    def tell(self, stage: Stage, step: int, total: int, images: float) -> None:
         now = time.monotonic()
         if stage != self._stage or step < self._first:
             self._stage, self._first, self._begun = stage, step, now
@@ -56,7 +64,7 @@ class _Writer:
         done, seconds = step - self._last[0], now - self._last[1]
         rate = done * images / seconds if done and seconds else None
         steps = step - self._first
-        left = (total - step) * (now - self._begun) / steps if steps else None
+        left = max(0, total - step) * (now - self._begun) / steps if steps else None
         self._last = (step, now)
         beat = Heartbeat(
             stage, step, total, rate, left, time.time(), os.getpid(), socket.gethostname()
@@ -85,7 +93,7 @@ def keep_heartbeat(directory: str | Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def tell(stage: str, step: int, total: int, images: float = 1) -> None:
+def tell(stage: Stage, step: int, total: int, images: float = 1) -> None:
     """Say that `step` of `total` is done.
 
     Args:
@@ -97,18 +105,10 @@ def tell(stage: str, step: int, total: int, images: float = 1) -> None:
 
 def read_heartbeat(directory: str | Path) -> Heartbeat | None:
     """What a run told last; None where nothing sound is there."""
+    from pydantic import TypeAdapter, ValidationError  # a run does not need it
+
     try:
-        content = json.loads((Path(directory) / HEARTBEAT).read_text(encoding="utf-8"))
-        rate, left = content["images_per_second"], content["seconds_left"]
-        return Heartbeat(
-            str(content["stage"]),
-            int(content["step"]),
-            int(content["total"]),
-            None if rate is None else float(rate),
-            None if left is None else float(left),
-            float(content["written"]),
-            int(content["pid"]),
-            str(content["host"]),
-        )
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        with open(Path(directory) / HEARTBEAT, "rb") as file:
+            return TypeAdapter(Heartbeat).validate_json(file.read(10_000))
+    except (OSError, ValidationError):
         return None

@@ -437,6 +437,9 @@ KINDS: dict[str, Kind] = {
     "detection-recipe": Kind("detection.yaml", _imports(m.mutate_yaml), COCO.replace("-r tiny", "-r {file}") + DRY, share=3),
     "settings": Kind("run/settings.yaml", _imports(m.mutate_yaml), "evaluate classification -w {root}/run/weights.safetensors --dry-run --json", share=2),
     "study": Kind("study.yaml", _imports(m.mutate_yaml), "run {file} -o {out} --dry-run", share=2),
+    "plan-of-study": Kind("status/cells.json", m.mutate_json, "status {root}/status", share=1),
+    "heartbeat": Kind("status/a/b-seed0/heartbeat.json", m.mutate_json, "status {root}/status", share=1),
+    "failure": Kind("status/logs/a-c-seed0.failure.json", m.mutate_json, "status {root}/status --json", share=0.5),
 }  # fmt: skip
 
 
@@ -460,6 +463,10 @@ register_backbone("resnet8_for_tests", Tiny, family="mine")
 """
 _STUDY = """
 seeds: [0, 1]
+include: ["*"]
+exclude: ["first-a/resnet20-seed3"]
+overrides: {"first-a/*": {train: {epochs: 1}}}
+needs: {gpus: 0, cores: 2}
 twins: true
 imports: []
 sample_data: {cifar10: {train_per_class: 5, test_per_class: 2}}
@@ -470,12 +477,29 @@ experiments:
     backbones: [se_resnet20, {name: resnet20, options: {}}]
     sample: cifar10
     settings: {train: {epochs: 1, batch_size: 10}, data: {workers: 0}}
+    variants: {a: {train: {batch_size: 5}}}
     seeds: [3]
   - task: detection
     recipe: tiny
     backbones: [se_resnet_tiny]
     data_root: coco
 """
+
+
+def _write_status(root: Path) -> None:
+    """The folder of a study of which a cell runs and another has failed."""
+    needs = {"gpus": 1, "cores": None, "memory_gb": 2.5}
+    cell = {"number": 0, "name": "a/b-seed0", "task": "scene", "backbone": "b", "seed": 0}
+    cells = [{**cell, "waits_for": None, "needs": needs}]
+    cells.append({**cells[0], "number": 1, "name": "a/c-seed0", "waits_for": 0})
+    beat = {"stage": "training", "step": 3, "total": 9, "images_per_second": 2.5}
+    beat |= {"seconds_left": 7.5, "written": 1.7e9, "pid": 4_000_000, "host": "here"}
+    (root / "a" / "b-seed0").mkdir(parents=True)
+    (root / "logs").mkdir()
+    for name, content in (("cells", cells), ("a/b-seed0/heartbeat", beat)):
+        (root / f"{name}.json").write_text(json.dumps(content))
+    failure = {"error": "why", "can_pass": False}
+    (root / "logs" / "a-c-seed0.failure.json").write_text(json.dumps(failure))
 
 
 def write_templates(root: Path) -> None:
@@ -515,6 +539,7 @@ def write_templates(root: Path) -> None:
     (root / "tiny.py").write_text(_TINY_NETWORK)
     Path(m.EVIL).write_text(f"open({m.CANARY!r}, 'w')\n")
     (root / "study.yaml").write_text(_STUDY)
+    _write_status(root / "status")
     for task, recipe, file in (("classification", "cifar-short", "recipe"), ("detection", "tiny", "detection")):  # fmt: skip
         settings = load_experiment(task, recipe).settings
         assert recipe in list_recipes(task)

@@ -110,6 +110,9 @@ def print_plan(cells: list[Cell]) -> None:
     print(f"{len(rows)} runs, {waiting} to run")
 
 
+_MOST_BARS = 20
+
+
 class StudyDisplay:
     """Lines for what has ended, a bar with the running cells where stderr is a terminal."""
 
@@ -139,7 +142,8 @@ class StudyDisplay:
         self.say(f"{len(cells)} runs; what they print is in {self._output / 'logs'}")
 
     def started(self, cell: Cell) -> None:
-        self._bars[cell.directory] = self._progress.add_task(escape(cell.label), total=None)
+        if len(self._bars) < _MOST_BARS:  # a queue of a cluster may hold hundreds
+            self._bars[cell.directory] = self._progress.add_task(escape(cell.label), total=None)
 
     def ended(self, outcome: Outcome) -> None:
         self._count += 1

@@ -65,7 +65,7 @@ def _bash(cells: Sequence[PlannedCell], command: str) -> str:
 # Every cell, one after the other, on this machine; run it again to go on.
 failed=0
 for cell in {" ".join(str(cell.number) for cell in cells)}; do
-  {command} --cell "$cell" || failed=1
+  {command} --cell "$cell" || {{ code=$?; [ $code -lt 128 ] || exit $code; failed=1; }}
 done
 exit $failed
 """
@@ -76,13 +76,15 @@ def _slurm(cells: Sequence[PlannedCell], command: str) -> str:
     lines = [
         "#!/usr/bin/env bash",
         "# One array for cells that wait for nothing, one after it for those that start from their weights.",
-        "# EDIT the partition and the time. A job that is requeued goes on from its checkpoint.",
+        "# EDIT the partition and the time. A job whose time is over, or that must wait, is queued again",
+        "# and goes on from its checkpoint; one that fails for good ends with 1.",
     ]
     options = f"--parsable --requeue --open-mode=append --gpus={gpus} --cpus-per-task={cores}"
-    options += f" --mem={memory:g}G --time=24:00:00 --partition=gpu --signal=B:TERM@120"
+    options += f" --mem={memory:g}G --time=24:00:00 --partition=gpu --signal=TERM@120"
     dependency = ""
     for numbers in waves(cells):
-        inner = f'exec {command} --cell "$SLURM_ARRAY_TASK_ID"'
+        inner = f'srun {command} --cell "$SLURM_ARRAY_TASK_ID" || {{ code=$?; [ $code -eq 1 ] || '
+        inner += 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; exit $code; }'
         lines.append(
             f"job=$(sbatch {options} --array={_ranges(numbers)}{dependency} --wrap {shlex.quote(inner)})"
         )
@@ -107,7 +109,7 @@ spec:
   podFailurePolicy:
     rules:
       - action: Ignore
-        onExitCodes: {{containerName: sebench, operator: In, values: [{TRY_AGAIN}, 143]}}
+        onExitCodes: {{containerName: sebench, operator: In, values: [{TRY_AGAIN}, 130, 143]}}
       - action: Ignore
         onPodConditions: [{{type: DisruptionTarget}}]
   template:

@@ -107,7 +107,8 @@ def keep_failure(job: Job, failure: Failure | None) -> None:
 def read_failure(path: Path) -> Failure | None:
     """How the last attempt of a cell failed, if it did; a damaged note tells nothing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = json.loads(file.read(100_000))
         return Failure(str(content["error"]), bool(content["can_pass"]))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
 from backbones.config import Count, printable
-from backbones.device import StepOutOfMemory, is_out_of_memory
+from backbones.device import OUT_OF_MEMORY, StepOutOfMemory, is_out_of_memory
 
 logger = logging.getLogger("tools.experiments.memory")
 
@@ -68,7 +68,8 @@ def make_fit(config: Any, error: BaseException, directory: Path) -> bool:
     """
     if not is_out_of_memory(error):
         return False
-    reason = printable((str(error) or type(error).__name__).strip().splitlines()[0])
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = printable(next(filter(OUT_OF_MEMORY.search, lines), lines[0]))
     noted = read_fitted(directory) or Fitted()
     evaluate_size = getattr(config.evaluate, "batch_size", None)
     if isinstance(error, StepOutOfMemory):
@@ -80,12 +81,12 @@ def make_fit(config: Any, error: BaseException, directory: Path) -> bool:
                 f"{size} images, which cannot be halved: use smaller images or a larger machine"
             ) from None
         noted = replace(noted, accumulate=2 * config.train.accumulate, reason=reason)
-        logger.warning(
-            "%s: going on with %d images at a time, of the same batch", reason, size // 2
-        )
+        logger.warning("%s: from now on %d images of a batch at a time", reason, size // 2)
     elif evaluate_size and evaluate_size > 1:
         noted = replace(noted, evaluate_batch_size=evaluate_size // 2, reason=reason)
-        logger.warning("%s: evaluating %d images at a time", reason, evaluate_size // 2)
+        logger.warning(
+            "%s: from now on %d images at a time are evaluated", reason, evaluate_size // 2
+        )
     else:
         raise MemoryError(
             f"{reason}; this task cannot take a batch in parts: lower train.batch_size, with train.lr "

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from backbones import files
 from backbones.config import printable
@@ -24,12 +24,18 @@ STALLED_AFTER = 300.0  # seconds without a heartbeat
 State = Literal["to come", "waiting", "running", "stalled", "interrupted", "failed", "done"]
 
 
+# Two folders, which lead nowhere else.
+CellName = Annotated[
+    str, StringConstraints(pattern=r"^\w[\w.=+, -]*/[\w=+,-][\w.=+,-]*$", max_length=320)
+]
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell as `cells.json` holds it."""
 
     number: int  # for `--cell`
-    name: str  # ENTRY/NETWORK-seedN, its folder
+    name: CellName  # ENTRY/NETWORK-seedN, its folder
     task: str
     backbone: str
     seed: int
@@ -143,7 +149,7 @@ def _stalled(beat: Heartbeat, stalled_after: float) -> str | None:
         return f"its process {beat.pid} is gone; the same command goes on"
     silent = time.time() - beat.written
     if silent > stalled_after:
-        return f"silent for {silent / 60:.0f} min: process {beat.pid} on {beat.host}"
+        return f"silent for {silent / 60:.0f} min: process {beat.pid} on {printable(beat.host)}"
     return None
 
 

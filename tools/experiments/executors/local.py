@@ -116,21 +116,31 @@ def _how_it_ended(code: int) -> str:
 def _run(job: Job, threads: int, slot: int, slots: int, sender: Connection) -> None:
     """Body of a job's process: run it and send how it failed, or None."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _take_gpus(slot, slots)
+    share = _take_gpus(slot, slots)
+    needs = job.cell.needs.gpus or 0
+    if needs > share:
+        failure = Failure(f"it needs {needs} GPUs, and has {share} with --jobs {slots}")
+        keep_failure(job, failure)
+        sender.send(failure)
+        return
     sender.send(run_logged_job(job, threads))
 
 
-def _take_gpus(slot: int, slots: int) -> None:
-    """Leave this process its share of the GPUs; where there are fewer than jobs, they share."""
+def _take_gpus(slot: int, slots: int) -> int:
+    """Leave this process its share of the GPUs; where there are fewer than jobs, they share.
+
+    Returns how many it has.
+    """
     import torch
 
     count = torch.cuda.device_count()
     if count < 2:
-        return
+        return count
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     share = max(1, count // slots)
     first = slot * share % count
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[first : first + share])
+    return share
 
 
 def _end_with_parent() -> None:
