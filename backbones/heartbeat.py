@@ -43,6 +43,17 @@ class Heartbeat:
     host: str
 
 
+@dataclass
+class _Pace:
+    """Of a stage, which others may interrupt: training goes on after each look at the curve."""
+
+    first: int  # step and time that the stage began with, here
+    begun: float
+    step: int  # of the last writing
+    at: float
+    rate: float | None = None  # images a second, before it
+
+
 class _Writer:
     """Writes at most every `EVERY` seconds; a disk that is full does not stop a run here."""
 
@@ -50,25 +61,27 @@ class _Writer:
         self._path = path
         self._written = -math.inf
         self._stage: Stage | None = None
-        self._first, self._begun = 0, 0.0
-        self._last = (0, 0.0)  # step and time of what was written last
+        self._paces: dict[Stage, _Pace] = {}
 
     def tell(self, stage: Stage, step: int, total: int, images: float) -> None:
         now = time.monotonic()
-        if stage != self._stage or step < self._first:
-            self._stage, self._first, self._begun = stage, step, now
-            self._last = (step, now)
+        pace = self._paces.get(stage)
+        if pace is None or step < pace.step:  # an evaluation begins anew each time
+            pace = self._paces[stage] = _Pace(step, now, step, now)
+        elif stage != self._stage:
+            pace.step, pace.at = step, now
+        self._stage = stage
         if now - self._written < EVERY:
             return
         self._written = now
-        done, seconds = step - self._last[0], now - self._last[1]
-        rate = done * images / seconds if done and seconds else None
-        steps = step - self._first
-        left = max(0, total - step) * (now - self._begun) / steps if steps else None
-        self._last = (step, now)
-        beat = Heartbeat(
-            stage, step, total, rate, left, time.time(), os.getpid(), socket.gethostname()
-        )
+        if step > pace.step and now > pace.at:
+            pace.rate = (step - pace.step) * images / (now - pace.at)
+        left = None
+        if step > pace.first:
+            left = max(0, total - step) * (now - pace.begun) / (step - pace.first)
+        pace.step, pace.at = step, now
+        place = (os.getpid(), socket.gethostname())
+        beat = Heartbeat(stage, step, total, pace.rate, left, time.time(), *place)
         with suppress(OSError):
             write_whole(self._path, json.dumps(asdict(beat)))
 

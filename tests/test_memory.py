@@ -1,32 +1,27 @@
 """Runs that do not fit into memory go on with smaller parts of the same batch, and say so."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from backbones import files
+from detection.config import DetectionConfig
+from tools.experiments.memory import make_fit
 from tools.sample_data import MAKERS
 
 # A network whose memory is short: by a real allocation, larger than any machine's.
 HUNGRY = """
-import os, pathlib, signal
 from backbones import build_backbone, register_backbone
 
-def build(training=1, evaluating=1, kill="", **options):
+def build(training=1, evaluating=1):
     network = build_backbone("resnet20")
 
     def take(module, inputs):
         images = inputs[0]
         if len(images) > (training if module.training else evaluating) and images.device.type != "meta":
             images.new_empty(1 << 46)
-        if kill and images.device.type != "meta" and not pathlib.Path(kill).exists():
-            pathlib.Path(kill).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
     network.register_forward_pre_hook(take)
     return network
@@ -83,28 +78,10 @@ def test_a_batch_that_fits_in_no_part_is_refused_with_the_mend(place, sebench, t
     assert "with train.accumulate=8 a part of a batch has 2 images, which cannot be halved" in err
 
 
-def test_a_cell_whose_process_is_killed_is_started_again(place, tmp_path):
-    """Killed once, as the system does where memory is short: the study ends all the same."""
-    train = {"epochs": 1, "batch_size": 16, "tensorboard": False, "schedule": {"warmup": 0}}
-    options = {"training": 99, "evaluating": 99, "kill": str(tmp_path / "killed")}
-    entry = {
-        "task": "classification", "recipe": "cifar-short", "data_root": str(place / "cifar"),
-        "backbones": [{"name": "hungry", "options": options}], "settings": {"train": train}, "name": "c",
-    }  # fmt: skip
-    study, output = tmp_path / "study.yaml", tmp_path / "out"
-    study.write_text(yaml.safe_dump({"experiments": [entry]}))
-    command = [
-        sys.executable,
-        "-m",
-        "tools",
-        "run",
-        study,
-        "-o",
-        output,
-        "--import",
-        place / "net.py",
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "killed").exists()
-    assert len(list(output.glob("c/*/record.json"))) == 1
+def test_a_detector_that_does_not_fit_is_told_what_to_lower(tmp_path):
+    """Detectron2's trainer takes no batch in parts."""
+    error = RuntimeError("-- Process 0 terminated:\nCUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory.*lower train.batch_size"):
+        make_fit(DetectionConfig(), error, tmp_path)
+    assert not make_fit(DetectionConfig(), RuntimeError("something else"), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import yaml
 
 from backbones import files, heartbeat
 from tools import cli
+from tools.experiments import cells as scheduler
 from tools.experiments import study
 from tools.experiments.study import load_study, plan
 
@@ -378,6 +379,34 @@ def test_a_detector_tells_how_far_it_is(finished, sebench, tmp_path, monkeypatch
     assert code == 0, err
     steps = {s: [b["step"] for b in told if b["stage"] == s] for s in ("training", "evaluating")}
     assert steps == {"training": [1, 2], "evaluating": [1, 2, 3, 4]}
+
+
+def test_a_cell_whose_process_is_killed_is_started_again(finished, sebench, tmp_path, monkeypatch):
+    """Killed once, as the system does where memory is short: the study ends all the same."""
+    monkeypatch.setattr(scheduler, "PAUSE", 0.1)
+    mark = tmp_path / "killed"
+    (tmp_path / "net.py").write_text(
+        "import os, pathlib, signal\n"
+        "from backbones import build_backbone, register_backbone\n"
+        "def build():\n"
+        f"    mark = pathlib.Path({str(mark)!r})\n"
+        "    if os.getpid() != " + str(os.getpid()) + " and not mark.exists():\n"
+        "        mark.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return build_backbone('resnet20')\n"
+        "register_backbone('mortal', build, family='test', input_size=32)\n"
+    )
+    _, output = finished
+    train = {"epochs": 1, "batch_size": 50, "tensorboard": False, "schedule": {"warmup": 0}}
+    entry = {
+        "name": "c", "backbones": ["mortal"], "data_root": str(output / "data" / "cifar10"),
+        "settings": {"train": train},
+    }  # fmt: skip
+    arguments = ("-o", tmp_path / "out", "--import", tmp_path / "net.py")
+    code, _, err = sebench("run", _study(tmp_path, entry), *arguments)
+    assert code == 0, err
+    assert mark.exists()
+    assert (tmp_path / "out" / "c" / "mortal-seed0" / "record.json").is_file()
 
 
 def test_status_and_report_of_a_partial_study_name_what_is_missing(finished, sebench):

@@ -68,7 +68,7 @@ def test_a_cell_runs_while_it_tells_so_and_is_stalled_when_it_is_silent_or_dead(
 
 
 def test_a_heartbeat_tells_rate_and_time_left_and_ends_with_the_run(tmp_path, monkeypatch):
-    clock = iter([0.0, 10.0, 100.0, 102.0, 120.0])
+    clock = iter([0.0, 10.0, 100.0, 102.0, 120.0, 130.0, 160.0])
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(clock))
     with heartbeat.keep_heartbeat(tmp_path):
         heartbeat.tell("training", 10, 100, images=8)
@@ -77,8 +77,14 @@ def test_a_heartbeat_tells_rate_and_time_left_and_ends_with_the_run(tmp_path, mo
         assert heartbeat.read_heartbeat(tmp_path).step == 20
         heartbeat.tell("training", 60, 100, images=8)
         beat = heartbeat.read_heartbeat(tmp_path)
+        heartbeat.tell("evaluating", 5, 50)
+        heartbeat.tell("training", 70, 100, images=8)
+        later = heartbeat.read_heartbeat(tmp_path)
     assert (beat.step, beat.images_per_second) == (60, pytest.approx(40 * 8 / 20))
     assert beat.seconds_left == pytest.approx(40 * 110 / 50)
+    # A look at the curve in between stops no clock and hides no rate.
+    assert (later.step, later.images_per_second) == (70, beat.images_per_second)
+    assert later.seconds_left == pytest.approx(30 * 150 / 60)
     assert not list(tmp_path.iterdir())
 
 
