@@ -22,6 +22,7 @@ LOG = "log.txt"
 WEIGHTS = "weights.safetensors"  # the network that is evaluated
 SAMPLES = "samples.parquet"  # one row per image
 DETECTIONS = "detections.json"  # COCO's results format
+PACKED_DETECTIONS = "detections.parquet"  # the same as columns, in a bundle
 RECORD = "record.json"  # written last
 PLAN = "cells.json"  # of a study: its cells, in the folder above those of its entries
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names

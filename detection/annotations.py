@@ -140,6 +140,25 @@ class Results:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
 
+    def write_table(self, truth: Annotations, path: Path) -> None:
+        """Write the columns of `_COLUMNS` to a Parquet file: an eighth of the text, numbers exactly."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        ids = [truth.image_ids[self.image], truth.category_ids[self.category]]
+        floats = [
+            narrow if ((narrow := column.astype(np.float32)) == column).all() else column
+            for column in (*self.box.T, self.score)
+        ]
+        table = pa.table(dict(zip(_COLUMNS, [*ids, *floats], strict=True)))
+        parquet.write_table(
+            table,
+            path,
+            compression="zstd",
+            use_dictionary=list(_COLUMNS[:2]),
+            use_byte_stream_split=list(_COLUMNS[2:]),
+        )
+
 
 def read_annotations(path: Path | str) -> Annotations:
     """Read the ground truth of a COCO file.
@@ -202,11 +221,15 @@ def annotations_from(content: bytes, path: Path) -> Annotations:
 def read_results(path: Path | str, truth: Annotations) -> Results:
     """Read a file of COCO results: `[{"image_id", "category_id", "bbox", "score"}, ...]`.
 
+    A name that ends in .parquet is a file of `Results.write_table`.
+
     Raises:
         ValueError: the file cannot be read, or a detection lacks something or names an image or
             category that `truth` does not have; with the first row at fault.
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _read_table(path, truth)
     rows = _decode(_read(path, "results"), list[_Detection], path)
     return results_from(
         truth,
@@ -262,6 +285,30 @@ def some(items: Sequence[str], count: int = 2) -> str:
 
 
 # Reading -----------------------------------------------------------------------------------------
+
+_COLUMNS = ("image_id", "category_id", "x", "y", "width", "height", "score")
+_MOST_ROWS = 10_000_000  # of a table
+
+
+def _read_table(path: Path, truth: Annotations) -> Results:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_metadata(path).num_rows
+        if rows > _MOST_ROWS:
+            raise ValueError(f"{path}: {rows} detections, more than {_MOST_ROWS}")
+        kinds = [pa.int64()] * 2 + [pa.float64()] * 5
+        schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+        table = parquet.read_table(path, columns=list(_COLUMNS)).select(_COLUMNS).cast(schema)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        reason = printable(str(error).splitlines()[0])
+        raise ValueError(f"{path}: not readable as a table of detections ({reason})") from None
+    columns = [table[name].to_numpy() for name in _COLUMNS]
+    if table.num_rows and not all(np.isfinite(column).all() for column in columns):
+        raise ValueError(f"{path}: a detection holds no number")
+    image_ids, category_ids, *box, score = columns
+    return results_from(truth, image_ids, category_ids, np.column_stack(box), score, path)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -22,7 +22,7 @@ from tools.experiments.record import load_records, read_record, write_record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.status import PlannedCell
 from tools.experiments.study import Needs
-from tools.proof.bundle import _entry, manifest_text, write_bundle
+from tools.proof.bundle import manifest_text, write_bundle
 from tools.proof.verify import verify_bundle
 from tools.report import document, write_report
 from tools.report.table import build_table
@@ -55,7 +55,8 @@ def sealed(folder, **changes):
 def runs(tmp_path_factory):
     """A study of classifiers, and one of detectors."""
     root = tmp_path_factory.mktemp("study")
-    classifiers, detectors = root / "runs" / "classifiers", root / "runs" / "detectors"
+    studies = [root / "runs" / name for name in ("classifiers", "detectors")]
+    classifiers, detectors = (study / "c" for study in studies)
     made = []
     for seed in (0, 1):
         for network, accuracy in (("resnet20", 0.62), ("se_resnet20", 0.74)):
@@ -64,13 +65,19 @@ def runs(tmp_path_factory):
     annotations = write_coco(root / "coco")
     for network, shift in (("resnet_tiny", 1.0), ("se_resnet_tiny", 5.0)):
         made.append(write_detector(detectors / network, network, annotations, shift=shift))
-    for study in (classifiers, detectors):
+    for study in studies:
         records = [
             read_record(folder / "record.json") for folder in made if study in folder.parents
         ]
         cells = [
             PlannedCell(
-                number, run.directory.name, run.task, run.backbone.name, run.seed, None, Needs()
+                number,
+                f"c/{run.directory.name}",
+                run.task,
+                run.backbone.name,
+                run.seed,
+                None,
+                Needs(),
             )
             for number, run in enumerate(records)
         ]
@@ -80,7 +87,9 @@ def runs(tmp_path_factory):
             read_record(folder / "record.json").files.samples or "detections.json"
         )
         digest = files.sha256(some_file)  # of weights; there are none
-        sealed(folder, weights={"sha256": digest}, plan=files.sha256(folder.parent / "cells.json"))
+        sealed(
+            folder, weights={"sha256": digest}, plan=files.sha256(folder.parents[1] / "cells.json")
+        )
     return root / "runs"
 
 
@@ -129,7 +138,7 @@ def record_of(run="se_resnet20-0"):
     def edit(change):
         @functools.wraps(change)
         def tamper(folder):
-            path = folder / "runs" / run / "record.json"
+            path = folder / "runs" / "c" / run / "record.json"
             content = json.loads(path.read_text())
             change(content)
             path.write_text(json.dumps(content, indent=1) + "\n")
@@ -144,7 +153,7 @@ def rows_of(*runs):
         @functools.wraps(change)
         def tamper(folder):
             for run in runs:
-                path = folder / "runs" / run / "samples.parquet"
+                path = folder / "runs" / "c" / run / "samples.parquet"
                 table = parquet.read_table(path)
                 parquet.write_table(
                     pa.Table.from_pylist(change(table.to_pylist()), table.schema), path
@@ -191,7 +200,7 @@ def settings_key_changed(record):
 
 def settings_key_changed_everywhere(folder):
     record_of()(lambda record: record["experiment"]["settings"]["train"].update(epochs=300))(folder)
-    path = folder / "runs" / "se_resnet20-0" / "settings.yaml"
+    path = folder / "runs" / "c" / "se_resnet20-0" / "settings.yaml"
     content = yaml.safe_load(path.read_text())
     content["config"]["train"]["epochs"] = 300
     path.write_text(yaml.safe_dump(content))
@@ -213,7 +222,7 @@ def plain_called_se(record):
 
 
 def weights_swapped(folder):
-    other = read_record(folder / "runs" / "resnet20-0" / "record.json").weights.sha256
+    other = read_record(folder / "runs" / "c" / "resnet20-0" / "record.json").weights.sha256
     record_of()(lambda record: record["weights"].update(sha256=other))(folder)
 
 
@@ -250,17 +259,27 @@ def every_image_list_reordered(rows):
     return rows[::-1]
 
 
-def detection_added(folder):
-    path = folder / "runs" / "se_resnet_tiny" / "detections.json"
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps([*found, found[0] | {"bbox": [0, 0, 5, 5], "score": 0.999}]))
+def detections_of(run):
+    def edit(change):
+        @functools.wraps(change)
+        def tamper(folder):
+            path = folder / "runs" / "c" / run / "detections.parquet"
+            table = parquet.read_table(path)
+            parquet.write_table(pa.Table.from_pylist(change(table.to_pylist()), table.schema), path)
+
+        return tamper
+
+    return edit
 
 
-def detection_moved(folder):
-    path = folder / "runs" / "se_resnet_tiny" / "detections.json"
-    found = json.loads(path.read_text())
-    found[0]["bbox"][0] += 30
-    path.write_text(json.dumps(found))
+@detections_of("se_resnet_tiny")
+def detection_added(found):
+    return [*found, found[0] | {"x": 0, "y": 0, "width": 5, "height": 5, "score": 0.999}]
+
+
+@detections_of("se_resnet_tiny")
+def detection_moved(found):
+    return [found[0] | {"x": found[0]["x"] + 30}, *found[1:]]
 
 
 def annotation_file_edited(folder):
@@ -282,7 +301,7 @@ def another_annotation_file(folder):
 
 def seed_dropped(folder):
     for network in ("resnet20", "se_resnet20"):
-        shutil.rmtree(folder / "runs" / f"{network}-1")
+        shutil.rmtree(folder / "runs" / "c" / f"{network}-1")
 
 
 def seed_dropped_and_plan_edited(folder):
@@ -297,15 +316,15 @@ def seed_and_plan_dropped(folder):
 
 
 def rows_taken_away(folder):
-    (folder / "runs" / "se_resnet20-0" / "samples.parquet").unlink()
+    (folder / "runs" / "c" / "se_resnet20-0" / "samples.parquet").unlink()
 
 
 def record_removed(folder):
-    shutil.rmtree(folder / "runs" / "se_resnet20-1")
+    shutil.rmtree(folder / "runs" / "c" / "se_resnet20-1")
 
 
 def curve_edited(folder):
-    path = folder / "runs" / "se_resnet20-1" / "curve.jsonl"
+    path = folder / "runs" / "c" / "se_resnet20-1" / "curve.jsonl"
     path.write_text(path.read_text().replace('"loss": 2.0', '"loss": 1.0'))
 
 
@@ -322,7 +341,7 @@ def report_sentence_edited(folder):
 
 
 def extra_file(folder):
-    (folder / "runs" / "se_resnet20-1" / "detections.json").write_text("[]")
+    (folder / "runs" / "c" / "se_resnet20-1" / "detections.parquet").write_text("[]")
 
 
 def manifest_edited(folder):
@@ -350,7 +369,7 @@ SEMANTIC = {
     seed_changed: "its seed is 7",
     network_changed: "backbone.name is",
     plain_called_se: "backbone.is_se is true",
-    weights_swapped: "its weights are those of resnet20-0",
+    weights_swapped: "its weights are those of c/resnet20-0",
     row_edited: "top1_error is recorded as",
     label_edited: "are not those of the data",
     row_duplicated: "an image stands in the rows twice",
@@ -362,7 +381,7 @@ SEMANTIC = {
     annotation_file_edited: "is not the one that is recorded",
     another_annotation_file: "AP is recorded as",
     annotations_elsewhere: "no annotation file /etc/passwd",
-    seed_dropped: "se_resnet20-1 is planned and not recorded",
+    seed_dropped: "c/se_resnet20-1 is planned and not recorded",
     seed_dropped_and_plan_edited: "is not the plan of any run",
     seed_and_plan_dropped: "its plan is not here",
     rows_taken_away: "has no samples file",
@@ -389,14 +408,16 @@ def tampered(bundle, change, output, reseal=False):
         change(folder)
         members = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
         if reseal:
-            manifest = archive.read_manifest(folder)
+            told = archive.read_manifest(folder)
             records, warnings = load_records([folder / archive.RUNS])
             records = [archive.with_annotations(record, folder) for record in records]
             members["report.json"] = document.as_json(build_table(records, warnings)).encode()
             del members["bundle.json"]
-            entries = {name: _entry(content) for name, content in members.items()}
-            members["bundle.json"] = manifest_text(dataclasses.replace(manifest, files=entries))
-        archive.write_archive(output, members)
+            archive.write_archive(
+                output, members, lambda made: manifest_text(dataclasses.replace(told, files=made))
+            )
+        else:
+            archive.write_archive(output, members)
     return output
 
 
@@ -513,10 +534,11 @@ def test_a_hostile_zip_is_refused_and_nothing_is_written_outside(
 
 
 def test_weights_that_lie_beside_are_compared_with_their_records(runs, bundle, tmp_path):
-    folder = tmp_path / "runs" / "classifiers" / "resnet20-0"
+    folder = tmp_path / "runs" / "classifiers" / "c" / "resnet20-0"
     folder.mkdir(parents=True)
     shutil.copy(
-        runs / "classifiers" / "resnet20-0" / "samples.parquet", folder / "weights.safetensors"
+        runs / "classifiers" / "c" / "resnet20-0" / "samples.parquet",
+        folder / "weights.safetensors",
     )
     found = verify_bundle(bundle, weights=tmp_path / "runs")
     assert not found.findings
@@ -528,7 +550,7 @@ def test_weights_that_lie_beside_are_compared_with_their_records(runs, bundle, t
 
 def test_what_cannot_be_shown_is_not_bundled(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
-    (tmp_path / "runs" / "classifiers" / "resnet20-0" / "samples.parquet").unlink()
+    (tmp_path / "runs" / "classifiers" / "c" / "resnet20-0" / "samples.parquet").unlink()
     with pytest.raises(ValueError, match=r"samples.parquet is gone: without it"):
         write_bundle([tmp_path / "runs"], tmp_path / "study.zip")
     assert not (tmp_path / "study.zip").exists()

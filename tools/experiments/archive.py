@@ -3,7 +3,8 @@
     bundle.json                  what is in it, with sizes and hashes (`Manifest`)
     report.json                  the report of its runs
     runs/cells.json              the plan of a study, where it was run as one
-    runs/NAME/record.json        and the files that the record names, and settings.yaml
+    runs/NAME/record.json        and the files that the record names (detections as columns), and
+                                 settings.yaml
     annotations/SHA256/FILE      COCO files that detections are scored against
 
 An archive is written whole, and the same runs give the same bytes. It is read as a stranger's:
@@ -12,13 +13,14 @@ sizes are bounded before anything is unpacked, a name leads nowhere else, and no
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +38,7 @@ FORMAT = 1
 # Bytes that a member may have, by the name of its file; further ones are refused.
 LARGEST = {
     MANIFEST: 64 << 20, REPORT: 256 << 20, files.RECORD: 64 << 20, files.SETTINGS: 4 << 20,
-    files.PLAN: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.DETECTIONS: 1 << 30,
+    files.PLAN: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.PACKED_DETECTIONS: 1 << 30,
 }  # fmt: skip
 _LARGEST_ANNOTATIONS = 1 << 30
 _LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 60_000
@@ -65,37 +67,61 @@ class Manifest:
     unfinished: list[str] = field(default_factory=list)  # runs that were begun and not recorded
 
 
+Member = bytes | Path | Callable[[], bytes]  # the content of a file, or where it comes from
+
+
 def is_archive(path: str | Path) -> bool:
     """Whether a path is read as a bundle."""
     return Path(path).suffix == ".zip" and Path(path).is_file()
 
 
-def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+def write_archive(
+    path: Path,
+    members: Mapping[str, Member],
+    describe: Callable[[dict[str, Entry]], bytes] | None = None,
+) -> None:
     """Write a zip whole, the same for the same members: in order of names, without times.
+
+    Args:
+        members: by their names.
+        describe: makes `bundle.json`, which then comes last, from what was written.
 
     Raises:
         ValueError: a name is none that a bundle may have, or a file or their number is too large.
     """
-    for name, content in members.items():
-        largest = _largest(name)
-        if largest is None:
-            raise ValueError(f"{name!r} cannot stand in a bundle: give the run an ordinary name")
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        if size > largest or len(members) > _MOST_FILES:
-            raise ValueError(
-                f"{name} has {size} bytes, of {len(members)} files: a bundle holds {_MOST_FILES} "
-                f"files, and such a one of {largest} bytes; make several bundles"
-            )
+    if len(members) >= _MOST_FILES:
+        raise ValueError(f"{len(members)} files: a bundle holds {_MOST_FILES}; make several")
 
     def write(partial: Path) -> None:
+        entries: dict[str, Entry] = {}
         with zipfile.ZipFile(partial, "w") as archive:
-            for name, content in sorted(members.items()):
-                member = zipfile.ZipInfo(name)  # of 1980
-                member.create_system, member.external_attr = 3, (stat.S_IFREG | 0o644) << 16
-                text = content if isinstance(content, bytes) else content.read_bytes()
-                archive.writestr(member, text, zipfile.ZIP_DEFLATED, compresslevel=9)
+            for name, member in sorted(members.items()):
+                content = _content(member)
+                _write_member(archive, name, content)
+                entries[name] = Entry(hashlib.sha256(content).hexdigest(), len(content))
+            if describe is not None:
+                _write_member(archive, MANIFEST, describe(entries))
 
     files.write_whole(path, write)
+
+
+def _content(member: Member) -> bytes:
+    if isinstance(member, Path):
+        return member.read_bytes()
+    return member if isinstance(member, bytes) else member()
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    largest = _largest(name)
+    if largest is None:
+        raise ValueError(f"{name!r} cannot stand in a bundle: give the run an ordinary name")
+    if len(content) > largest:
+        raise ValueError(
+            f"{name}: {len(content)} bytes, more than the {largest} of a bundle's file"
+        )
+    info = zipfile.ZipInfo(name)  # of 1980
+    info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+    archive.writestr(info, content, zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
 @contextmanager

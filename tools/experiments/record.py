@@ -197,8 +197,11 @@ class Record:
     def file(self, kind: str) -> Path | None:
         """Path of the samples, detections or curve, if the run has such a file."""
         name = getattr(self.files, kind)
-        path = self.directory / name if name and self.directory else None
-        return path if path and path.is_file() else None
+        if not name or not self.directory:
+            return None
+        names = [name, files.PACKED_DETECTIONS] if kind == "detections" else [name]
+        paths = (self.directory / each for each in names)
+        return next((path for path in paths if path.is_file()), None)
 
 
 # The file ----------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,21 @@ from typing import Any
 import msgspec
 
 from backbones import files
-from detection.annotations import read_annotations
+from detection.annotations import Annotations, read_annotations, read_results
 from tools.experiments.archive import (
     FORMAT,
-    MANIFEST,
     REPORT,
     RUNS,
     Entry,
     Manifest,
+    Member,
     annotations_name,
     open_runs,
     write_archive,
 )
 from tools.experiments.record import Record, find_files
 from tools.report import document
+from tools.report.compared import file_of
 from tools.report.table import build_table
 
 
@@ -71,17 +73,13 @@ def write_bundle(
             members["/".join(filter(None, [RUNS, folder, files.PLAN]))] = plan
         members[REPORT] = document.as_json(build_table(records, warnings, **options)).encode()
         unfinished = _unfinished(sources)
-        manifest = Manifest(
-            FORMAT,
-            metadata.version("sebench"),
-            {name: _entry(content) for name, content in sorted(members.items())},
-            options,
-            warnings,
-            unfinished,
-        )
-        members[MANIFEST] = manifest_text(manifest)
+        version = metadata.version("sebench")
+
+        def describe(entries: dict[str, Entry]) -> bytes:
+            return manifest_text(Manifest(FORMAT, version, entries, options, warnings, unfinished))
+
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_archive(output, members)
+        write_archive(output, members, describe)
     digest = files.sha256(output)
     return Bundle(output, digest, output.stat().st_size, len(records), warnings, unfinished)
 
@@ -91,12 +89,13 @@ def manifest_text(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1) + b"\n"
 
 
-def _members(records: Iterable[Record]) -> dict[str, bytes | Path]:
-    members: dict[str, bytes | Path] = {}
+def _members(records: Iterable[Record]) -> dict[str, Member]:
+    members: dict[str, Member] = {}
+    truths: dict[str, Annotations] = {}  # a file is read once for all its detectors
     for record in records:
         assert record.directory is not None  # it was read from a file
         run = f"{RUNS}/{record.name}"
-        names = [files.RECORD, *filter(None, vars(record.files).values())]
+        names = [files.RECORD, *filter(None, (record.files.samples, record.files.curve))]
         if (record.directory / files.SETTINGS).is_file():
             names.append(files.SETTINGS)
         for name in names:
@@ -104,26 +103,31 @@ def _members(records: Iterable[Record]) -> dict[str, bytes | Path]:
             if not path.is_file():
                 raise ValueError(f"{path} is gone: without it the numbers cannot be shown")
             members[f"{run}/{name}"] = path
-        if record.files.detections and record.dataset.annotations:
-            members[annotations_name(record)] = _annotations(record)
+        if record.files.detections:
+            name = annotations_name(record)
+            truth = truths[name] = truths.get(name) or _annotations(record)
+            members[name] = truth.path
+            members[f"{run}/{files.PACKED_DETECTIONS}"] = partial(_pack, record, truth)
     return members
 
 
-def _annotations(record: Record) -> Path:
+def _annotations(record: Record) -> Annotations:
     path = Path(record.annotations or record.dataset.annotations or "")
-    expected = record.dataset.reported_sha256 or record.dataset.sha256
-    if read_annotations(path).sha256 != expected:
+    truth = read_annotations(path)
+    if truth.sha256 != (record.dataset.reported_sha256 or record.dataset.sha256):
         raise ValueError(
             f"{path} is not the file that the detections of {record.name} were scored against: it "
             "has changed, or the record is of an earlier version (evaluate the weights again)"
         )
-    return path
+    return truth
 
 
-def _entry(content: bytes | Path) -> Entry:
-    if isinstance(content, Path):
-        return Entry(files.sha256(content), content.stat().st_size)
-    return Entry(sha256(content).hexdigest(), len(content))
+def _pack(record: Record, truth: Annotations) -> bytes:
+    """The detections of a run as columns."""
+    with tempfile.TemporaryDirectory(prefix="sebench-") as folder:
+        path = Path(folder) / files.PACKED_DETECTIONS
+        read_results(file_of(record, "detections"), truth).write_table(truth, path)
+        return path.read_bytes()
 
 
 def _unfinished(paths: Iterable[Path]) -> list[str]:
