@@ -57,11 +57,14 @@ def test_a_cell_runs_while_it_tells_so_and_is_stalled_when_it_is_silent_or_dead(
     path.write_text(json.dumps(_beat(pid=gone.pid)))
     state, why = _states(cells, output)[0]
     assert (state, f"process {gone.pid} is gone" in why) == ("stalled", True)
+    job = Job(cells[0], output, None, Git())
+    keep_failure(job, Failure("killed", can_pass=True))
+    assert _states(cells, output)[0] == ("failed", "killed")
+    keep_failure(job, None)
     path.write_text('{"stage": "training"')
     assert _states(cells, output)[0] == ("to come", "")
     (cells[0].directory / files.CHECKPOINT).touch()
     assert _states(cells, output)[0][0] == "interrupted"
-    job = Job(cells[0], output, None, Git())
     keep_failure(job, Failure("one\nlast line of it", can_pass=False))
     assert _states(cells, output)[0] == ("failed", "last line of it")
     assert "1 failed: first/resnet20-seed0; 3 to come" in describe_missing([output])[0]

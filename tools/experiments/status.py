@@ -128,14 +128,15 @@ def _state(
     if (directory / files.RECORD).is_file():
         return CellState(cell, "done")
     beat = read_heartbeat(directory)
-    if beat is not None:
-        if why := _stalled(beat, stalled_after):
-            return CellState(cell, "stalled", why, beat)
+    why = beat and _stalled(beat, stalled_after)
+    if beat is not None and not why:
         return CellState(cell, "running", beat.stage, beat)
     failure = read_failure(failure_path(output, cell.name))
-    if failure is not None:
+    if failure is not None:  # of a process that was killed, whose heartbeat stayed, too
         last = failure.error.strip().rpartition("\n")[2]
         return CellState(cell, "failed", printable(last))
+    if why:
+        return CellState(cell, "stalled", why, beat)
     if source is not None and source.state != "done":
         return CellState(cell, "waiting", f"for {source.cell.name}, {source.state}")
     if (directory / files.CHECKPOINT).is_file():

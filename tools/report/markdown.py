@@ -31,7 +31,7 @@ def as_markdown(table: Table, title: str) -> str:
         _section("More than once", _bullets(r.text for r in table.repeats))
         if table.repeats
         else "",
-        _section("Skipped", _bullets(table.warnings)) if table.warnings else "",
+        _section("Left out", _bullets(table.warnings)) if table.warnings else "",
         _section("How these numbers were made", "\n".join(f"- {text}" for text in wording.METHODS)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
