@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from backbones.config import check_choice
-from classification.config import EvaluateSettings
+from backbones.result import Protocol as ProtocolInfo
+from classification.config import ClassificationConfig, EvaluateSettings
 from classification.corruptions import SMALLEST, Corruption, choose_corruption
 
 
@@ -75,6 +76,17 @@ PROTOCOLS: Mapping[str, Protocol] = {
     ),
     "places365-resize256-ten-crop": Protocol((256,), crops="ten", source="the same, ten crops"),
 }
+
+
+def describe_protocol(config: ClassificationConfig) -> ProtocolInfo:
+    """The protocol of an experiment, for its record; an evaluation adds lists and ensembles to its name.
+
+    Raises:
+        ValueError: as `choose_protocol`.
+    """
+    name, protocol = choose_protocol(config.evaluate)
+    told = protocol.describe(name)
+    return ProtocolInfo(told.pop("name"), told)
 
 
 def choose_protocol(settings: EvaluateSettings) -> tuple[str, Protocol]:

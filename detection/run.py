@@ -40,7 +40,6 @@ from backbones.result import (
     Cost,
     Dataset,
     Latency,
-    Protocol,
     Result,
     Timing,
     Weights,
@@ -64,12 +63,10 @@ from .detector import (
     save_detector,
 )
 from .evaluate import detect, write_detections
-from .scoring import RESULTS_FILE, describe_annotations, score
+from .scoring import describe_annotations, describe_protocol, is_results, score
 from .train import train_detector
 
 logger = logging.getLogger(__name__)
-
-RESULTS = ".json"  # suffix of what is no weights but detections of somewhere else
 
 
 def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
@@ -81,13 +78,13 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     Raises:
         ValueError: naming what is wrong, what was allowed, and the mend.
     """
-    if not training and _is_results(config):
+    if not training and is_results(config):
         result = _score_results(config)
         return {"dataset": asdict(result.dataset), "protocol": asdict(result.protocol)}
     data, _ = check_experiment(config, training)
     summary = {
         "dataset": asdict(_describe_dataset(config, data)),
-        "protocol": asdict(_describe_protocol(config)),
+        "protocol": asdict(describe_protocol(config)),
     }
     if training:
         summary["schedule"] = asdict(resolve_schedule(config))
@@ -124,7 +121,7 @@ def evaluate(config: DetectionConfig, directory: Path) -> Result | None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    if _is_results(config):
+    if is_results(config):
         return _score_results(config, directory)
     with _processes(config) as device, _quiet():
         data, _ = check_experiment(config, training=False)
@@ -244,7 +241,7 @@ def _evaluate(
     return Result(
         **vars(found.scores),
         dataset=_describe_dataset(config, data),
-        protocol=_describe_protocol(config),
+        protocol=describe_protocol(config),
         weights=origin,
         cost=_describe_cost(config, detector),
         timing=replace(
@@ -273,10 +270,6 @@ def _load(config: DetectionConfig, data: CocoData, device: str) -> tuple[Detecto
 # Detections of somewhere else ----------------------------------------------------------------------
 
 
-def _is_results(config: DetectionConfig) -> bool:
-    return Path(config.backbone.weights or "").suffix == RESULTS
-
-
 def _score_results(config: DetectionConfig, directory: Path | None = None) -> Result:
     """Score a results file; of the network nothing is known but its name."""
     path, annotations = config.backbone.weights, config.data.val_annotations
@@ -294,7 +287,7 @@ def _score_results(config: DetectionConfig, directory: Path | None = None) -> Re
     return Result(
         **vars(score(truth, found, config.evaluate.evaluator)),
         dataset=describe_annotations(truth),
-        protocol=RESULTS_FILE,
+        protocol=describe_protocol(config),
         weights=Weights(str(path), sha256(path or ""), "coco-results"),
         cost=Cost(
             parameters=count_parameters(backbone),
@@ -330,20 +323,6 @@ def _describe_dataset(config: DetectionConfig, data: CocoData) -> Dataset:
         bad_boxes=sum(part.bad_boxes for part in (*data.train, data.val)),
         skipped_train_images=sum(len(part.bad_images) for part in data.train),
     )
-
-
-def _describe_protocol(config: DetectionConfig) -> Protocol:
-    settings = config.evaluate
-    name = "coco-bbox-tta" if settings.tta else f"coco-bbox-{settings.min_size}-{settings.max_size}"
-    values = {
-        "min_size": settings.min_size,
-        "max_size": settings.max_size,
-        "max_detections": 100,
-        "evaluator": settings.evaluator,
-        "inference": settings.inference,
-        "tta": settings.tta,
-    }
-    return Protocol(name, values | ({"tta_sizes": settings.tta_sizes} if settings.tta else {}))
 
 
 def _describe_initial(model: nn.Module) -> WeightsFile | None:

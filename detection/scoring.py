@@ -19,6 +19,7 @@ from backbones.files import SYNTHETIC
 from backbones.result import ClassScore, Dataset, Protocol
 
 from .annotations import Annotations, Results, read_annotations, read_results
+from .config import DetectionConfig
 
 # In the order of COCOeval's stats; each with why it can be missing.
 METRICS = {
@@ -85,6 +86,28 @@ def describe_annotations(truth: Annotations) -> Dataset:
         sha256=truth.sha256,
         reported_sha256=truth.sha256,
     )
+
+
+def is_results(config: DetectionConfig) -> bool:
+    """Whether the weights are none, but detections that came from somewhere else."""
+    return Path(config.backbone.weights or "").suffix == ".json"
+
+
+def describe_protocol(config: DetectionConfig) -> Protocol:
+    """How images become boxes and boxes scores."""
+    if is_results(config):
+        return RESULTS_FILE
+    settings = config.evaluate
+    name = "coco-bbox-tta" if settings.tta else f"coco-bbox-{settings.min_size}-{settings.max_size}"
+    values = {
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
+        "max_detections": 100,
+        "evaluator": settings.evaluator,
+        "inference": settings.inference,
+        "tta": settings.tta,
+    }
+    return Protocol(name, values | ({"tta_sizes": settings.tta_sizes} if settings.tta else {}))
 
 
 def score(truth: Annotations, found: Results, evaluator: str = "hotcoco") -> Scores:

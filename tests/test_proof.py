@@ -20,8 +20,10 @@ from tools.experiments import archive
 from tools.experiments.experiment import recompute_hashes
 from tools.experiments.record import load_records, read_record, write_record
 from tools.experiments.run import describe_settings_network
+from tools.experiments.settings import build_settings
 from tools.experiments.status import PlannedCell
 from tools.experiments.study import Needs
+from tools.experiments.tasks import TASKS, load_function, settings_class
 from tools.proof.bundle import manifest_text, write_bundle
 from tools.proof.verify import verify_bundle
 from tools.report import document, write_report
@@ -44,6 +46,9 @@ def sealed(folder, **changes):
         digest = files.sha256_of_list(rows["image"].to_pylist(), rows["label"].to_numpy())
     dataset = {"reported_sha256": digest, "classes": len(run.dataset.class_names)}
     backbone = describe_settings_network(BackboneSettings(run.backbone.name))
+    config = build_settings(settings_class(TASKS[run.task]), [("", settings)])
+    protocol = dataclasses.asdict(load_function(TASKS[run.task].protocol)(config))
+    run = altered(run, protocol=protocol)
     run = altered(run, experiment=setup, dataset=dataset, backbone=backbone)
     write_record(run, folder)
     told = {key: getattr(run.experiment, key) for key in ("task", "action", "recipe")}
@@ -216,6 +221,21 @@ def network_changed(record):
     record["backbone"]["name"] = "se_resnet56"
 
 
+@record_of()
+def protocol_changed(record):
+    record["protocol"]["name"] = "imagenet-256-224-ten-crop"
+
+
+@record_of("se_resnet_tiny")
+def protocol_setting_changed(record):
+    record["protocol"]["settings"]["tta"] = True
+
+
+@record_of()
+def data_renamed(record):
+    record["dataset"]["name"] = "imagenet"
+
+
 @record_of("resnet20-0")
 def plain_called_se(record):
     record["backbone"]["is_se"] = True
@@ -368,6 +388,9 @@ SEMANTIC = {
     settings_key_changed_everywhere: "its settings give the experiment",
     seed_changed: "its seed is 7",
     network_changed: "backbone.name is",
+    protocol_changed: "its protocol is imagenet-256-224-ten-crop",
+    protocol_setting_changed: "protocol.tta is true",
+    data_renamed: "its data are imagenet",
     plain_called_se: "backbone.is_se is true",
     weights_swapped: "its weights are those of c/resnet20-0",
     row_edited: "top1_error is recorded as",
@@ -398,7 +421,7 @@ BY_HASH = {
 
 DETECTION = (
     ap_changed, detection_added, detection_moved, annotation_file_edited, another_annotation_file,
-    annotations_elsewhere,
+    annotations_elsewhere, protocol_setting_changed,
 )  # fmt: skip
 
 

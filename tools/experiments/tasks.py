@@ -31,6 +31,8 @@ class Task:
     compare: str
     # (plain record, candidate record) -> [`tools.report.examples.Picture`, ...], where twins disagree
     find_pictures: str
+    # settings -> the `backbones.result.Protocol` that they ask for
+    protocol: str
     # record -> (its metrics, its classes' values) anew, from the files of the run alone
     recompute: str
     # (results file, annotations file, evaluator) -> scores of results without a network
@@ -68,6 +70,7 @@ TASKS = {
         class_metric="top1_accuracy",
         compare="tools.report.classifiers:compare",
         find_pictures="tools.report.classifiers:find_pictures",
+        protocol="classification.protocols:describe_protocol",
         recompute="tools.report.classifiers:recompute",
     ),
     "scene": Task(
@@ -81,6 +84,7 @@ TASKS = {
         class_metric="top1_accuracy",
         compare="tools.report.classifiers:compare",
         find_pictures="tools.report.classifiers:find_pictures",
+        protocol="classification.protocols:describe_protocol",
         recompute="tools.report.classifiers:recompute",
     ),
     "detection": Task(
@@ -94,6 +98,7 @@ TASKS = {
         class_metric="AP",
         compare="tools.report.detectors:compare",
         find_pictures="tools.report.detectors:find_pictures",
+        protocol="detection.scoring:describe_protocol",
         recompute="tools.report.detectors:recompute",
         score="detection.scoring:score_results",
     ),

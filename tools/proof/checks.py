@@ -21,7 +21,7 @@ from tools.experiments.record import METRICS, Record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.settings import build_settings, read_yaml
 from tools.experiments.status import read_plan
-from tools.experiments.tasks import find_task, load_function
+from tools.experiments.tasks import find_task, load_function, settings_class
 from tools.report.compared import explain
 from tools.report.pairs import describe_network
 
@@ -43,7 +43,7 @@ def check_record(record: Record) -> tuple[list[str], list[Finding]]:
         notes.append(f"{record.name}: of a version that did not keep the hash of its images alone")
     if record.git.dirty:
         notes.append(f"{record.name}: made with uncommitted changes to the suite")
-    checks = (_identity, _network, _weights_of, _kinds, _numbers)
+    checks = (_identity, _network, _protocol, _weights_of, _kinds, _numbers)
     return notes, [Finding(record.name, text) for check in checks for text in check(record)]
 
 
@@ -122,6 +122,24 @@ def _network(record: Record) -> Iterator[str]:
     for key, value in expected.items():
         if recorded[key] != value:
             yield f"backbone.{key} is {_shown(recorded[key])}, by its settings {_shown(value)}"
+
+
+def _protocol(record: Record) -> Iterator[str]:
+    """Data set and protocol are those that the settings ask for."""
+    settings, task = record.experiment.settings, find_task(record.task)
+    if record.dataset.name != settings.get("data", {}).get("name"):
+        yield f"its data are {printable(record.dataset.name)}, not those of its settings"
+    try:
+        config = build_settings(settings_class(task), [("its settings", settings)])
+        asked = json.loads(json.dumps(asdict(load_function(task.protocol)(config))))
+    except (ValueError, TypeError):  # of another version, or a package is missing here
+        return
+    name, values = record.protocol.name, record.protocol.settings
+    if name != asked["name"] and not name.startswith(f"{asked['name']}+"):
+        yield f"its protocol is {printable(name)}, by its settings {asked['name']}"
+    for key in values.keys() & asked["settings"].keys():
+        if values[key] != asked["settings"][key]:
+            yield f"protocol.{key} is {_shown(values[key])}, not that of its settings"
 
 
 def _weights_of(record: Record) -> Iterator[str]:

@@ -28,7 +28,7 @@ def as_markdown(table: Table, title: str) -> str:
         _section("Captions", _captions(table.comparisons)) if table.comparisons else "",
         _published(references) if references else "",
         _runs(table.runs),
-        _section("More than once", _bullets(r.text for r in table.repeats))
+        _section("More than once", _bullets(r.text for r in table.repeats[:_REFERENCES]))
         if table.repeats
         else "",
         _section("Left out", _bullets(table.warnings)) if table.warnings else "",

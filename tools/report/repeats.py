@@ -15,7 +15,7 @@ _SHOWN = 3  # metrics, or runs
 
 @dataclass(frozen=True)
 class Repeat:
-    """One experiment of one commit that several records are of."""
+    """One experiment that several records are of."""
 
     kind: str  # the same record; another with the same numbers; one with other numbers
     experiment: str  # hash
@@ -28,9 +28,9 @@ class Repeat:
 
 def find_repeats(records: Sequence[Record]) -> tuple[list[Record], tuple[Repeat, ...]]:
     """The records, each once, and what was there more than once."""
-    groups: dict[tuple[str, str | None], list[Record]] = defaultdict(list)
+    groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[record.hash, record.git.commit].append(record)
+        groups[record.hash].append(record)
     dropped: set[int] = set()
     repeats = []
     for group in groups.values():
@@ -47,9 +47,10 @@ def find_repeats(records: Sequence[Record]) -> tuple[list[Record], tuple[Repeat,
                 copies[id(first)].append(record)
                 dropped.add(id(record))
         repeats += [_repeat(DUPLICATE, same) for same in copies.values() if len(same) > 1]
-        if len(distinct) > 1:
-            other = any(_numbers(record) != _numbers(distinct[0]) for record in distinct)
-            repeats.append(_repeat(CONTRADICTION if other else REPETITION, distinct))
+        if any(_numbers(record) != _numbers(distinct[0]) for record in distinct):
+            repeats.append(_repeat(CONTRADICTION, distinct))
+        elif len(distinct) > 1 and len({record.git.commit for record in distinct}) == 1:
+            repeats.append(_repeat(REPETITION, distinct))
     order = (CONTRADICTION, REPETITION, DUPLICATE)
     kept = [record for record in records if id(record) not in dropped]
     return kept, tuple(sorted(repeats, key=lambda repeat: order.index(repeat.kind)))
@@ -66,10 +67,14 @@ def _repeat(kind: str, group: Sequence[Record]) -> Repeat:
     names = tuple(record.name for record in group)
     listed = ", ".join(names[:_SHOWN])
     listed += f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    commits = dict.fromkeys(str(record.git.commit)[:9] for record in group)
+    counts = "the latest counts"
+    if len(commits) > 1:
+        counts = f"each counts with its commit, {', '.join(commits)}"
     said = {
         DUPLICATE: "the same record; it counts once",
-        REPETITION: "run again, with the same numbers; the latest counts",
-        CONTRADICTION: f"other numbers of one experiment ({_differing(group)}); the latest counts",
+        REPETITION: f"run again, with the same numbers; {counts}",
+        CONTRADICTION: f"other numbers of one experiment ({_differing(group)}); {counts}",
     }
     text = f"{kind}: {network}, {data}, seed {first.seed}, in {listed}: {said[kind]}"
     return Repeat(kind, first.hash, network, data, first.seed, names, text)
