@@ -40,7 +40,8 @@ def bundle(
     if as_json:
         print(json.dumps(dataclasses.asdict(made), indent=1, default=str))
         return
-    print(f"{made.path}: {made.runs} runs, {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
+    counted = f"{made.runs} run{'s' * (made.runs != 1)}"
+    print(f"{made.path}: {counted}, {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
     for text in made.skipped:
         say(text)
     for name in made.unfinished:
