@@ -118,7 +118,8 @@ class Bottleneck(ResidualBlock):
 
     Args:
         width: a quarter of the output's channels: 64, 128, 256, 512 in all published networks.
-        groups, group_width: cardinality and channels of a group at width 64, e.g. 32 and 4.
+        groups, group_width: cardinality and channels of a group at width 64, e.g. 32 and 4. At
+            widths of one's own a group has the nearest whole number of channels.
         stride_in_1x1: whether the stride is in the first 1x1 or in the 3x3 convolution.
         halve_first: halve the output of the first 1x1 convolution (SENet-154, appendix (a)).
         projection_kernel: 3 for a strided 3x3 projection (SENet-154, appendix (c)).
@@ -139,7 +140,8 @@ class Bottleneck(ResidualBlock):
         halve_first: bool = False,
         projection_kernel: int = 1,
     ) -> None:
-        inner = groups * group_width * width // 64
+        least = 2 * groups if halve_first else groups  # what `inner` must be a multiple of
+        inner = least * max(1, round(groups * group_width * width / (64 * least)))
         first = inner // 2 if halve_first else inner
         out_channels = 4 * width
         super().__init__(

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.features import Backbone, FeatureSpec, initialize_he
+from backbones.features import (
+    MOST_BLOCKS,
+    WIDEST,
+    Backbone,
+    FeatureSpec,
+    check_stages,
+    initialize_he,
+)
 from backbones.slot import PLACEMENTS, PLAIN, Slot
 
 
@@ -107,8 +114,8 @@ class CifarResNet(Backbone):
     """Stem at stride 1 and three stages at strides 1, 2, 4.
 
     Args:
-        blocks: of each stage, n. A ResNet has 6n + 2 layers (20, 56, 110), with bottlenecks
-            9n + 2 (164), a Wide ResNet 6n + 4.
+        layers: blocks in each stage, (n, n, n). A ResNet has 6n + 2 layers (20, 56, 110), with
+            bottlenecks 9n + 2 (164), a Wide ResNet 6n + 4.
         bottleneck: 1x1, 3x3, 1x1 convolutions to four times the width in place of two 3x3.
         project: change shapes by convolutions; else by zero channels. Nothing else has weights on
             the shortcuts.
@@ -123,7 +130,7 @@ class CifarResNet(Backbone):
 
     def __init__(
         self,
-        blocks: int,
+        layers: Sequence[int],
         *,
         bottleneck: bool = False,
         widths: Sequence[int] = (16, 32, 64),
@@ -131,14 +138,21 @@ class CifarResNet(Backbone):
         slot: Slot = PLAIN,
     ) -> None:
         super().__init__()
+        layers = check_stages("layers", layers, 3, MOST_BLOCKS)
+        widths = check_stages("widths", widths, 3, WIDEST)
+        if not project and [16, *widths] != sorted([16, *widths]):
+            raise ValueError(
+                f"widths {list(widths)}: shapes change by zero channels here, which add and do not"
+                " take away; give widths from 16 on that do not fall"
+            )
         channels = 16
         self.stem = nn.Sequential()
         self.stem.add_module("conv1", nn.Conv2d(3, channels, 3, padding=1, bias=False))
         self.feature_specs = {"stem": FeatureSpec(channels, 1)}
-        for stage, width in enumerate(widths, start=2):
+        for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):
             map_stride = 2 ** (stage - 2)
             sequence = nn.Sequential()
-            for index in range(blocks):
+            for index in range(depth):
                 stride = 2 if index == 0 and stage > 2 else 1
                 block = PreActivationBlock(
                     channels,

@@ -1,9 +1,12 @@
 """What every backbone promises: named feature maps with known channels and strides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+MOST_BLOCKS, WIDEST = 400, 4096  # of a stage
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, num_classes)."""
         return self.head(self.backbone(x))
+
+
+def check_stages(option: str, values: Sequence[int], stages: int, largest: int) -> tuple[int, ...]:
+    """A whole number for each stage, from 1 to `largest`, that an option gives.
+
+    Raises:
+        ValueError: something else.
+    """
+    given = list(values) if isinstance(values, (list, tuple)) else []
+    if len(given) != stages or not all(type(n) is int and 1 <= n <= largest for n in given):
+        raise ValueError(
+            f"{option} has a whole number from 1 to {largest} for each of {stages} stages, such as"
+            f" {[min(largest, 16)] * stages}, not {values!r}"
+        )
+    return tuple(given)
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ for "max/2"), and a list of branches is a split whose results are concatenated.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbones.blocks import conv_norm_relu
-from backbones.features import Backbone, FeatureSpec, initialize_he
+from backbones.features import MOST_BLOCKS, Backbone, FeatureSpec, check_stages, initialize_he
 from backbones.slot import PLAIN, Slot
 
 # The padding's zeros count in the means of Inception, and do not in those of Inception-ResNet.
@@ -241,11 +242,15 @@ class InceptionResNet(Backbone):
     Attention is in the residual blocks alone (paper, section 3.3), not in the three modules that
     change the shape.
 
+    Args:
+        layers: residual blocks in each stage.
+
     Source: Szegedy et al. 2017 (arXiv 1602.07261).
     """
 
-    def __init__(self, slot: Slot = PLAIN) -> None:
+    def __init__(self, layers: Sequence[int] = (10, 20, 10), *, slot: Slot = PLAIN) -> None:
         super().__init__()
+        layers = check_stages("layers", layers, 3, MOST_BLOCKS)
         self.stem = nn.Sequential()
         self.res2 = nn.Sequential()
         build_v3_stem(self.stem, self.res2)
@@ -253,9 +258,9 @@ class InceptionResNet(Backbone):
         channels = 192
         # (stage, module that changes the shape, block, its scale, number of blocks)
         for stage, entry, block, scale, depth in (
-            (3, _MIXED_5B, _BLOCK_35, 0.17, 10),
-            (4, _MIXED_6A, _BLOCK_17, 0.10, 20),
-            (5, _MIXED_7A, _BLOCK_8, 0.20, 9),
+            (3, _MIXED_5B, _BLOCK_35, 0.17, layers[0]),
+            (4, _MIXED_6A, _BLOCK_17, 0.10, layers[1]),
+            (5, _MIXED_7A, _BLOCK_8, 0.20, layers[2] - 1),  # the last one stands below
         ):
             sequence = nn.Sequential()
             if stage == 3:

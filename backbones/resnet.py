@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from backbones.blocks import BasicBlock, Bottleneck
-from backbones.features import Backbone, FeatureSpec, initialize_he
+from backbones.features import (
+    MOST_BLOCKS,
+    WIDEST,
+    Backbone,
+    FeatureSpec,
+    check_stages,
+    initialize_he,
+)
 from backbones.slot import PLACEMENTS, PLAIN, Slot
 
 POOLS = ("padded", "ceil")
@@ -55,6 +62,8 @@ class ResNet(Backbone):
         super().__init__()
         if not isinstance(stride_in_1x1, bool):
             raise ValueError(f"stride_in_1x1 is true or false, not {stride_in_1x1!r}")
+        layers = check_stages("layers", layers, 4, MOST_BLOCKS)
+        widths = check_stages("widths", widths, 4, WIDEST)
         build_block: Callable[..., nn.Module] = BasicBlock
         if bottleneck:
             build_block = functools.partial(

@@ -1,11 +1,13 @@
 """Shake-Shake networks for 32x32 images."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.blocks import projection
-from backbones.features import Backbone, FeatureSpec, initialize_he
+from backbones.features import MOST_BLOCKS, Backbone, FeatureSpec, check_stages, initialize_he
 from backbones.slot import PLAIN, Slot
 
 
@@ -90,9 +92,10 @@ class ShiftedShortcut(nn.Module):
 
 
 class ShakeShake(Backbone):
-    """Stem at stride 1 and three stages of `blocks` blocks at strides 1, 2, 4.
+    """Stem at stride 1 and three stages at strides 1, 2, 4.
 
     Args:
+        layers: blocks in each stage.
         width: of the first stage's branches; it doubles from stage to stage.
         mode, cardinality: see `ShakeBlock`.
 
@@ -103,9 +106,16 @@ class ShakeShake(Backbone):
     res4: nn.Sequential
 
     def __init__(
-        self, blocks: int, width: int, *, mode: str, cardinality: int = 0, slot: Slot = PLAIN
+        self,
+        layers: Sequence[int],
+        width: int,
+        *,
+        mode: str,
+        cardinality: int = 0,
+        slot: Slot = PLAIN,
     ) -> None:
         super().__init__()
+        layers = check_stages("layers", layers, 3, MOST_BLOCKS)
         channels = 64 if cardinality else 16
         self.stem = nn.Sequential()
         self.stem.add_module("conv1", nn.Conv2d(3, channels, 3, padding=1, bias=False))
@@ -113,9 +123,9 @@ class ShakeShake(Backbone):
         if cardinality:
             self.stem.add_module("relu1", nn.ReLU())
         self.feature_specs = {"stem": FeatureSpec(channels, 1)}
-        for stage in (2, 3, 4):
+        for stage, depth in enumerate(layers, start=2):
             sequence = nn.Sequential()
-            for index in range(blocks):
+            for index in range(depth):
                 stride = 2 if index == 0 and stage > 2 else 1
                 block = ShakeBlock(
                     channels,

@@ -168,12 +168,15 @@ def evaluate(
         # Weights of a run of this suite are evaluated as they were made.
         made = Path(file).parent / SETTINGS
         own = recipe is None and made.is_file()
+        sizes: dict[str, Any] = {}
         if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
-            network = _network_in(file)
+            network, sizes = _network_in(file)
         source = str(made) if own else recipe
         settings = _settings(
             skip_bad_images, allow_missing, evaluator, no_cache, network, data, data_root, file
         )
+        if sizes:
+            settings["backbone"]["options"] = sizes
         experiments.append(_load("evaluate", task, source, overrides, settings, imports))
     _run(experiments, output, False, dry_run, as_json)
 
@@ -214,15 +217,18 @@ def _networks_of(weights: list[str], backbones: list[str]) -> list[str | None]:
     return [backbones[0] if backbones else None] * len(weights)
 
 
-def _network_in(file: str) -> str | None:
-    """The network that a file of weights says it is of, or that its tensors fit."""
+def _network_in(file: str) -> tuple[str | None, dict[str, Any]]:
+    """The network that a file of weights says it is of, or that its tensors fit, and its sizes."""
     from backbones.weights.load import read_weights
+    from backbones.zoo import SIZES
 
     try:
         network = read_weights(file).backbone
     except ValueError:  # the task says what is wrong, or knows the file
-        return None
-    return network.name if network else None
+        return None, {}
+    if network is None:
+        return None, {}
+    return network.name, {k: v for k, v in network.options.items() if k in SIZES}
 
 
 def _settings(
