@@ -189,7 +189,6 @@ def _run(
     from tools.cli.display import StudyDisplay, print_plan
     from tools.experiments.cells import run_cells
     from tools.experiments.executors import open_executor, read_options
-    from tools.experiments.executors.local import start_workers
     from tools.experiments.status import write_plan
     from tools.experiments.study import REPORT, make_sample_data
 
@@ -205,28 +204,26 @@ def _run(
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
         write_plan(everything, output)
-        with StudyDisplay(output) as display:
+        # Closed whatever ends this, so that no run is left behind.
+        opened = closing(open_executor(place, cells, jobs, told))
+        with StudyDisplay(output) as display, opened as executor:
             if study.sample_data:
                 display.say("making synthetic data")
-                start_workers(entry.task for entry in study.experiments)  # meanwhile
                 make_sample_data(study, output)
             display.begin(cells)
-            executor = open_executor(place, cells, jobs, told)
-            running = run_cells(
+            for outcome in run_cells(
                 cells,
                 output,
                 executor,
                 command=_command(),
                 retries=retries,
                 started=display.started,
-            )
-            with closing(running):  # whatever ends this, so that no run is left behind
-                for outcome in running:
-                    display.ended(outcome)
-                    if outcome.record is None:
-                        failed.append(f"  {outcome.cell.label}: {outcome.error}")
-                    else:
-                        recorded.append(outcome.cell.directory)
+            ):
+                display.ended(outcome)
+                if outcome.record is None:
+                    failed.append(f"  {outcome.cell.label}: {outcome.error}")
+                else:
+                    recorded.append(outcome.cell.directory)
         if recorded:
             _report(recorded, output / REPORT)
     if failed:

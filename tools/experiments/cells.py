@@ -44,8 +44,8 @@ def run_cells(
 ) -> Generator[Outcome, None, None]:
     """Run what is not recorded yet, and yield each cell as it ends.
 
-    A cell whose weights come from another waits for it. Closing the iterator, as Ctrl-C does, ends
-    the cells that are running; they resume later. The executor is closed in any case.
+    A cell whose weights come from another waits for it. Where this is left before its end, closing
+    the executor ends the cells that are running; they resume later.
 
     Args:
         retries: how often a cell is started again whose failure can pass.
@@ -82,16 +82,13 @@ class _Schedule:
         self._attempts: dict[Path, int] = {}
 
     def run(self) -> Generator[Outcome, None, None]:
-        try:
-            while self._ready or self._begun or self._later:
-                yield from self._start_ready()
-                if not self._begun and self._later and not self._ready:
-                    time.sleep(max(0.0, min(0.5, self._later[0][0] - time.monotonic())))
-                    continue
-                for ended in self._executor.wait(0.5) if self._begun else ():
+        while self._ready or self._begun or self._later:
+            yield from self._start_ready()
+            if self._begun:
+                for ended in self._executor.wait(0.5):
                     yield from self._end(ended)
-        finally:
-            self._executor.close()
+            elif self._later and not self._ready:
+                time.sleep(max(0.0, min(0.5, self._later[0][0] - time.monotonic())))
 
     def _start_ready(self) -> Generator[Outcome, None, None]:
         while self._later and self._later[0][0] <= time.monotonic():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -49,14 +50,13 @@ class RayExecutor:
         import ray
 
         self._ray, self._store = ray, store
+        _require_reachable(address)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"no Ray cluster at address={address}: {str(error).splitlines()[0]}; start one with "
-                "`ray start --head`"
-            ) from None
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(f"no Ray cluster at address={address}: {reason}") from None
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray ends the process there and then
         self._tasks: dict[Any, Job] = {}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -101,6 +101,20 @@ class RayExecutor:
         if failure is not None:
             keep_failure(job, failure)
         return Ended(job, failure)
+
+
+def _require_reachable(address: str) -> None:
+    """Raise a ValueError at once where nothing answers; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:  # "auto" and the like
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster at address={address}: {error}; `ray start --head` starts one and prints "
+            "its address"
+        ) from None
 
 
 def _resources(cell: Cell, most: Mapping[str, float]) -> dict[str, Any]:
