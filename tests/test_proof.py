@@ -28,6 +28,7 @@ from tools.proof.bundle import manifest_text, write_bundle
 from tools.proof.verify import verify_bundle
 from tools.report import document, write_report
 from tools.report.table import build_table
+from tools.statistics import load_predictions
 
 
 def sealed(folder, **changes):
@@ -554,6 +555,15 @@ def test_a_hostile_zip_is_refused_and_nothing_is_written_outside(
     assert "Traceback" not in err
     assert sorted(found.name for found in tmp_path.iterdir()) == ["unpacked", "x.zip"]
     assert not list((tmp_path / "unpacked").iterdir())
+
+
+def test_a_small_file_of_rows_that_reads_as_gigabytes_is_refused(tmp_path):
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 250_000, pa.int32()), ["x" * 20_000])
+    columns = {"image": names, "label": [0] * 250_000, "top5": [[0, 1]] * 250_000}
+    parquet.write_table(pa.table(columns), tmp_path / "samples.parquet")
+    assert (tmp_path / "samples.parquet").stat().st_size < 1_000_000
+    with pytest.raises(ValueError, match="more than images have"):
+        load_predictions(tmp_path / "samples.parquet")
 
 
 def test_weights_that_lie_beside_are_compared_with_their_records(runs, bundle, tmp_path):

@@ -152,7 +152,8 @@ def as_latex(table: Table) -> str:
         for c in table.comparisons
         if c.unequal
     ]
-    return "\n".join([*lines, r"\par\footnotesize " + " ".join(notes), ""])
+    captions = [f"% {e(f'{c.candidate}: {protocol_line(c.pair.runs)}')}" for c in table.comparisons]
+    return "\n".join([*lines, *captions, r"\par\footnotesize " + " ".join(notes), ""])
 
 
 def as_model_index(table: Table) -> str:

@@ -37,6 +37,7 @@ class Predictions:
         return (self.top[:, :k] == self.label[:, None]).any(axis=1)
 
 
+_MOST_VALUES, _LARGEST = 300_000_000, 4 << 30  # of a file of rows: 20 million images
 _ROWS = pa.schema(
     {"image": pa.string(), "label": pa.int64(), "top5": pa.list_(pa.int64())}  # best class first
 )
@@ -57,6 +58,7 @@ def load_predictions(path: str | Path, images: int | None = None) -> Predictions
         if rows == 0 or (images is not None and rows != images):
             wanted = "at least 1" if images is None else images
             raise ValueError(f"{path}: {rows} rows, expected {wanted}")
+        _refuse_large(path)
         table = parquet.read_table(path, columns=_ROWS.names).select(_ROWS.names).cast(_ROWS)
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
@@ -73,6 +75,26 @@ def load_predictions(path: str | Path, images: int | None = None) -> Predictions
         table["label"].to_numpy(),
         values.to_numpy().reshape(len(table), lengths[0]),
     )
+
+
+def _refuse_large(path: str | Path) -> None:
+    """Raise a ValueError for a file that takes gigabytes once it is read; it may be a stranger's."""
+    told = parquet.read_metadata(path)
+    columns = [
+        told.row_group(group).column(column)
+        for group in range(told.num_row_groups)
+        for column in range(told.num_columns)
+    ]
+    values = sum(column.num_values for column in columns)
+    size = sum(column.total_uncompressed_size for column in columns)
+    if values <= _MOST_VALUES and size <= _LARGEST:
+        # A name stands once in a file, however many rows have it, and once a row when it is read.
+        names = parquet.read_table(path, columns=["image"], read_dictionary=["image"])["image"]
+        for chunk in names.chunks if pa.types.is_dictionary(names.type) else ():
+            longest = pa.compute.max(pa.compute.binary_length(chunk.dictionary)).as_py() or 0
+            size = max(size, longest * told.num_rows)
+    if values > _MOST_VALUES or size > _LARGEST:
+        raise ValueError(f"{path}: {values} values of {size} bytes, more than images have")
 
 
 def wilson_interval(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
