@@ -42,7 +42,7 @@ def bundle(
         return
     counted = f"{made.runs} run{'s' * (made.runs != 1)}"
     print(f"{made.path}: {counted}, {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
-    for text in made.skipped:
+    for text in made.notes:
         say(text)
     for name in made.unfinished:
         say(f"begun and not recorded: {name}")

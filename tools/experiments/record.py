@@ -274,16 +274,16 @@ def find_files(
     Raises:
         ValueError: a path does not exist.
     """
-    paths = list(map(Path, paths))
-    tops = [Path(os.path.abspath(path)) for path in named or paths]
-    common = os.path.commonpath([path.parent for path in tops]) if len(tops) > 1 else None
+    places = list(map(Path, paths))
+    tops = [Path(os.path.abspath(path)) for path in named or places]
+    common = os.path.commonpath([top.parent for top in tops]) if len(tops) > 1 else None
     found: dict[Path, str] = {}
-    for path, top in zip(paths, tops, strict=True):
-        if not path.exists():
-            raise ValueError(f"no such file or folder: {path}")
+    for place, top in zip(places, tops, strict=True):
+        if not place.exists():
+            raise ValueError(f"no such file or folder: {place}")
         outer = top.relative_to(common).parts if common else ()
-        for file in sorted(path.rglob(name)) if path.is_dir() else [path]:
-            inner = file.parent.relative_to(path).parts if path.is_dir() else ()
+        for file in sorted(place.rglob(name)) if place.is_dir() else [place]:
+            inner = file.parent.relative_to(place).parts if place.is_dir() else ()
             found.setdefault(file, "/".join([*outer, *inner]))
     return found
 

@@ -39,7 +39,7 @@ class Bundle:
     sha256: str  # of the file: published, it makes every later change visible
     bytes: int
     runs: int
-    skipped: list[str]  # records that could not be read, and why
+    notes: list[str]  # records that could not be read, and what is missing
     unfinished: list[str]  # runs that were begun and not recorded
 
 
@@ -80,8 +80,11 @@ def write_bundle(
 
         output.parent.mkdir(parents=True, exist_ok=True)
         write_archive(output, members, describe)
+    told = list(warnings)
+    if not found.plans and any(record.plan for record in records):
+        told.append("cells of a study without its plan: bundle the whole folder of the study")
     digest = files.sha256(output)
-    return Bundle(output, digest, output.stat().st_size, len(records), warnings, unfinished)
+    return Bundle(output, digest, output.stat().st_size, len(records), told, unfinished)
 
 
 def manifest_text(manifest: Manifest) -> bytes:

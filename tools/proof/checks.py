@@ -25,6 +25,8 @@ from tools.experiments.tasks import find_task, load_function, settings_class
 from tools.report.compared import explain
 from tools.report.pairs import describe_network
 
+_WHOLE = "bundle the whole folder of its study"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -240,7 +242,7 @@ def check_plans(
         elif others:
             notes.append(f"{where}: {others} runs were recorded under an earlier plan")
     lost = [record.name for record in records if record.plan and not plans]
-    findings += [Finding(name, "was planned, and its plan is not here") for name in lost]
+    findings += [Finding(name, f"was planned, and its plan is not here: {_WHOLE}") for name in lost]
     if not plans and not lost:
         notes.append("no plan: nothing says which runs there should be")
     return notes, findings

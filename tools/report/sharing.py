@@ -22,7 +22,8 @@ HUB_DATASETS = {
 }
 HEAD = """\
 # Copy into the folder .eval_results/ of the model's repository on the Hugging Face Hub
-# (https://huggingface.co/docs/hub/eval-results); task_id is what the data set's eval.yaml calls it.
+# (https://huggingface.co/docs/hub/eval-results). task_id is what the data set's eval.yaml calls it; where
+# you publish the bundle of these runs, add its address to each entry: source: {url: ...}.
 """
 
 
