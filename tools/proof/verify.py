@@ -134,6 +134,11 @@ def _check_report(
         options = {key: manifest.report.get(key) for key in ("allow_unequal", "margin")}
         table = build_table(records, manifest.skipped, **options)  # type: ignore[arg-type]
         anew = json.loads(document.as_json(table))
+    except ImportError as error:
+        found.notes.append(
+            f"{REPORT} was not computed anew: {error}; pip install sebench[detection]"
+        )
+        return
     except (OSError, ValueError, TypeError, RecursionError) as error:
         yield Finding(REPORT, f"cannot be made anew: {printable(str(error))}")
         return
