@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from tools.experiments.record import METRICS, Record
 from tools.report.pairs import describe_network
@@ -36,16 +38,12 @@ def find_repeats(records: Sequence[Record]) -> tuple[list[Record], tuple[Repeat,
     for group in groups.values():
         if len(group) == 1:
             continue
-        distinct: list[Record] = []
-        copies: dict[int, list[Record]] = {}
+        copies: dict[bytes, list[Record]] = defaultdict(list)
         for record in group:
-            first = next((other for other in distinct if other == record), None)
-            if first is None:
-                distinct.append(record)
-                copies[id(record)] = [record]
-            else:
-                copies[id(first)].append(record)
-                dropped.add(id(record))
+            content = replace(record, directory=None, name="", annotations=None)
+            copies[msgspec.json.encode(content)].append(record)
+        distinct = [same[0] for same in copies.values()]
+        dropped |= {id(record) for same in copies.values() for record in same[1:]}
         repeats += [_repeat(DUPLICATE, same) for same in copies.values() if len(same) > 1]
         if any(_numbers(record) != _numbers(distinct[0]) for record in distinct):
             repeats.append(_repeat(CONTRADICTION, distinct))
