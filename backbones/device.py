@@ -6,6 +6,7 @@ import ctypes
 import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,37 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024  # man 2 getrusage
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory_of_call(function: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that a call needs beyond what is taken before it; None where that cannot be told.
+
+    On a GPU those of tensors; on Linux the growth of the process, whose peak is set back first.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    if sys.platform != "linux":
+        return None
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would not be seen growing
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: sets VmHWM back
+        before = _kibibytes("VmRSS")
+        function()
+        return 1024 * max(0, _kibibytes("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _kibibytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def processor_name() -> str:

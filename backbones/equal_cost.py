@@ -5,6 +5,7 @@ plain twin. A network that spends as much on width or depth tells what attention
 """
 
 import functools
+import heapq
 import itertools
 import json
 import math
@@ -120,9 +121,17 @@ def twin_with_sizes(name: str, options: Mapping[str, Any]) -> Twin:
 
 
 def choose(
-    twin: Twin, way: str | None, within: float, ratio: Callable[[Sizes], float]
+    twin: Twin,
+    way: str | None,
+    within: float,
+    ratio: Callable[[Sizes], float],
+    confirm: Callable[[Sizes], float] | None = None,
 ) -> EqualCost:
     """The first way to a network whose `ratio` to the SE network is near enough to 1.
+
+    Args:
+        ratio: rises with the sizes.
+        confirm: where `ratio` is a rough measurement, a better one: the nearest three are put to it.
 
     Raises:
         ValueError: there is none, or the family cannot be made wider.
@@ -133,46 +142,55 @@ def choose(
         raise ValueError(f"{twin.name} has no widths to choose; it can be made deeper")
     tried = []
     for chosen in ("as it is", *WAYS) if way is None else (way,):
-        if chosen == "as it is":
-            sizes = twin.sizes
-        elif chosen == "wider":
-            if "widths" not in twin.sizes:
-                continue
-            sizes = _wider(twin.sizes, ratio)
-        else:
-            sizes = _deeper(twin.sizes, ratio, within)
-        found = EqualCost(twin.name, twin.at(sizes), chosen, ratio(sizes))
-        if found.error <= within:
-            return found
-        tried.append(found)
-    nearest = min(tried, key=lambda found: found.error)
+        nearest = [twin.sizes]
+        if chosen == "wider":
+            nearest = _wider(twin.sizes, ratio, exact=confirm is None)
+        elif chosen == "deeper":
+            nearest = _deeper(twin.sizes, ratio, within)
+        for sizes in nearest[: 1 if confirm is None else 3]:
+            found = EqualCost(twin.name, twin.at(sizes), chosen, (confirm or ratio)(sizes))
+            if found.error <= within:
+                return found
+            tried.append(found)
+    closest = min(tried, key=lambda found: found.error)
     raise ValueError(
         f"no {way or 'wider or deeper'} {twin.name} costs the same within {within:g} %; the nearest,"
-        f" {spell(nearest.name, nearest.options)}, is at {100 * nearest.ratio:.2f} %;"
-        " allow so much with --within, or match another cost"
+        f" {spell(closest.name, closest.options)}, is at {100 * closest.ratio:.2f} %; allow so much"
+        " with --within, or match another cost"
     )
 
 
-def _wider(sizes: Sizes, ratio: Callable[[Sizes], float]) -> Sizes:
-    """All stages by one factor, found by halving; then each rounded down or up, for the nearest."""
+def _wider(sizes: Sizes, ratio: Callable[[Sizes], float], exact: bool) -> list[Sizes]:
+    """All stages by one factor, found by halving; where costs are exact, then each rounded down or
+    up. The nearest first."""
+    if "widths" not in sizes:
+        return []
+    tried: dict[tuple[int, ...], float] = {}
+
+    def at(widths: tuple[int, ...]) -> float:
+        if widths not in tried:
+            tried[widths] = ratio(sizes | {"widths": widths})
+        return tried[widths]
+
+    def by(factor: float) -> tuple[int, ...]:
+        return tuple(round(factor * width) for width in sizes["widths"])
+
     low, high = 1.0, 1.25
-
-    def at(factor: float) -> Sizes:
-        return sizes | {"widths": tuple(round(factor * width) for width in sizes["widths"])}
-
-    while ratio(at(high)) < 1 and high < 8:
+    while at(by(high)) < 1 and high < 8:
         low, high = high, 2 * high
     while high - low > 0.25 / max(sizes["widths"]):
         middle = (low + high) / 2
-        low, high = (middle, high) if ratio(at(middle)) < 1 else (low, middle)
-    rounded = [{math.floor(high * width), math.ceil(high * width)} for width in sizes["widths"]]
-    around = [sizes | {"widths": widths} for widths in itertools.product(*map(sorted, rounded))]
-    around = [other for other in around if other["widths"] != sizes["widths"]]
-    return min(around, key=lambda other: abs(ratio(other) - 1))
+        low, high = (middle, high) if at(by(middle)) < 1 else (low, middle)
+    if exact:
+        around = [sorted({math.floor(high * w), math.ceil(high * w)}) for w in sizes["widths"]]
+        for widths in itertools.product(*around):
+            at(widths)
+    tried.pop(sizes["widths"], None)  # the plain twin as it is
+    return [sizes | {"widths": w} for w in sorted(tried, key=lambda w: abs(tried[w] - 1))]
 
 
-def _deeper(sizes: Sizes, ratio: Callable[[Sizes], float], within: float) -> Sizes:
-    """The fewest further blocks that come near enough; else the nearest.
+def _deeper(sizes: Sizes, ratio: Callable[[Sizes], float], within: float) -> list[Sizes]:
+    """The fewest further blocks that come near enough; then others, the nearest first.
 
     A further block of a stage costs the same each time: one count a stage says what each will.
     """
@@ -180,14 +198,14 @@ def _deeper(sizes: Sizes, ratio: Callable[[Sizes], float], within: float) -> Siz
     steps = [
         ratio(_added(sizes, [int(stage == each) for each in stages])) - now for stage in stages
     ]
-    most = [min(_MOST_ADDED, math.ceil((1 - now) / step) + 1) for step in steps]
+    most = [min(_MOST_ADDED, math.ceil((1 - now) / max(step, 1e-3)) + 1) for step in steps]
 
     def rank(added: Sequence[int]) -> tuple[bool, int, float]:
-        error = abs(now + sum(map(lambda n, step: n * step, added, steps)) - 1)
+        error = abs(now + sum(n * step for n, step in zip(added, steps, strict=True)) - 1)
         return 100 * error > within, sum(added) if 100 * error <= within else 0, error
 
-    options = itertools.product(*(range(max(0, n) + 1) for n in most))
-    return _added(sizes, min((added for added in options if any(added)), key=rank))
+    blocks = itertools.product(*(range(max(0, n) + 1) for n in most))
+    return [_added(sizes, n) for n in heapq.nsmallest(3, filter(any, blocks), key=rank)]
 
 
 def _added(sizes: Sizes, blocks: Sequence[int]) -> Sizes:

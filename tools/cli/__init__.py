@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.cli import experiments, lookup, proof, study
+from tools.cli import costs, experiments, lookup, proof, study
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -50,6 +50,8 @@ app.command(rich_help_panel="Results")(proof.verify)
 app.command(rich_help_panel="Results")(lookup.reference)
 app.command(rich_help_panel="Results")(lookup.benchmark)
 app.command("statistics-check", rich_help_panel="Results")(lookup.statistics_check)
+app.command(rich_help_panel="Data and networks")(costs.measure)
+app.command(rich_help_panel="Data and networks")(costs.twin)
 app.command("list", rich_help_panel="Data and networks")(lookup.list_)
 app.add_typer(lookup.data_app, name="data", rich_help_panel="Data and networks")
 app.add_typer(lookup.weights_app, name="weights", rich_help_panel="Data and networks")

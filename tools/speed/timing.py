@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -66,26 +67,60 @@ def compare_seconds(
     least: int = 5,
 ) -> Measurement:
     """Do what `compare` does with two that return their duration in seconds."""
+    rounds = interleave(over, under, seconds, least)
+    return summarize([one / other for one, other in rounds], settings, difference)
+
+
+def interleave(
+    over: Callable[[], float],
+    under: Callable[[], float],
+    seconds: float = 90.0,
+    least: int = 5,
+    most: int = 300,
+) -> list[tuple[float, float]]:
+    """What each of two returns, a round after the other, alternating which goes first.
+
+    Rounds end after `seconds`, but there are `least` and at most `most`.
+    """
     for candidate in (over, under, over, under):
         candidate()  # what is done once: compiling, choosing algorithms, the heap growing
-    ratios: list[float] = []
+    rounds: list[tuple[float, float]] = []
     start = time.perf_counter()
-    while len(ratios) < least or (time.perf_counter() - start < seconds and len(ratios) < 300):
-        if len(ratios) % 2:
-            numerator, denominator = over(), under()
+    while len(rounds) < least or (time.perf_counter() - start < seconds and len(rounds) < most):
+        if len(rounds) % 2:
+            first, second = over(), under()
         else:
-            denominator, numerator = under(), over()
-        ratios.append(numerator / denominator)
-    return summarize(ratios, settings, difference)
+            second, first = under(), over()
+        rounds.append((first, second))
+    return rounds
 
 
-def choose_clock() -> tuple[Callable[[Callable[[], Any]], float], str]:
+def median_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The median and its 95 % interval, which no distribution is assumed for.
+
+    The bounds are order statistics (`scipy.stats.quantile_test`, Conover 1999); below six values
+    there are none that far out: None.
+    """
+    from scipy.stats import quantile_test
+
+    bounds = quantile_test(values, p=0.5).confidence_interval(0.95)
+    low, high = (None if math.isnan(bound) else float(bound) for bound in bounds)
+    known = low is not None and high is not None
+    return statistics.median(values), low if known else None, high if known else None
+
+
+def choose_clock(
+    device: torch.device | None = None,
+) -> tuple[Callable[[Callable[[], Any]], float], str]:
     """Return what measures the seconds of a function, and its name for the settings.
 
     Where one thread computes (OMP_NUM_THREADS=1) processor time counts, which other programs on the
     machine disturb less; with more threads the wall, on a GPU CUDA's events.
+
+    Args:
+        device: what the function computes on; None for a GPU where there is one.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() if device is None else device.type == "cuda":
         return _cuda_seconds, "CUDA events"
     if torch.get_num_threads() == 1:
         return _processor_seconds, "processor time, one thread"

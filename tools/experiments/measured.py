@@ -1,0 +1,159 @@
+"""The costs of two networks, measured side by side in one process: a small file beside the runs.
+
+The latencies of two single runs are of two moments of a machine and say nothing of each other; these
+were taken in turns. `sebench measure A B -o A-B.cost.json` writes the file, a report reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic_core
+from annotated_types import Len
+from pydantic import TypeAdapter, ValidationError
+
+from backbones import files
+from backbones.config import Count, NonNegative, Positive, WholeNumber, describe_error, printable
+from tools.experiments.record import Network, find_files
+
+SUFFIX = ".cost.json"
+WITHIN = 0.01  # a share: costs that are no further apart are called equal
+_LARGEST_FILE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The second network's cost over the first's: the median over rounds and its 95 % interval."""
+
+    value: Positive | None  # None: unavailable, see reason
+    low: Positive | None = None  # None: a few rounds have no such bound
+    high: Positive | None = None
+    rounds: WholeNumber = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two networks; medians over the rounds."""
+
+    network: Network
+    parameters: WholeNumber
+    multiply_adds: WholeNumber
+    latency_ms: NonNegative | None = None  # of one image alone
+    images_per_second: NonNegative | None = None  # at the batch size
+    peak_memory_bytes: WholeNumber | None = None  # weights, and what a batch needs beside them
+    joules_per_image: NonNegative | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the numbers depend on."""
+
+    device: str  # "cpu" or "cuda"
+    device_name: str
+    threads: Count
+    clock: str
+    image: Annotated[list[int], Len(3, 3)]  # channels, height, width
+    batch_size: Count
+    mode: str  # of `backbones.inference.prepare_for_inference`
+    classes: WholeNumber  # of the classifier
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency, throughput, memory and energy of two networks, in turns in one process."""
+
+    created: str  # UTC, ISO 8601
+    first: Side
+    second: Side
+    latency: Ratio
+    throughput: Ratio
+    peak_memory: Ratio
+    energy: Ratio
+    conditions: Conditions
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    schema: Literal[1] = 1
+
+    def turned(self) -> Measured:
+        """The same with the networks the other way round."""
+        ratios = {name: _inverse(getattr(self, name)) for name in RATIOS}
+        return dataclasses.replace(self, first=self.second, second=self.first, **ratios)
+
+
+RATIOS = ("latency", "throughput", "peak_memory", "energy")
+
+
+def write_measured(measured: Measured, path: Path) -> None:
+    """Write the file whole.
+
+    Raises:
+        ValueError: its name is none that a report finds.
+    """
+    if not path.name.endswith(SUFFIX):
+        raise ValueError(f"{path}: a report finds measured costs by their names, NAME{SUFFIX}")
+    content = dataclasses.asdict(measured)
+    text = json.dumps({"schema": content.pop("schema"), **content}, indent=1, allow_nan=False)
+    files.write_whole(path, text + "\n")
+
+
+def read_measured(path: Path) -> Measured:
+    """Read one such file.
+
+    Raises:
+        ValueError: it is damaged; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ValueError(f"larger than {_LARGEST_FILE >> 20} MB")
+        content = pydantic_core.from_json(text, allow_inf_nan=False)
+        return _adapter().validate_json(pydantic_core.to_json(content), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = printable(".".join(str(part) for part in first["loc"]))
+        raise ValueError(f"{path}: no measured costs: {describe_error(first, place)}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no measured costs: {printable(str(error))}") from None
+
+
+def load_measured(paths: Iterable[Path | str]) -> tuple[list[Measured], list[str]]:
+    """Every such file in or under folders, oldest first, and a warning for each that was skipped."""
+    found, warnings = [], []
+    for path in find_files([path for path in paths if Path(path).is_dir()], f"*{SUFFIX}"):
+        try:
+            found.append(read_measured(path))
+        except ValueError as error:
+            warnings.append(f"skipped {error}")
+    return sorted(found, key=lambda measured: measured.created), warnings
+
+
+def measured_schema() -> dict[str, Any]:
+    """The JSON schema of the file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter().json_schema()}
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Measured]:
+    return TypeAdapter(Measured)
+
+
+def _inverse(ratio: Ratio) -> Ratio:
+    def over(bound: float | None) -> float | None:
+        return None if bound is None else 1 / bound
+
+    return dataclasses.replace(
+        ratio, value=over(ratio.value), low=over(ratio.high), high=over(ratio.low)
+    )
+
+
+if __name__ == "__main__":  # write the schema anew
+    text = json.dumps(measured_schema(), indent=1) + "\n"
+    Path(__file__).with_name("measured.schema.json").write_text(text, encoding="utf-8")
