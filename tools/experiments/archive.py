@@ -30,6 +30,7 @@ import msgspec
 
 from backbones import files
 from backbones.config import printable
+from tools.experiments.measured import Measured, load_measured
 from tools.experiments.record import Record, find_files, load_records
 from tools.experiments.status import describe_missing
 
@@ -175,6 +176,7 @@ class Collected:
     records: list[Record]  # oldest first
     warnings: list[str]  # what was skipped, and what is missing
     plans: dict[Path, str]  # of studies, with the names of their folders
+    measured: list[Measured]  # costs of networks side by side, oldest first
 
 
 @contextmanager
@@ -197,7 +199,8 @@ def open_runs(paths: Iterable[str | Path]) -> Iterator[Collected]:
         warnings = [*describe_missing(folders), *warnings]
         found = find_files(places, files.PLAN, paths).items()
         plans = {file: name for file, name in found if file.name == files.PLAN}
-        yield Collected(records, warnings, plans)
+        measured, skipped = load_measured(places)
+        yield Collected(records, [*warnings, *skipped], plans, measured)
 
 
 def with_annotations(record: Record, folder: Path) -> Record:

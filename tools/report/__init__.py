@@ -58,6 +58,7 @@ def write_report(
             resamples=resamples,
             seed=seed,
             margin=margin,
+            measured=found.measured,
         )
         files = {
             "report.html": render_page(table, title),

@@ -17,25 +17,27 @@ class Across:
     metric: str
     label: str
     synthetic: bool
+    equal_cost: bool  # against plain networks of equal cost, not of equal depth
     datasets: tuple[str, ...]
     one_seed: int  # how many of them are known from one seed only
     pooled: Pooled  # of gains: more is better, whatever the metric's direction
 
 
 def pool_datasets(comparisons: Sequence[Comparison]) -> tuple[Across, ...]:
-    """Pool what may be compared: one metric, real and synthetic data apart, at least two data sets.
+    """Pool what may be compared: one metric, real and synthetic data apart, equal depth and equal cost
+    apart, at least two data sets.
 
     Several pairs of a data set share its images: their mean counts once, with their mean variance,
     as if they were one pair. Results that say little are left out.
     """
-    groups: dict[tuple[str, bool], dict[str, list[Comparison]]] = defaultdict(
+    groups: dict[tuple[str, bool, bool], dict[str, list[Comparison]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for c in comparisons:
         if not c.not_counted and not c.unequal and c.headline.difference.standard_error:
-            groups[c.headline.name, c.synthetic][c.dataset].append(c)
+            groups[c.headline.name, c.synthetic, bool(c.pair.equal)][c.dataset].append(c)
     found = []
-    for (metric, synthetic), datasets in groups.items():
+    for (metric, synthetic, equal_cost), datasets in groups.items():
         if len(datasets) < 2:
             continue
         rows = [[c.headline for c in pairs] for pairs in datasets.values()]
@@ -49,6 +51,7 @@ def pool_datasets(comparisons: Sequence[Comparison]) -> tuple[Across, ...]:
                 metric,
                 rows[0][0].label,
                 synthetic,
+                equal_cost,
                 tuple(datasets),
                 sum(all(row.outcome.about_weights for row in pairs) for pairs in rows),
                 pool_tasks(gains, variances),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from backbones.result import ClassScore
 from tools import statistics
+from tools.experiments.measured import Measured
 from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS, load_function
 from tools.references import training_of
 from tools.report.caveats import marks_of, says_little
 from tools.report.compared import explain
+from tools.report.costs import COSTS, SideBySide, network_key
 from tools.report.pairs import Pair, describe_network
 from tools.report.published import ReferenceRow, effects_beside, published_beside
 from tools.statistics import Difference, Variation
@@ -81,6 +83,7 @@ class Comparison:
     classes: tuple[ClassRow, ...]
     variation: Variation | None  # of the classes: do their differences differ at all
     costs: dict[str, tuple[float | None, float | None]]  # plain, candidate
+    measured: Measured | None  # the same two, side by side
     cost_scope: str | None
     tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
     references: tuple[ReferenceRow, ...]
@@ -109,12 +112,14 @@ def compare_pair(
     seed: int,
     trainings: Mapping[str, Record],
     margin: float | None = None,
+    measured: SideBySide | None = None,
 ) -> Comparison:
     """Compare twins; without ``resamples`` by their records alone.
 
     Args:
         trainings: training runs by the SHA-256 of the weights they wrote.
         margin: a difference that does not matter, points; None for that of the metric.
+        measured: costs by the networks that they were measured of.
     """
     first, plain = pair.candidate[0], pair.plain[0]
     task = first.task
@@ -157,6 +162,7 @@ def compare_pair(
         tuple(_class_rows(pair, classes, variation)),
         variation,
         costs,
+        (measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
         first.cost.scope,
         tide,
         (
@@ -269,12 +275,3 @@ def _mean_of_class(side: list[dict[str, ClassScore]], name: str) -> float | None
     scores = [table[name].value for table in side if name in table]
     known = [score for score in scores if score is not None]
     return sum(known) / len(side) if len(known) == len(side) else None
-
-
-COSTS: dict[str, Callable[[Record], float | None]] = {
-    "parameters": lambda record: record.cost.parameters,
-    "multiply_adds": lambda record: record.cost.multiply_adds,
-    "latency_ms": lambda record: record.cost.latency.median_ms,
-    "train_seconds": lambda record: record.timing.train_seconds,
-    "peak_memory_bytes": lambda record: record.timing.peak_memory_bytes,
-}

@@ -10,6 +10,7 @@ import msgspec
 from pydantic import TypeAdapter
 
 from backbones.result import Cost
+from tools.experiments.measured import Measured
 from tools.experiments.record import Metric
 from tools.report import wording
 from tools.report.across import Across
@@ -105,7 +106,9 @@ class ComparisonEntry:
     metrics: list[MetricEntry]
     classes: list[ClassRow]
     variation: VariationEntry | None
+    at: str  # what the networks have in common: equal depth, equal cost (of what), or ""
     costs: dict[str, Sides]
+    measured: Measured | None  # the same two, side by side; null: not measured
     errors: dict[str, Sides]  # kind -> points that it costs
     references: list[ReferenceRow]
 
@@ -117,6 +120,7 @@ class AcrossEntry:
     metric: str
     label: str
     synthetic: bool
+    equal_cost: bool  # against plain networks of equal cost, not of equal depth
     datasets: list[str]
     one_seed: int  # how many of them are known from one seed only
     pooled: Pooled
@@ -234,7 +238,9 @@ def _comparison(c: Comparison) -> ComparisonEntry:
         metrics=[_metric(row) for row in c.metrics],
         classes=list(c.classes),
         variation=_variation(c.variation),
+        at=c.pair.at,
         costs={name: Sides(*sides) for name, sides in c.costs.items()},
+        measured=c.measured,
         errors={kind: Sides(*sides) for kind, sides in c.tide.items()},
         references=list(c.references),
     )

@@ -6,12 +6,14 @@ HTML is escaped by Jinja2 itself.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
+from pydantic import TypeAdapter
 
 from backbones.config import printable
+from tools.experiments.measured import Measured
 from tools.experiments.record import PLACE, Record, record_from, to_plain
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -24,14 +26,6 @@ _LATEX = {
 
 def harmless(record: Record) -> Record:
     """The record with all its text printable; the files it names are left as they are."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, str):
-            return printable(value)
-        if isinstance(value, dict):
-            return {walk(key): walk(entry) for key, entry in value.items()}
-        return [walk(entry) for entry in value] if isinstance(value, list) else value
-
     # Most records hold plain text throughout, which their JSON shows at once.
     text = msgspec.json.encode(replace(record, directory=None, annotations=None))
     if text.isascii() and b"\\" not in text and b"\x7f" not in text:
@@ -39,7 +33,22 @@ def harmless(record: Record) -> Record:
     content = to_plain(record)
     kept = {key: content[key] for key in ("files", "weights")}
     place = {key: getattr(record, key) for key in PLACE}
-    return replace(record_from({**walk(content), **kept}), **place | {"name": walk(record.name)})
+    return replace(
+        record_from({**_printable(content), **kept}), **place | {"name": printable(record.name)}
+    )
+
+
+def harmless_costs(measured: Measured) -> Measured:
+    """The same for costs that were measured side by side."""
+    return TypeAdapter(Measured).validate_python(_printable(asdict(measured)))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(entry) for key, entry in value.items()}
+    return [_printable(entry) for entry in value] if isinstance(value, list) else value
 
 
 def escape_markdown(text: object) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from tools.experiments.measured import RATIOS, Ratio
 from tools.experiments.tasks import TASKS
 from tools.report import wording
-from tools.report.comparison import MetricRow
+from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex
 from tools.report.sharing import protocol_line
 from tools.report.table import Table
@@ -34,6 +35,7 @@ def differences_csv(table: Table) -> str:
                     "variant": c.variant,
                     "candidate_network": c.candidate,
                     "plain_network": c.plain,
+                    "at": c.pair.at,
                     "seeds": " ".join(map(str, c.seeds)),
                     "metric": row.name,
                     "unit": row.unit,
@@ -61,6 +63,7 @@ def differences_csv(table: Table) -> str:
                     "interval_method": found.interval_method,
                     "p_value_method": found.p_value_method,
                     **{f"effect_{name}": value for name, value in row.effects.items()},
+                    **_measured(c),
                     "marks": "; ".join(c.marks),
                     "not_counted": "; ".join(c.not_counted),
                     "reason": found.reason,
@@ -106,6 +109,17 @@ def runs_csv(table: Table) -> str:
                 }
             )
     return _csv(rows)
+
+
+def _measured(c: Comparison) -> dict[str, float | None]:
+    """Ratios of the costs that were measured side by side, candidate over plain."""
+    bounds: dict[str, float | None] = {}
+    for name in RATIOS:
+        ratio = getattr(c.measured, name) if c.measured else Ratio(None)
+        bounds |= {
+            f"{name}_ratio{b and '_'}{b}": getattr(ratio, b or "value") for b in ("", "low", "high")
+        }
+    return bounds
 
 
 def as_latex(table: Table) -> str:

@@ -52,7 +52,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> str:
     heads = [
         "Benchmark", "Candidate", "Plain", "Metric", "Plain %:", "Candidate %:", "Difference:",
         "95 % interval:", "On these images:", "p (Holm):", "Verdict", "Parameters:",
-        "Multiply-adds:", "Seeds:",
+        "Multiply-adds:", "Latency:", "Seeds:",
     ]  # fmt: skip
     return _table(heads, [_pair(c) for c in comparisons])
 
@@ -62,7 +62,7 @@ def _pair(c: Comparison) -> list[str]:
     return [
         e(c.benchmark) + (_MADE if c.synthetic else ""),
         e(c.candidate),
-        e(c.plain),
+        e(f"{c.plain}, at {c.pair.at}" if c.pair.at else c.plain),
         f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
         wording.number(found.plain),
         wording.number(found.candidate),
@@ -73,6 +73,7 @@ def _pair(c: Comparison) -> list[str]:
         row.outcome.phrase + (", these weights" if row.outcome.about_weights else ""),
         wording.more(c.costs["parameters"]),
         wording.more(c.costs["multiply_adds"]),
+        wording.ratio_in_words(c.measured.latency) if c.measured else "–",
         str(len(c.seeds)) if len(c.seeds) > 1 else "1 only",
     ]
 

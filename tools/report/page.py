@@ -40,6 +40,8 @@ def render_page(table: Table, title: str) -> str:
         "interval": wording.interval,
         "count": wording.count,
         "more": wording.more,
+        "ratio": wording.ratio_in_words,
+        "measured": wording.measured_sentence,
         "p": wording.p_text,
         "change": wording.change_in_words,
         "detail": wording.detail,

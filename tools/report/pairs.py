@@ -6,12 +6,23 @@ all the same, it is made and marked.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from tools.experiments.record import Network, Record
+from tools.report.costs import (
+    EQUAL_COST,
+    EQUAL_DEPTH,
+    SideBySide,
+    equal_costs,
+    is_of_equal_depth,
+    is_resized,
+    key_of,
+    names_of_equal,
+    network_key,
+    resized_twins,
+)
 
 NEAR_MISSES = 200  # runs of the twin looked at for what differs, where none is equal
 
@@ -23,6 +34,15 @@ class Pair:
     plain: tuple[Record, ...]
     candidate: tuple[Record, ...]
     unequal: tuple[str, ...] = ()  # what differs all the same, asked for
+    equal: tuple[str, ...] = ()  # costs that a plain network of other sizes has in common
+
+    @property
+    def at(self) -> str:
+        """What the networks have in common: equal depth, equal cost, or nothing that is known."""
+        if self.equal:
+            return f"{EQUAL_COST} ({', '.join(self.equal)})"
+        plain, candidate = self.plain[0].backbone, self.candidate[0].backbone
+        return EQUAL_DEPTH if is_of_equal_depth(plain, candidate) else ""
 
     @property
     def runs(self) -> tuple[Record, ...]:
@@ -38,8 +58,10 @@ class Pairing:
     unpaired: list[tuple[Record, str]]  # every run in no pair, and why
 
 
-def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
-    """Find the twins among ``records``.
+def pair_twins(
+    records: list[Record], allow_unequal: bool = False, measured: SideBySide | None = None
+) -> Pairing:
+    """Find the twins among ``records``: plain networks of equal depth, and those of equal cost.
 
     Of runs that repeat an experiment only the latest counts; the others are unpaired.
     """
@@ -47,7 +69,7 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
     exact = {_identity(record, record.backbone): record for record in latest}
     by_network: dict[tuple[str, Any], list[Record]] = defaultdict(list)
     for record in latest:
-        by_network[record.task, _network(record.backbone)].append(record)
+        by_network[record.task, network_key(record.backbone)].append(record)
 
     together: dict[tuple[Any, ...], list[tuple[Record, Record]]] = defaultdict(list)
     taken: set[tuple[Any, ...]] = set()  # plain runs of a group: each serves one seed
@@ -55,16 +77,23 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
     reasons: dict[int, str] = {}
     wanted = [(r, r.backbone.twin) for r in latest if r.backbone.twin is not None]
     found = [(r, twin, exact.get(_identity(r, twin))) for r, twin in wanted]
+    for candidate, twin in resized_twins(latest):
+        if plain := exact.get(_identity(candidate, twin)):
+            ratios = _costs(plain, candidate, measured)
+            if names_of_equal(ratios):
+                found.append((candidate, twin, plain))
+            else:
+                reasons[id(plain)] = _no_equal_cost(candidate, ratios)
     for candidate, twin, plain in sorted(found, key=lambda row: row[2] is None):
         group = (
-            candidate.task, _network(candidate.backbone), candidate.comparison_hash,
+            candidate.task, network_key(candidate.backbone), network_key(twin), candidate.comparison_hash,
             _data(candidate), _protocol(candidate), candidate.experiment.action,
             _commit(candidate),
         )  # fmt: skip
         differences: tuple[str, ...] = ()
         if plain is None:
             name = describe_network(twin)
-            runs = by_network[candidate.task, _network(twin)][-NEAR_MISSES:]
+            runs = by_network[candidate.task, network_key(twin)][-NEAR_MISSES:]
             free = [run for run in runs if (group, id(run)) not in taken]
             if not free:
                 reasons[id(candidate)] = f"no {'further ' if runs else ''}run of its twin {name}"
@@ -87,7 +116,8 @@ def pair_twins(records: list[Record], allow_unequal: bool = False) -> Pairing:
             is_plain = record.backbone.twin is None
             without = "no run of a network it is the plain twin of" if is_plain else "no twin"
             unpaired.append((record, reasons.get(id(record), without)))
-    return Pairing([_pair(rows, key[-1]) for key, rows in together.items()], unpaired)
+    pairs = [_pair(rows, key[-1], measured) for key, rows in together.items()]
+    return Pairing(pairs, unpaired)
 
 
 def _latest(records: list[Record]) -> tuple[list[Record], list[tuple[Record, str]]]:
@@ -102,9 +132,30 @@ def _latest(records: list[Record]) -> tuple[list[Record], list[tuple[Record, str
     return list(latest.values()), repeated
 
 
-def _pair(rows: list[tuple[Record, Record]], unequal: tuple[str, ...]) -> Pair:
+def _pair(
+    rows: list[tuple[Record, Record]], unequal: tuple[str, ...], measured: SideBySide | None
+) -> Pair:
     rows = sorted(rows, key=lambda row: row[1].seed)
-    return Pair(tuple(plain for plain, _ in rows), tuple(one for _, one in rows), unequal)
+    plain, candidate = rows[0]
+    equal: tuple[str, ...] = ()
+    if is_resized(plain.backbone, candidate.backbone):
+        equal = names_of_equal(_costs(plain, candidate, measured))
+    return Pair(tuple(plain for plain, _ in rows), tuple(one for _, one in rows), unequal, equal)
+
+
+def _costs(
+    plain: Record, candidate: Record, measured: SideBySide | None
+) -> dict[str, float | None]:
+    key = network_key(plain.backbone), network_key(candidate.backbone)
+    return equal_costs(plain, candidate, (measured or {}).get(key))
+
+
+def _no_equal_cost(candidate: Record, ratios: dict[str, float | None]) -> str:
+    shown = [
+        f"{name.replace('_', '-')} {'not measured side by side' if r is None else f'{100 * (r - 1):+.1f} %'}"
+        for name, r in ratios.items()
+    ]
+    return f"no cost equals that of {describe_network(candidate.backbone)}: {', '.join(shown)}"
 
 
 def describe_network(backbone: Network) -> str:
@@ -146,7 +197,7 @@ def _untangle(differences: tuple[str, ...]) -> tuple[str, ...]:
 def _identity(record: Record, backbone: Network) -> tuple:
     """What a run of ``backbone`` has in common with its twin ``record``, and nothing else has."""
     return (
-        record.task, _network(backbone), record.comparison_hash, record.experiment.recipe,
+        record.task, network_key(backbone), record.comparison_hash, record.experiment.recipe,
         record.experiment.action, _data(record), _protocol(record), _commit(record),
         record.seed,
     )  # fmt: skip
@@ -170,10 +221,6 @@ def _unequal_settings(plain: Record, candidate: Record) -> str:
     return ", ".join(shown) or "data or weights"
 
 
-def _network(backbone: Network) -> tuple[str, str]:
-    return backbone.name, _key(backbone.options)
-
-
 def _data(record: Record) -> tuple[str, ...]:
     keys = ("name", "split", "images", "sha256", "synthetic")
     return tuple(str(getattr(record.dataset, key)) for key in keys)
@@ -186,15 +233,8 @@ def _data_name(record: Record) -> str:
 
 
 def _protocol(record: Record) -> str:
-    return _key([record.protocol.name, record.protocol.settings])
+    return key_of([record.protocol.name, record.protocol.settings])
 
 
 def _commit(record: Record) -> str | None:
     return record.git.commit
-
-
-def _key(value: Any) -> str:
-    return _ENCODER.encode(value) if value else ""
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, default=str)

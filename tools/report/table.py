@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from backbones.config import printable
 from tools import statistics
+from tools.experiments.measured import Measured
 from tools.experiments.record import Record
 from tools.experiments.tasks import TASKS
 from tools.report.across import Across, pool_datasets
@@ -15,7 +16,8 @@ from tools.report.comparison import (
     Comparison,
     compare_pair,
 )
-from tools.report.escape import harmless
+from tools.report.costs import side_by_side
+from tools.report.escape import harmless, harmless_costs
 from tools.report.pairs import describe_network, pair_twins
 from tools.report.published import ReferenceRow, published_beside
 from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
@@ -60,6 +62,7 @@ def build_table(
     resamples: int = 1000,
     seed: int = 0,
     margin: float | None = None,
+    measured: Iterable[Measured] = (),
 ) -> Table:
     """Pair the twins and compare them.
 
@@ -69,6 +72,7 @@ def build_table(
         allow_unequal: pair twins that differ in more than the backbone, and mark them.
         resamples, seed: of the bootstrap.
         margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
+        measured: costs of networks side by side, oldest first.
 
     Raises:
         ValueError: ``margin`` is not above 0.
@@ -76,7 +80,8 @@ def build_table(
     if margin is not None and not margin > 0:
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
     records, repeats = find_repeats([harmless(record) for record in records])
-    pairing = pair_twins(records, allow_unequal)
+    beside = side_by_side(map(harmless_costs, measured))
+    pairing = pair_twins(records, allow_unequal, beside)
     order = list(TASKS)
     pairs = sorted(
         pairing.pairs,
@@ -95,6 +100,7 @@ def build_table(
             seed,
             trainings,
             margin,
+            beside,
         )
         for number, pair in enumerate(pairs, start=1)
     ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
+from backbones.equal_cost import spell
+from tools.experiments.measured import Ratio
 from tools.report.across import Across
 from tools.report.comparison import Comparison, MetricRow
+from tools.report.costs import EQUAL_COST, EQUAL_DEPTH
 from tools.report.table import Table
 from tools.statistics import Difference
 from tools.statistics.outcomes import BETTER, EQUIVALENT, UNDECIDED, UNTESTED, WORSE
@@ -39,10 +42,12 @@ METHODS = (
     " of decoder; of a network trained anew, where the 90 % interval of the difference, with the noise"
     " of training in both runs, lies within ±d. It is not reproduced where the 95 % interval leaves"
     ' out no difference, and "undecided" otherwise, as it is with one seed.',
-    "Multiply-adds count convolutions, fully connected layers and residual additions. Latency"
-    " is the median time of one image alone through the network as it was evaluated, a detector's"
-    " backbone at 4:3, on the machine of the run. Twins were timed at different moments, and a busy"
-    " machine shows: latencies are shown, not compared.",
+    "Multiply-adds count convolutions, fully connected layers and residual additions. Latency,"
+    " throughput, peak memory and energy are compared where both networks were measured in turns in one"
+    " process (sebench measure): medians of the rounds' ratios, with order statistics as their 95 %"
+    " interval. The latencies of single runs are of different moments and are not compared.",
+    "A plain twin of equal depth has the same layers and widths, as in the paper. One of equal cost is"
+    " wider or deeper, and has its SE network's parameters, multiply-adds or measured latency within 1 %.",
 )
 
 
@@ -90,6 +95,38 @@ def more(costs: tuple[float | None, float | None]) -> str:
     # Two figures of a small share: the paper's 0.26 % is not nothing, nor is a CIFAR network's 0.005 %.
     digits = 1 if abs(percent) >= 1 or percent == 0 else 1 - math.floor(math.log10(abs(percent)))
     return f"{signed(percent, min(digits, 6))}\u00a0%"
+
+
+def ratio_in_words(ratio: Ratio) -> str:
+    """How much more the candidate takes, with its interval: "+21.5 % [+20.4, +22.7]"."""
+    if ratio.value is None:
+        return "–"
+    low, high = (b if b is None else 100 * (b - 1) for b in (ratio.low, ratio.high))
+    return f"{signed(100 * (ratio.value - 1), 1)}\u00a0% {interval(low, high, 1)}".strip()
+
+
+def measured_sentence(comparison: Comparison) -> str:
+    """What both networks cost side by side, or how to come to know it."""
+    found = comparison.measured
+    if found is None:
+        names = (side[0].backbone for side in (comparison.pair.plain, comparison.pair.candidate))
+        spelled = " ".join(f"'{spell(network.name, network.options)}'" for network in names)
+        return f"Latency was not measured side by side: sebench measure {spelled} -o RUNS"
+    on = found.conditions
+    parts = [
+        f"{label} {ratio_in_words(ratio)}" if ratio.value else f"{label} – ({ratio.reason})"
+        for label, ratio in (
+            ("latency", found.latency),
+            ("images/s", found.throughput),
+            ("peak memory", found.peak_memory),
+            ("energy", found.energy),
+        )
+    ]
+    return (
+        f"Measured side by side, {found.latency.rounds} rounds: {', '.join(parts)}; {on.device_name},"
+        f" {on.threads} threads, images {'x'.join(map(str, on.image))}, alone for latency, else"
+        f" {on.batch_size} at once, {on.classes} classes, {on.mode} mode"
+    )
 
 
 def change_in_words(row: MetricRow) -> str:
@@ -148,8 +185,9 @@ def across_sentence(found: Across, candidate: str) -> str:
     """The mean over data sets, and how little few of them say."""
     pooled = found.pooled
     made = " (synthetic data)" if found.synthetic else ""
+    at = f" at {EQUAL_COST}" if found.equal_cost else ""
     text = (
-        f"Over {pooled.tasks} data sets{made}, {found.label}: on average {signed(pooled.mean)}"
+        f"Over {pooled.tasks} data sets{made}, {found.label}{at}: on average {signed(pooled.mean)}"
         f" points in favour of {candidate} {interval(pooled.low, pooled.high)}, p"
         f" {p_text(pooled.p_value)}"
     )
@@ -172,9 +210,10 @@ def verdict_sentence(comparison: Comparison) -> str:
     made = " (synthetic data)" if comparison.synthetic else ""
     bounds = interval(found.low, found.high)
     weights = f" ({THESE_WEIGHTS})" if row.outcome.about_weights else ""
+    at = f" at {comparison.pair.at}" if comparison.pair.at else ""
     return (
         f"{comparison.benchmark}{made}: {row.label} {signed(found.difference)}"
-        f"{' ' + bounds if bounds else ''} points, {row.outcome.phrase}{weights}, for"
+        f"{' ' + bounds if bounds else ''} points, {row.outcome.phrase}{at}{weights}, for"
         f" {more(costs['parameters'])} parameters and {more(costs['multiply_adds'])} multiply-adds"
     )
 
@@ -200,6 +239,23 @@ def headline(table: Table) -> str:
     left_out = len(table.comparisons) - len(counted)
     if not counted:
         return f"{_pairs(left_out)} of twins, near chance or hardly trained: nothing to compare."
+    at_cost = [c for c in counted if c.pair.equal]
+    others = [c for c in counted if not c.pair.equal]
+    sentence = " ".join(
+        _sentence(table, group, at)
+        for group, at in (
+            (others, f" at {EQUAL_DEPTH}" if at_cost else ""),
+            (at_cost, f" at {EQUAL_COST}"),
+        )
+        if group
+    )
+    if left_out:
+        sentence += f" Not counted: {_pairs(left_out)}, near chance or hardly trained."
+    return sentence
+
+
+def _sentence(table: Table, counted: list[Comparison], at: str) -> str:
+    """The headline of the pairs that have equal depth, or equal cost."""
     benchmarks: dict[tuple[object, ...], list[Comparison]] = defaultdict(list)
     for c in counted:
         benchmarks[c.task, c.dataset, c.synthetic, c.candidate, c.plain].append(c)
@@ -209,22 +265,25 @@ def headline(table: Table) -> str:
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     tested = total - counts.get(UNTESTED, 0)
     if tested == 0:
-        return f"{_pairs(len(counted))} of twins, none of them tested."
+        return f"{_pairs(len(counted))} of twins{at}, none of them tested."
     by_weights = sum(all(c.headline.outcome.about_weights for c in group) for group in groups)
-    sentence = _who_is_what(table, counted, counts, total, by_weights == total)
+    sentence = _who_is_what(table, counted, counts, total, by_weights == total, at)
     if all(comparison.synthetic for comparison in counted):
         sentence = f"On synthetic data: {sentence}"
     elif sentence.startswith(("the ", "these ", "undecided ")):
         sentence = f"{sentence[0].upper()}{sentence[1:]}"
     if 0 < by_weights < total:
         sentence += f" On {by_weights} of {total} there is one seed: that is about weights only."
-    if left_out:
-        sentence += f" Not counted: {_pairs(left_out)}, near chance or hardly trained."
     return sentence
 
 
 def _who_is_what(
-    table: Table, counted: list[Comparison], counts: dict[str, int], total: int, weights: bool
+    table: Table,
+    counted: list[Comparison],
+    counts: dict[str, int],
+    total: int,
+    weights: bool,
+    at: str,
 ) -> str:
     """ "se_x is better than x on 2 of 3 benchmarks, undecided on 1."; of weights with one seed."""
     candidates = {comparison.candidate for comparison in counted}
@@ -234,6 +293,7 @@ def _who_is_what(
     verb = "is"
     if weights:
         who, than, verb = f"these weights of {who}", f"those of {than}", "are"
+    than += at
     # Several candidates on one benchmark are as many comparisons.
     several = len({(c.task, c.dataset) for c in counted}) < total
     noun = "comparisons" if several else "benchmarks"
