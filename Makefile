@@ -2,7 +2,7 @@
 # make demo    four benchmarks, plain network beside SE twin, on synthetic data: demo/report/report.html
 # make test    the tests; TESTS= names some of them
 # make lint    style, spelling and types
-# make engines studies on real clusters that are started here: Ray, of two nodes
+# make engines studies on real clusters and in several processes that are started here: Ray, of two nodes
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
 # make endurance  trainings killed at random moments, and gone on with to the bytes of a whole one
 VENV ?= .venv

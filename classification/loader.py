@@ -105,6 +105,10 @@ def _prepare_worker(_: int) -> None:
     # The signal that asks a run to stop reaches its workers too; the run still needs their batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # DataLoader's own watch compares with the parent of this moment: one that is gone is not missed.
+    run = multiprocessing.parent_process()
+    if run is not None and not run.is_alive():
+        os._exit(1)
     torch.set_num_threads(1)
     worker = get_worker_info()
     assert worker is not None

@@ -52,9 +52,9 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _largest(cells: Sequence[PlannedCell]) -> tuple[int, int, float]:
     """GPUs, cores and gigabytes that are enough for each cell."""
-    gpus = [cell.needs.gpus for cell in cells]
+    needs = [cell.needs for cell in cells]
     return (
-        max(1 if count is None else count for count in gpus),
+        max(each.processes if each.gpus is None else each.gpus for each in needs),
         max(cell.needs.cores or 8 for cell in cells),
         max(cell.needs.memory_gb or 32.0 for cell in cells),
     )

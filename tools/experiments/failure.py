@@ -20,6 +20,7 @@ _RESOURCES = (
         "a process that reads images was killed, as the system does where memory or shared memory "
         "is short; lower data.workers or the batch size",
     ),
+    (r"Connection (closed|reset) by peer|NCCL ", "another process of the run was lost"),
     (
         OUT_OF_MEMORY.pattern,
         "out of memory; lower the batch size, or raise train.accumulate",
@@ -46,10 +47,14 @@ def describe_failure(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
-_PASSING = (ConnectionError, TimeoutError, BlockingIOError, InterruptedError)
+class StartAgain(RuntimeError):
+    """What was wrong is noted: the same command, started again, does better."""
+
+
+_PASSING = (StartAgain, ConnectionError, TimeoutError, BlockingIOError, InterruptedError)
 _PASSING_NUMBERS = (errno.ENOLCK, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE)
 _PASSING_WORDS = re.compile(
-    r"DataLoader worker .*(killed|exited unexpectedly)|is in use by|[Cc]onnection (reset|refused)"
+    r"DataLoader worker .*(killed|exited unexpectedly)|is in use by|[Cc]onnection (reset|refused|closed)"
     r"|timed out|NCCL .*(error|failure)"
 )
 
@@ -74,7 +79,7 @@ def _describe(error: BaseException) -> str:
         return f"out of memory: {text}" if text else "out of memory"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return _describe_missing(error.name.partition(".")[0])
-    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, StartAgain)):
         return text
     for pattern, meaning in _RESOURCES:
         if re.search(pattern, text):

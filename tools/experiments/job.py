@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
+import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,18 +55,25 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
     Raises:
         KeyboardInterrupt: it was told to stop; its checkpoint is saved.
     """
+    keep_failure(job, None)
+    count = job.cell.needs.processes
+    if count > 1 and "RANK" not in os.environ:  # torchrun has not started them
+        return _run_in_processes(job, threads and max(1, threads // count))
+    return _run_here(job, threads)
+
+
+def _run_here(job: Job, threads: int | None) -> Failure | None:
     from backbones.device import keep_large_tensors_on_heap  # imports torch
     from tools.experiments.run import run_experiment
 
     cell = job.cell
-    keep_failure(job, None)
     try:
         keep_large_tensors_on_heap()
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        if cell.directory.is_dir():
+        if cell.directory.is_dir() and os.environ.get("RANK", "0") == "0":
             # The process of a study that was killed may still be saving its checkpoint.
             with files.lock_directory(cell.directory, wait=GRACE + 10):
                 pass
@@ -73,10 +83,49 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
         )
     except Exception as error:
         traceback.print_exc()
-        failure = Failure(describe_failure(error), can_pass(error))
-        keep_failure(job, failure)
+        # Of several processes the first to fail knows why; the others lose their connection.
+        failure = read_failure(failure_path(job.output, cell.name))
+        if failure is None:
+            failure = Failure(describe_failure(error), can_pass(error))
+            keep_failure(job, failure)
         return failure
     return None
+
+
+def _run_in_processes(job: Job, threads: int | None) -> Failure | None:
+    """Run a cell in several processes of this machine, one a GPU, as torchrun does."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    count = job.cell.needs.processes
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=job.cell.directory.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # the scheduler starts again what may do better
+        start_method="spawn",
+    )
+    try:
+        elastic_launch(config, _run_rank)(job, threads)
+    except SignalException as stopped:
+        raise KeyboardInterrupt(f"stopped by {stopped.sigval.name}") from None
+    except ChildFailedError as error:
+        lost = Failure(f"one of {count} processes was lost: {error}", can_pass=True)
+        return read_failure(failure_path(job.output, job.cell.name)) or lost
+    return None
+
+
+def _run_rank(job: Job, threads: int | None) -> None:
+    failed = True
+    with suppress(KeyboardInterrupt):  # the checkpoint is saved
+        failed = _run_here(job, threads) is not None
+    if failed:
+        gc.collect()  # or reading processes, which heed no signal, keep this one from ending
+        sys.exit(1)  # the others are ended, which would wait for this one
 
 
 def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:

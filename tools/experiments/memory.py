@@ -33,6 +33,9 @@ class Fitted:
     evaluate_batch_size: Count | None = None
     reason: str = ""  # the error, in a line
 
+    def __str__(self) -> str:
+        return f"{self.reason}; from now on fewer images at a time"
+
 
 _ADAPTER = TypeAdapter(Fitted)
 

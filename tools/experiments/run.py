@@ -22,6 +22,7 @@ from backbones.heartbeat import keep_heartbeat
 from backbones.registry import describe_backbone, load_user_module, twin_of
 from backbones.result import Result
 from tools.experiments.experiment import Experiment
+from tools.experiments.failure import StartAgain
 from tools.experiments.memory import fit, give_back, make_fit, read_fitted
 from tools.experiments.record import (
     METRICS,
@@ -82,9 +83,12 @@ def _attempt(experiment: Experiment, directory: Path, resume: bool) -> tuple[Any
                 return module.train(config, directory, resume=resume), True
             return module.evaluate(config, directory), True
         except (RuntimeError, MemoryError) as error:
-            # Of several processes the others wait for this one: whoever started them starts anew.
-            if not make_fit(config, error, directory) or "WORLD_SIZE" in os.environ:
+            if not make_fit(config, error, directory):
                 raise
+            if "WORLD_SIZE" in os.environ:  # the other processes wait for this one
+                raise StartAgain(
+                    f"{read_fitted(directory)}: start it again (--resume, where there is a checkpoint)"
+                ) from None
     give_back()
     return None, False
 

@@ -25,6 +25,7 @@ DATA, LOGS, REPORT = "data", "logs", "report"  # folders beside the entries'
 class Needs:
     """What one cell takes of a machine; None: what the executor thinks right."""
 
+    processes: Count = 1  # that train it together, as torchrun starts them; they share the batch
     gpus: WholeNumber | None = None  # None: one for each process, where there are any
     cores: Count | None = None
     memory_gb: Positive | None = None  # main memory, gigabytes

@@ -130,8 +130,8 @@ def _resources(cell: Cell, most: Mapping[str, float]) -> dict[str, Any]:
     gpus = cell.needs.gpus
     if gpus is None:  # one for each process, where there are any
         on_cpu = config.device == "cpu" or not most["GPU"]
-        gpus = 0 if on_cpu else getattr(config, "processes", 1)
-    cores = cell.needs.cores or 1
+        gpus = 0 if on_cpu else max(cell.needs.processes, getattr(config, "processes", 1))
+    cores = cell.needs.cores or cell.needs.processes
     memory = int((cell.needs.memory_gb or 0) * 1e9)
     for kind, asked in (("CPU", cores), ("GPU", gpus), ("memory", memory)):
         if asked > most[kind]:
