@@ -30,6 +30,7 @@ DECODED_UP_FRONT = 2**28  # bytes: every image of a set up to this size is decod
 SYNTHETIC = "SYNTHETIC"  # marks a folder of synthetic data, and says how they were made
 LOCK = ".lock"
 HEARTBEAT = "heartbeat.json"  # while a run lives: how far it is
+PLAN_LOCK = "plan.json"  # of a study: what was planned, fixed before it ran; beside `PLAN`
 MEMORY = "memory.json"  # of a run that did not fit: how it was made to
 
 _PARTIAL = ".partial"

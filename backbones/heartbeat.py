@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +87,7 @@ class _Writer:
 
 
 _writer: _Writer | None = None
+_listener: Callable[[Stage, int, int, float], None] | None = None
 
 
 @contextmanager
@@ -106,6 +107,20 @@ def keep_heartbeat(directory: str | Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def listen(listener: Callable[[Stage, int, int, float], None]) -> Iterator[None]:
+    """Call a function with what is told, for the length of a `with` block.
+
+    What it raises goes through whatever computes: so a run can be ended from outside.
+    """
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
 def tell(stage: Stage, step: int, total: int, images: float = 1) -> None:
     """Say that `step` of `total` is done.
 
@@ -114,6 +129,8 @@ def tell(stage: Stage, step: int, total: int, images: float = 1) -> None:
     """
     if _writer is not None:
         _writer.tell(stage, step, total, images)
+    if _listener is not None:
+        _listener(stage, step, total, images)
 
 
 def read_heartbeat(directory: str | Path) -> Heartbeat | None:

@@ -26,7 +26,7 @@ ROOMS = {
     "report": {"experiments", "references", "statistics"},
     "references": {"experiments", "statistics"},
     "speed": {"experiments", "sample_data"},
-    "experiments": {"sample_data"},
+    "experiments": {"sample_data", "statistics"},
     "statistics": set(),
     "sample_data": set(),
 }

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,9 @@ from tools.cli.arguments import ImportOption, JsonOption, first_process, say
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
+    from tools.cli.display import StudyDisplay
     from tools.experiments.status import CellState
-    from tools.experiments.study import Cell, Study
+    from tools.experiments.study import Cell, Looks, Study
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")]
 OnlyOption = Annotated[
@@ -195,6 +197,9 @@ def _run(
     study = wish.load()
     told = read_options(place, options)
     everything, cells = wish.plan(study)
+    from tools.experiments.plan import check_lock  # and with it scipy
+
+    check_lock(everything, wish.output, study.looks)
     if dry_run:
         print_plan(cells)
         return
@@ -211,23 +216,50 @@ def _run(
                 display.say("making synthetic data")
                 make_sample_data(study, output)
             display.begin(cells)
-            for outcome in run_cells(
-                cells,
-                output,
-                executor,
-                command=_command(),
-                retries=retries,
-                started=display.started,
-            ):
-                display.ended(outcome)
-                if outcome.record is None:
-                    failed.append(f"  {outcome.cell.label}: {outcome.error}")
-                else:
-                    recorded.append(outcome.cell.directory)
+            for stage in _stages(cells, study.looks):
+                for outcome in run_cells(
+                    stage,
+                    output,
+                    executor,
+                    command=_command(),
+                    retries=retries,
+                    started=display.started,
+                ):
+                    display.ended(outcome)
+                    if outcome.record is None:
+                        failed.append(f"  {outcome.cell.label}: {outcome.error}")
+                    else:
+                        recorded.append(outcome.cell.directory)
+                if failed or (study.looks and _ends(output, recorded, study.looks, display)):
+                    break
         if recorded:
             _report(recorded, output / REPORT)
     if failed:
         raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(failed))
+
+
+def _stages(cells: list[Cell], looks: Looks | None) -> list[list[Cell]]:
+    """The cells before each look; all at once where there is none."""
+    if looks is None:
+        return [cells]
+    bounds = [0, *looks.looks]
+    seeds = [cell.experiment.config.seed for cell in cells]
+    return [
+        [cell for cell, seed in zip(cells, seeds, strict=True) if low <= seed < high]
+        for low, high in pairwise(bounds)
+    ]
+
+
+def _ends(output: Path, recorded: Sequence[Path], looks: Looks, display: StudyDisplay) -> bool:
+    """Take a look; whether the study ends with it."""
+    from tools.report.looks import take_look
+
+    ended, lines = take_look(output, recorded, looks)
+    for line in lines:
+        display.say(line)
+    if ended:
+        display.say(f"every comparison is {looks.stop}: the study ends with this look")
+    return ended
 
 
 def _report(recorded: Sequence[Path], directory: Path) -> None:
@@ -259,6 +291,7 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     from tools.cli.display import print_plan, print_record
     from tools.experiments.array_jobs import TRY_AGAIN
     from tools.experiments.job import Job, run_job
+    from tools.experiments.plan import check_lock
     from tools.experiments.record import read_git
     from tools.experiments.run import read_recorded
     from tools.experiments.status import write_plan
@@ -266,6 +299,7 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
 
     study, output = wish.load(), wish.output
     cells, _ = wish.plan(study)
+    check_lock(cells, output, study.looks)
     if number >= len(cells):
         raise ValueError(f"--cell {number}: there are cells 0 to {len(cells) - 1}")
     cell = cells[number]

@@ -105,3 +105,9 @@ def _plain(network: Mapping[str, Any]) -> dict[str, Any] | None:
             return None
         plain = {"name": twin[0], "options": twin[1]}
     return plain if plain["options"] else {"name": plain["name"]}
+
+
+def network_label(name: str, options: Mapping[str, Any]) -> str:
+    """Name and options of a network, as in "se_resnet50 (reduction=4)"."""
+    listed = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{name} ({listed})" if listed else name

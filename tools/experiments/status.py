@@ -164,11 +164,16 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def plans_near(paths: Iterable[str | Path]) -> list[Path]:
+    """The plans of the studies that some runs or folders of runs belong to."""
+    folders = [folder for path in map(Path, paths) for folder in (path, *path.parents[:2])]
+    return [f / files.PLAN for f in dict.fromkeys(folders) if (f / files.PLAN).is_file()]
+
+
 def describe_missing(paths: Iterable[str | Path]) -> list[str]:
     """What the studies that some runs or folders of runs belong to lack yet, a line each."""
-    near = [folder for path in map(Path, paths) for folder in (path, *path.parents[:2])]
     lines = []
-    for output in dict.fromkeys(folder for folder in near if (folder / files.PLAN).is_file()):
+    for output in (plan.parent for plan in plans_near(paths)):
         try:
             states = read_states(read_plan(output), output)
         except ValueError as error:

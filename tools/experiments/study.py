@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backbones import files
 from backbones.config import Count, Positive, WholeNumber, printable, unknown
@@ -54,11 +55,29 @@ class StudyEntry:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """Seeds 0, 1, ... after some numbers of which a study is looked at, and what ends it there.
+
+    The p-value of each look has a level of its own (`tools.statistics.planning.look_levels`), so that all
+    looks together err in no more than 5 % of studies: the plan must be fixed before the first run.
+    """
+
+    looks: list[Count]  # numbers of seeds, rising; the last is the whole study
+    stop: Literal["significant", "equivalent"] = "significant"  # what every comparison must be
+
+    def __post_init__(self) -> None:
+        if not self.looks or self.looks[0] < 2 or any(a >= b for a, b in pairwise(self.looks)):
+            raise ValueError(
+                f"seeds.looks={list(self.looks)}: give rising numbers of seeds, from 2 on"
+            )
+
+
+@dataclass(frozen=True)
 class Study:
     """What a study's YAML file holds. Patterns are held against "ENTRY/NETWORK-seedN"."""
 
     experiments: list[StudyEntry]
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] | Looks = field(default_factory=lambda: [0])
     twins: bool = True  # whether the plain twin of every SE network is added
     # Files that register networks of one's own; run only where `--import` names them too.
     imports: list[str] = field(default_factory=list)
@@ -68,6 +87,25 @@ class Study:
     exclude: list[str] = field(default_factory=list)  # and none of these
     overrides: dict[str, Any] = field(default_factory=dict)  # pattern -> settings of those cells
     needs: dict[str, Any] = field(default_factory=dict)  # of a cell: the fields of Needs
+
+    @property
+    def looks(self) -> Looks | None:
+        """When it is looked at before its end, if it is."""
+        return self.seeds if isinstance(self.seeds, Looks) else None
+
+    def seeds_of(self, entry: StudyEntry) -> list[int]:
+        """The seeds that an entry may run with.
+
+        Raises:
+            ValueError: it has seeds of its own in a study with looks.
+        """
+        if not isinstance(self.seeds, Looks):
+            return self.seeds if entry.seeds is None else entry.seeds
+        if entry.seeds is not None:
+            raise ValueError(
+                f"{_entry_name(entry)}: seeds={entry.seeds} beside seeds.looks of the study; leave it out"
+            )
+        return list(range(self.seeds.looks[-1]))
 
 
 @dataclass(frozen=True)
@@ -145,7 +183,7 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
         needs = build_settings(Needs, [("needs", study.needs), (f"{name}: needs", entry.needs)])
         entries[name] = {}
         for network in expand(entry.backbones, study.twins, name):
-            for seed in entry.seeds if entry.seeds is not None else study.seeds:
+            for seed in study.seeds_of(entry):
                 folder = f"{folder_name(network)}-seed{seed}"
                 source = _source(entry, name, network, seed, entries)
                 directory = output / name / folder

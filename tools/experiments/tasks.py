@@ -7,7 +7,8 @@ functions are named as text and imported when they are used, so that a list of t
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from backbones.config import unknown
@@ -37,6 +38,8 @@ class Task:
     recompute: str
     # (results file, annotations file, evaluator) -> scores of results without a network
     score: str | None = None
+    # Settings of the shortest training that there is, over those of any recipe: for `sebench plan`.
+    two_steps: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_function(name: str) -> Any:
@@ -58,6 +61,11 @@ def settings_class(task: Task) -> type:
 
 
 # In the order in which a report shows them.
+_TWO_STEPS = {
+    "train": {"iterations": 2, "schedule": {"name": "constant", "warmup": 0, "milestones": []}},
+    "evaluate": {"every": 0},
+}
+
 TASKS = {
     "classification": Task(
         label="image classification",
@@ -72,6 +80,7 @@ TASKS = {
         find_pictures="tools.report.classifiers:find_pictures",
         protocol="classification.protocols:describe_protocol",
         recompute="tools.report.classifiers:recompute",
+        two_steps=_TWO_STEPS,
     ),
     "scene": Task(
         label="scene classification",
@@ -86,6 +95,7 @@ TASKS = {
         find_pictures="tools.report.classifiers:find_pictures",
         protocol="classification.protocols:describe_protocol",
         recompute="tools.report.classifiers:recompute",
+        two_steps=_TWO_STEPS,
     ),
     "detection": Task(
         label="object detection",
@@ -100,6 +110,7 @@ TASKS = {
         find_pictures="tools.report.detectors:find_pictures",
         protocol="detection.scoring:describe_protocol",
         recompute="tools.report.detectors:recompute",
+        two_steps={"train": {"iterations": 2, "steps": None, "warmup_iterations": 0}},
         score="detection.scoring:score_results",
     ),
 }

@@ -28,6 +28,7 @@ from tools.experiments.archive import (
 from tools.experiments.record import Record, find_files
 from tools.report import document
 from tools.report.compared import file_of
+from tools.report.planned import read_plans
 from tools.report.table import build_table
 
 
@@ -70,8 +71,11 @@ def write_bundle(
             raise ValueError(f"no record.json in or under {', '.join(map(str, sources))}")
         members = _members(records)
         for plan, folder in found.plans.items():
-            members["/".join(filter(None, [RUNS, folder, files.PLAN]))] = plan
-        members[REPORT] = document.as_json(build_table(records, warnings, **options)).encode()
+            for file in (plan, plan.with_name(files.PLAN_LOCK)):
+                if file.is_file():
+                    members["/".join(filter(None, [RUNS, folder, file.name]))] = file
+        table = build_table(records, warnings, **options, plans=read_plans(found.plans))
+        members[REPORT] = document.as_json(table).encode()
         unfinished = _unfinished(sources)
         version = metadata.version("sebench")
 

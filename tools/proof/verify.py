@@ -24,6 +24,7 @@ from tools.experiments.archive import (
 from tools.experiments.record import Record, find_files, load_records
 from tools.proof.checks import Finding, check_plans, check_record, check_together
 from tools.report import document
+from tools.report.planned import read_plans
 from tools.report.table import build_table
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".pkl", ".npz", ".npy", ".bin", ".ckpt", ".json"}
@@ -132,7 +133,8 @@ def _check_report(
     try:
         stored = json.loads((folder / REPORT).read_bytes())
         options = {key: manifest.report.get(key) for key in ("allow_unequal", "margin")}
-        table = build_table(records, manifest.skipped, **options)  # type: ignore[arg-type]
+        plans = read_plans(find_files([folder / RUNS], files.PLAN))
+        table = build_table(records, manifest.skipped, **options, plans=plans)  # type: ignore[arg-type]
         anew = json.loads(document.as_json(table))
     except ImportError as error:
         found.notes.append(

@@ -39,9 +39,11 @@ def write_report(
         ValueError: a path does not exist, there is no sound record in any, or ``margin`` is not
             above 0.
     """
+    from tools.experiments.status import plans_near
     from tools.report import document, exports
     from tools.report.markdown import as_markdown
     from tools.report.page import render_page
+    from tools.report.planned import read_plans
     from tools.report.sharing import HEAD, eval_results
     from tools.report.table import build_table
 
@@ -59,6 +61,7 @@ def write_report(
             seed=seed,
             margin=margin,
             measured=found.measured,
+            plans=read_plans([*found.plans, *plans_near(paths)]),
         )
         files = {
             "report.html": render_page(table, title),

@@ -15,6 +15,7 @@ from tools.experiments.record import Metric
 from tools.report import wording
 from tools.report.across import Across
 from tools.report.comparison import ClassRow, Comparison, MetricRow
+from tools.report.planned import FixedPlan
 from tools.report.published import ReferenceRow
 from tools.report.repeats import Repeat
 from tools.report.sharing import protocol_line
@@ -170,6 +171,7 @@ class Report:
     runs: list[RunEntry]
     skipped: list[str]  # files that are no sound records, and why
     repeats: list[Repeat]  # experiments that several records are of
+    plans: list[FixedPlan]  # that were fixed before the runs, and what became of them
     methods: list[str]
 
 
@@ -193,6 +195,7 @@ def as_report(table: Table) -> Report:
         runs=[_run(run) for run in table.runs],
         skipped=list(table.warnings),
         repeats=list(table.repeats),
+        plans=list(table.plans),
         methods=list(wording.METHODS),
     )
 

@@ -8,6 +8,7 @@ from tools.experiments.record import METRICS
 from tools.report import wording
 from tools.report.comparison import Comparison
 from tools.report.escape import escape_markdown as e
+from tools.report.planned import FixedPlan
 from tools.report.published import ReferenceRow
 from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
@@ -28,6 +29,7 @@ def as_markdown(table: Table, title: str) -> str:
         _section("Captions", _captions(table.comparisons)) if table.comparisons else "",
         _published(references) if references else "",
         _runs(table.runs),
+        *(_plan(plan) for plan in table.plans),
         _section("More than once", _bullets(r.text for r in table.repeats[:_REFERENCES]))
         if table.repeats
         else "",
@@ -88,6 +90,23 @@ def _notes(table: Table) -> str:
     candidate = wording.candidate_word(table)
     across = [e(wording.across_sentence(found, candidate)) for found in table.across]
     return "\n\n".join(filter(None, ["\n".join(lines), *across]))
+
+
+def _plan(plan: FixedPlan) -> str:
+    heads = ["Benchmark", "Network", "Interval, planned:", "found:", "Seconds, planned:", "taken:"]
+    cells = [
+        [
+            e(row.benchmark),
+            e(row.candidate),
+            f"± {wording.number(row.half_width_planned)}",
+            "–" if row.half_width is None else f"± {wording.number(row.half_width)}",
+            wording.number(row.seconds_planned),
+            wording.number(row.seconds),
+        ]
+        for row in plan.rows
+    ]
+    table = f"\n\n{_table(heads, cells)}" if cells else ""
+    return _section("Planned and found", e(plan.sentence) + table)
 
 
 def _captions(comparisons: Sequence[Comparison]) -> str:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from tools.experiments.networks import network_label
 from tools.experiments.record import Network, Record
 from tools.report.costs import (
     EQUAL_COST,
@@ -160,8 +161,7 @@ def _no_equal_cost(candidate: Record, ratios: dict[str, float | None]) -> str:
 
 def describe_network(backbone: Network) -> str:
     """Name and options of a backbone, as in "se_resnet50 (reduction=4)"."""
-    options = ", ".join(f"{key}={value}" for key, value in sorted(backbone.options.items()))
-    return f"{backbone.name} ({options})" if options else backbone.name
+    return network_label(backbone.name, backbone.options)
 
 
 def _differences(plain: Record, candidate: Record) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from backbones.config import printable
 from tools import statistics
 from tools.experiments.measured import Measured
+from tools.experiments.plan import Lock
 from tools.experiments.record import Record
 from tools.experiments.tasks import TASKS
 from tools.report.across import Across, pool_datasets
@@ -19,6 +20,7 @@ from tools.report.comparison import (
 from tools.report.costs import side_by_side
 from tools.report.escape import harmless, harmless_costs
 from tools.report.pairs import describe_network, pair_twins
+from tools.report.planned import FixedPlan, at_its_look, set_beside
 from tools.report.published import ReferenceRow, published_beside
 from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
 from tools.statistics.outcomes import decide
@@ -47,6 +49,7 @@ class Table:
     warnings: tuple[str, ...]  # files that were skipped
     across: tuple[Across, ...] = ()  # one line over several data sets
     repeats: tuple[Repeat, ...] = ()  # experiments that several records are of
+    plans: tuple[FixedPlan, ...] = ()  # that were fixed before the runs
 
     @property
     def synthetic(self) -> bool:
@@ -63,6 +66,7 @@ def build_table(
     seed: int = 0,
     margin: float | None = None,
     measured: Iterable[Measured] = (),
+    plans: Iterable[tuple[str, Lock]] = (),
 ) -> Table:
     """Pair the twins and compare them.
 
@@ -73,6 +77,7 @@ def build_table(
         resamples, seed: of the bootstrap.
         margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
         measured: costs of networks side by side, oldest first.
+        plans: that were fixed, as `read_plans` gives them.
 
     Raises:
         ValueError: ``margin`` is not above 0.
@@ -133,9 +138,10 @@ def build_table(
         )
         for comparison, variant in zip(comparisons, variants(firsts), strict=True)
     ]
-    told = tuple(_corrected(comparisons))
+    plans = list(plans)
+    told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
     skipped = tuple(printable(text) for text in warnings)
-    return Table(told, runs, skipped, pool_datasets(told), repeats)
+    return Table(told, runs, skipped, pool_datasets(told), repeats, set_beside(plans, told))
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:

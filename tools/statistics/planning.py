@@ -76,6 +76,32 @@ def detectable_with_seeds(
     Raises:
         ValueError: fewer than two seeds, or a negative standard deviation.
     """
+    variance, own = _expected_variance(seeds, seed_sd, churn_sd, image_sd)
+    return float(detectable_difference(np.sqrt(variance), own, power)[0])
+
+
+def expected_half_width(
+    seeds: int,
+    seed_sd: float,
+    churn_sd: float,
+    image_sd: float,
+    confidence: float = CONFIDENCE,
+) -> float:
+    """Half of the interval that ``seeds`` runs a side lead to; arguments as ``detectable_with_seeds``."""
+    variance, own = _expected_variance(seeds, seed_sd, churn_sd, image_sd)
+    return float((special.stdtrit(own, (1 + confidence) / 2) * np.sqrt(variance))[0])
+
+
+def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, float]:
+    """Half-width, and difference seen in ``power`` of cases, of one pair of weights on many images."""
+    z, z_power = special.ndtri((1 + CONFIDENCE) / 2), special.ndtri(power)
+    return float(z * image_sd), float((z + z_power) * image_sd)
+
+
+def _expected_variance(
+    seeds: int, seed_sd: float, churn_sd: float, image_sd: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the mean difference and its degrees of freedom, (1,) each."""
     if seeds < 2 or min(seed_sd, churn_sd, image_sd) < 0:
         raise ValueError(
             f"seeds {seeds} and standard deviations {seed_sd}, {churn_sd}, {image_sd}: expected at"
@@ -86,8 +112,7 @@ def detectable_with_seeds(
     degrees = seeds - 1 if seeds >= PAIR_SEEDS_FROM else 2 * (seeds - 1)
     many = np.array([np.inf])
     image = image_sd**2 + churn / seeds if image_sd else None
-    variance, own = variance_of_mean(between, churn, image, seeds, degrees, many)
-    return float(detectable_difference(np.sqrt(variance), own, power)[0])
+    return variance_of_mean(between, churn, image, seeds, degrees, many)
 
 
 def seeds_needed(

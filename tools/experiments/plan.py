@@ -1,0 +1,321 @@
+"""Before compute is spent: what a study will be able to tell, and what it costs; and a plan that is fixed.
+
+planned = compare_cells(cells, images, noise)
+lock(cells, output)         # then `check_lock` refuses other cells than these
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from backbones import files
+from backbones.config import Count, NonNegative
+from tools.experiments.networks import network_label
+from tools.experiments.probe import Cost
+from tools.experiments.run import describe_settings_network
+from tools.experiments.status import write_plan
+from tools.experiments.study import Cell, Looks
+from tools.experiments.tasks import TASKS
+from tools.statistics import planning
+
+_MOST_IMAGES = 10_000_000
+_LARGEST_LOCK = 2**26  # bytes
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of the difference in one pair of runs on `images` images, in points."""
+
+    seed_sd: NonNegative  # of the networks' true metric
+    churn_sd: NonNegative  # seed x image
+    image_sd: NonNegative  # which images there are
+    images: Count
+    source: str
+
+    def on(self, images: int) -> Noise:
+        """The same on a set of another size."""
+        shrink = math.sqrt(self.images / images)
+        return replace(
+            self, churn_sd=self.churn_sd * shrink, image_sd=self.image_sd * shrink, images=images
+        )
+
+
+# Where nothing was recorded. Of one run: 0.08 points of true accuracy and the churn that makes what is
+# seen on the set 0.13 (ImageNet), 0.17 (CIFAR-10) and 0.19 (Places365) points, in the range of Jordan,
+# "On the variance of neural network training with respect to test sets and distributions", ICLR 2024,
+# and Picard, arXiv 2109.08203. A fifth of the images on which twins disagree is the networks' own. AP:
+# 0.15 points of one run, and a standard error of 0.37 over val2017's images, are assumptions.
+_ASSUMED = "assumed: nothing of its kind is recorded"
+_DEFAULTS = {
+    "cifar10": Noise(0.113, 0.210, 0.105, 10_000, _ASSUMED),
+    "places365": Noise(0.113, 0.243, 0.122, 36_500, _ASSUMED),
+    "AP": Noise(0.15, 0.15, 0.34, 5_000, _ASSUMED),
+    "": Noise(0.113, 0.144, 0.072, 50_000, _ASSUMED),
+}
+
+
+@dataclass(frozen=True)
+class PlannedComparison:
+    """What twins in a study will tell, in points of their headline metric."""
+
+    entry: str
+    task: str
+    metric: str
+    plain: str
+    candidate: str
+    seeds: Count
+    noise: Noise  # on the images that it will be measured on
+    half_width: NonNegative  # of the 95 % interval, as expected; with one seed about the weights
+    detectable: NonNegative  # seen in 80 % of such studies
+    wanted: NonNegative | None = None  # a difference asked for
+    seeds_needed: Count | None = None  # to see it in 80 %; None: no number of seeds does
+    images_needed: Count | None = None  # with these seeds; None: no number of images does
+
+    @property
+    def images(self) -> int:
+        return self.noise.images
+
+
+def default_noise(task: str, dataset: str) -> Noise:
+    """What is assumed of a task's headline metric where nothing is recorded."""
+    return _DEFAULTS.get(TASKS[task].headline[0]) or _DEFAULTS.get(dataset, _DEFAULTS[""])
+
+
+def compare_cells(
+    cells: Sequence[Cell],
+    images: Mapping[str, int],
+    recorded: Mapping[tuple[str, str], Noise],
+    wanted: float | None = None,
+) -> list[PlannedComparison]:
+    """What each candidate of a study and its plain twin will tell, in the order of the cells.
+
+    Args:
+        images: reported images of each entry.
+        recorded: noise of earlier studies, by task and data set.
+        wanted: a difference to be seen, points.
+    """
+    by_network: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        key = (cell.entry, _key(describe_settings_network(cell.experiment.config.backbone)))
+        by_network.setdefault(key, []).append(cell)
+    planned = []
+    for (entry, _), candidates in by_network.items():
+        first = candidates[0].experiment
+        twin = describe_settings_network(first.config.backbone)["twin"]
+        plain = by_network.get((entry, _key(twin))) if twin else None
+        if plain is None:
+            continue
+        seeds = {cell.experiment.config.seed for cell in plain}
+        shared = sum(cell.experiment.config.seed in seeds for cell in candidates)
+        data = first.config.data.name
+        noise = recorded.get((first.task, data)) or default_noise(first.task, data)
+        if shared:
+            names = (_label(plain[0]), _label(candidates[0]))
+            noise = noise.on(images.get(entry, noise.images))
+            planned.append(_compare(entry, first.task, names, shared, noise, wanted))
+    return planned
+
+
+def _key(network: Mapping[str, Any]) -> str:
+    return json.dumps([network["name"], network["options"]], sort_keys=True, default=str)
+
+
+def _label(cell: Cell) -> str:
+    backbone = cell.experiment.config.backbone
+    return network_label(backbone.name, backbone.options)
+
+
+def _compare(
+    entry: str,
+    task: str,
+    names: tuple[str, str],
+    seeds: int,
+    noise: Noise,
+    wanted: float | None,
+) -> PlannedComparison:
+    half_width, detectable = expect(seeds, noise)
+    return PlannedComparison(
+        entry,
+        task,
+        TASKS[task].headline[0],
+        *names,
+        seeds,
+        noise,
+        half_width,
+        detectable,
+        wanted,
+        _seeds_needed(wanted, noise) if wanted else None,
+        _images_needed(wanted, seeds, noise) if wanted else None,
+    )
+
+
+def expect(seeds: int, noise: Noise) -> tuple[float, float]:
+    """Half-width and detectable difference; with one seed of two sets of weights, by the images."""
+    parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
+    if seeds > 1:
+        return (
+            planning.expected_half_width(seeds, *parts),
+            planning.detectable_with_seeds(seeds, *parts),
+        )
+    return planning.expected_of_one_pair(math.hypot(noise.churn_sd, noise.image_sd))
+
+
+def _seeds_needed(wanted: float, noise: Noise) -> int | None:
+    return planning.seeds_needed(wanted, noise.seed_sd, noise.churn_sd, noise.image_sd)
+
+
+def _images_needed(wanted: float, seeds: int, noise: Noise) -> int | None:
+    """The smallest set, to a hundredth, on which these seeds show a difference."""
+    low, high = 1, _MOST_IMAGES
+    if expect(seeds, noise.on(high))[1] > wanted:
+        return None
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        if expect(seeds, noise.on(middle))[1] > wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+# A plan that is fixed -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """A change of a plan after it was fixed."""
+
+    made: str  # ISO 8601
+    why: str
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Content of the file: what was planned, and what was expected of it."""
+
+    made: str  # ISO 8601
+    cells: dict[str, str]  # name -> hash of the settings, as amended last
+    comparisons: list[PlannedComparison]
+    costs: dict[str, Cost]  # by ENTRY/NETWORK, of one run
+    amendments: list[Amendment] = field(default_factory=list)
+    looks: Looks | None = None
+
+
+_LOCK = TypeAdapter(Lock)
+
+
+def read_lock(output: Path) -> Lock | None:
+    """The plan that was fixed for a study, if it was.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = output / files.PLAN_LOCK
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return _LOCK.validate_json(file.read(_LARGEST_LOCK))
+    except (OSError, ValidationError) as error:
+        raise ValueError(f"{path} is damaged: no plan can be read from it") from error
+
+
+def check_lockable(output: Path, why: str | None) -> None:
+    """Raise a ValueError where a plan is fixed already and no reason is given, or none is to be amended."""
+    before = read_lock(output)
+    if before is None and why is not None:
+        raise ValueError(f"--amend: {output} has no fixed plan; fix one with --lock")
+    if before is not None and why is None:
+        raise ValueError(
+            f"{output / files.PLAN_LOCK} is fixed since {before.made}; change it with --amend WHY"
+        )
+
+
+def lock(
+    cells: Sequence[Cell],
+    output: Path,
+    looks: Looks | None,
+    comparisons: Sequence[PlannedComparison],
+    costs: Mapping[str, Cost],
+    why: str | None = None,
+) -> Path:
+    """Fix the plan of a study, or with `why` change one that is fixed.
+
+    Raises:
+        ValueError: as `check_lockable`.
+    """
+    check_lockable(output, why)
+    before, now = read_lock(output), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    planned = _hashes(cells)
+    locked = Lock(now, planned, list(comparisons), dict(costs), looks=looks)
+    if before is not None:
+        amendment = Amendment(now, why or "", *_changes(before.cells, planned))
+        locked = replace(
+            locked,
+            made=before.made,
+            costs={**before.costs, **costs},
+            amendments=[*before.amendments, amendment],
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / files.PLAN_LOCK
+    files.write_whole(path, json.dumps(asdict(locked), indent=1))
+    write_plan(cells, output)
+    return path
+
+
+def check_lock(cells: Sequence[Cell], output: Path, looks: Looks | None = None) -> None:
+    """Refuse to run anything else than the plan that was fixed.
+
+    Raises:
+        ValueError: cells or looks are others, which are named; or a study with looks has no fixed plan.
+    """
+    locked = read_lock(output)
+    if locked is None:
+        if looks is not None:
+            raise ValueError(
+                "seeds.looks count only in a plan that is fixed before the first run: "
+                f"sebench plan STUDY -o {output} --lock"
+            )
+        return
+    named = zip(
+        ("added", "removed", "changed"), _changes(locked.cells, _hashes(cells)), strict=True
+    )
+    told = [
+        f"{what}: {', '.join(names[:3])}{'...' if len(names) > 3 else ''}"
+        for what, names in named
+        if names
+    ]
+    if locked.looks != looks:
+        told.append(f"looks: {_in_words(locked.looks)} there, {_in_words(looks)} here")
+    if told:
+        raise ValueError(
+            f"this is not the plan that was fixed on {locked.made} ({'; '.join(told)}); run that, or "
+            f"say why it changes: sebench plan STUDY -o {output} --amend WHY"
+        )
+
+
+def _in_words(looks: Looks | None) -> str:
+    return "none" if looks is None else f"{looks.looks} until {looks.stop}"
+
+
+def _hashes(cells: Iterable[Cell]) -> dict[str, str]:
+    return {cell.name: cell.experiment.planned_hash for cell in cells}
+
+
+def _changes(
+    before: Mapping[str, str], now: Mapping[str, str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names that were added, removed and changed."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return [n for n in now if n not in before], [n for n in before if n not in now], changed

@@ -1,0 +1,73 @@
+"""A study's runs looked at without a report: the noise for the next plan, and whether a look ends it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from backbones import files
+from tools.experiments.archive import open_runs
+from tools.experiments.plan import Noise, default_noise
+from tools.experiments.study import Looks
+from tools.report.planned import read_plans
+from tools.report.table import build_table
+from tools.statistics.outcomes import BETTER, EQUIVALENT, WORSE
+
+
+def read_noise(paths: Iterable[str | Path]) -> dict[tuple[str, str], Noise]:
+    """The noise of earlier studies, by task and data set: means of the variances over their pairs.
+
+    Raises:
+        ValueError: there is no record in a path, or none of twins.
+    """
+    paths = list(paths)
+    groups: dict[tuple[str, str], list[Noise]] = {}
+    with open_runs(paths) as found:
+        for compared in build_table(found.records, found.warnings).comparisons:
+            difference, images = compared.headline.difference, compared.images
+            if difference.image_sd is None:
+                continue
+            data, seeds = compared.pair.plain[0].dataset.name, difference.seeds
+            assumed = default_noise(compared.task, data).on(images)
+            noise = Noise(
+                assumed.seed_sd if difference.seed_sd is None else difference.seed_sd,
+                difference.churn_sd or 0.0,
+                difference.image_sd,  # with one seed churn is in it
+                images,
+                f"recorded, {seeds} seed{'s' if seeds > 1 else ''}",
+            )
+            groups.setdefault((compared.task, data), []).append(noise)
+    if not groups:
+        where = ", ".join(map(str, paths))
+        raise ValueError(f"--from {where}: no recorded twins there whose images can be compared")
+    return {key: _mean(rows) for key, rows in groups.items()}
+
+
+def _mean(rows: Sequence[Noise]) -> Noise:
+    images = rows[0].images
+    rows = [row.on(images) for row in rows]
+
+    def mean(name: str) -> float:
+        return math.sqrt(sum(getattr(row, name) ** 2 for row in rows) / len(rows))
+
+    source = f"{rows[0].source}, {len(rows)} pair{'s' if len(rows) > 1 else ''}"
+    return Noise(mean("seed_sd"), mean("churn_sd"), mean("image_sd"), images, source)
+
+
+def take_look(output: Path, runs: Sequence[Path], looks: Looks) -> tuple[bool, list[str]]:
+    """Whether a study ends after the runs so far, and a line on each comparison.
+
+    Args:
+        output: the study's folder, with its fixed plan.
+        runs: the directories of the runs.
+    """
+    with open_runs(runs) as found:
+        plans = read_plans([output / files.PLAN])
+        comparisons = build_table(found.records, found.warnings, plans=plans).comparisons
+    ending = (BETTER, WORSE) if looks.stop == "significant" else (EQUIVALENT,)
+    lines = [
+        f"{c.benchmark}: {c.candidate} {c.headline.outcome.phrase} ({'; '.join(c.marks[-1:])})"
+        for c in comparisons
+    ]
+    return bool(comparisons) and all(c.headline.verdict in ending for c in comparisons), lines
