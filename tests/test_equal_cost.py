@@ -1,5 +1,7 @@
 """The plain network that costs what an SE network costs: wider or deeper, and trained like any other."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from backbones.equal_cost import find_equal_cost, spell
 from backbones.zoo import PAIRS
 from detection.backbone import build_detectron2_backbone
 from tools.experiments.record import read_record
+from tools.experiments.study import load_study, plan
 from tools.sample_data import MAKERS
 
 GOLDEN = {pair.se: pair for pair in PAIRS}
@@ -143,6 +146,45 @@ def test_a_detector_stands_on_a_widened_network_and_its_weights(tmp_path):
         backbone.name, options=backbone.options, weights=str(path), norm="BN", freeze_at=0
     )
     assert [stages.output_shape()[name].channels for name in ("res2", "res5")] == [25, 129]
+
+
+def study_of(tmp_path, **changes):
+    path = tmp_path / "study.yaml"
+    entry = {
+        "task": "classification", "recipe": "cifar-short",
+        "backbones": ["resnet56", "se_resnet20", {"name": "se_resnet20", "options": {"reduction": 2}}],
+    }  # fmt: skip
+    path.write_text(json.dumps({"experiments": [entry], **changes}))
+    return [
+        (cell.experiment.config.backbone.name, cell.experiment.config.backbone.options)
+        for cell in plan(load_study(path), tmp_path / "out")
+    ]
+
+
+def test_a_study_asks_for_twins_of_equal_depth_and_of_equal_cost(tmp_path):
+    se = find_equal_cost("se_resnet20", {"reduction": 2}, "parameters")
+    assert se.way == "wider"
+    assert study_of(tmp_path, twins=["equal_depth", "parameters"]) == [
+        ("resnet56", {}),
+        ("resnet20", {}),  # has SE-ResNet-20's parameters within 1 % as it is: it runs once
+        ("se_resnet20", {}),
+        ("resnet20", se.options),
+        ("se_resnet20", {"reduction": 2}),
+    ]
+    assert ("resnet20", {}) not in study_of(tmp_path, twins=[])
+
+
+@pytest.mark.parametrize(
+    ("twins", "told"),
+    [
+        (["latency"], "sebench twin NAME --match latency"),
+        (["equal_dept"], "unknown twin 'equal_dept'; did you mean equal_depth"),
+        ([3], "twins"),
+    ],
+)
+def test_twins_that_a_study_cannot_have_are_refused(tmp_path, twins, told):
+    with pytest.raises(ValueError, match=told):
+        study_of(tmp_path, twins=twins)
 
 
 def test_a_network_is_spelled_as_the_command_line_reads_it():

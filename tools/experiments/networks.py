@@ -10,31 +10,56 @@ from typing import Any
 
 from backbones import files
 from backbones.config import unknown
+from backbones.equal_cost import COUNTED, find_equal_cost
 from backbones.registry import EXTERNAL, list_backbones, twin_of
 
+EQUAL_DEPTH = "equal_depth"
+TWINS = (EQUAL_DEPTH, *COUNTED)  # what a study may ask for
 _KEYS = {"name", "options", "weights", "twin"}
 
 
-def expand(networks: Sequence[Any], twins: bool, where: str) -> list[dict[str, Any]]:
-    """Each network of an entry after its plain twin, none twice.
+def read_twins(asked: bool | Sequence[str]) -> list[str]:
+    """Which plain twins a study asks for: some of TWINS.
+
+    Raises:
+        ValueError: another one.
+    """
+    if isinstance(asked, bool):
+        return [EQUAL_DEPTH] if asked else []
+    for name in asked:
+        if name == "latency":
+            raise ValueError(
+                "twins: latency is measured, not counted: find the network once, by `sebench twin NAME"
+                " --match latency`, and list it among the backbones; a report pairs it"
+            )
+        if name not in TWINS:
+            raise ValueError(f"twins: {unknown('twin', name, TWINS)}")
+    return list(asked)
+
+
+def expand(
+    networks: Sequence[Any], twins: bool | Sequence[str], where: str
+) -> list[dict[str, Any]]:
+    """Each network of an entry after its plain twins, none twice.
 
     Args:
         networks: names or patterns ("se_resnet*"), or mappings of `name`, `options`, `weights`, `twin`.
-        twins: whether plain twins are added.
+        twins: whether plain twins are added, or which of TWINS.
         where: what to call the entry in an error.
 
     Raises:
         ValueError: something else, or a pattern that no network matches.
     """
+    asked = read_twins(twins)
     found: list[dict[str, Any]] = []
     for item in networks:
         for network in _matching(_checked(item, where), where):
             # A twin has weights of its own; where a network starts from some, both are listed.
             try:
-                plain = None if network.get("weights") or not twins else _plain(network)
+                plain = [] if network.get("weights") else [_plain(network, twin) for twin in asked]
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            for each in (plain, network):
+            for each in (*plain, network):
                 if each and each not in found:
                     found.append(each)
     return found
@@ -95,15 +120,18 @@ def _matching(network: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
     yield from ({**network, "name": name} for name in matching)
 
 
-def _plain(network: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The plain twin that a network declares or the table knows."""
-    if network.get("twin"):
+def _plain(network: Mapping[str, Any], asked: str) -> dict[str, Any] | None:
+    """The plain twin that a network declares or the table knows, or that of equal cost."""
+    name, options = network["name"], network.get("options", {})
+    if asked == EQUAL_DEPTH and network.get("twin"):
         plain = read_twin(network["twin"])
     else:
-        twin = twin_of(network["name"], network.get("options", {}))
+        twin = twin_of(name, options)
         if twin is None:
             return None
         plain = {"name": twin[0], "options": twin[1]}
+        if asked != EQUAL_DEPTH:
+            plain["options"] = find_equal_cost(name, options, asked).options
     return plain if plain["options"] else {"name": plain["name"]}
 
 

@@ -78,7 +78,9 @@ class Study:
 
     experiments: list[StudyEntry]
     seeds: list[int] | Looks = field(default_factory=lambda: [0])
-    twins: bool = True  # whether the plain twin of every SE network is added
+    # Whether the plain twin of every SE network is added; or which: equal_depth, parameters and
+    # multiply_adds, the latter two wider or deeper (`backbones.equal_cost`).
+    twins: bool | list[str] = True
     # Files that register networks of one's own; run only where `--import` names them too.
     imports: list[str] = field(default_factory=list)
     # Sets to make in the output folder: name -> arguments of its maker in tools.sample_data.
