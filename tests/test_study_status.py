@@ -178,6 +178,27 @@ def test_an_example_script_runs_every_cell_after_what_it_waits_for(study, sebenc
         assert all(word in line for word in words), line
 
 
+def test_a_part_of_a_study_keeps_the_numbers_of_the_whole(study, sebench, tmp_path):
+    path, cells = study
+    part = ("run", path, "-o", tmp_path / "out", "--only", "*/se_*", "--cells")
+    _, out, _ = sebench(*part)
+    told = [(cell["number"], cell["waits_for"], cell["state"]) for cell in json.loads(out)]
+    assert told == [(1, None, "to come"), (3, 1, "waiting")]
+    _, out, _ = sebench(*part, "--example", "kubernetes")
+    spec = yaml.safe_load(out)["spec"]
+    script = spec["template"]["spec"]["containers"][0]["command"][-1]
+    assert spec["completions"] == 2
+    (tmp_path / "sebench").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "sebench").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1"}
+    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert ran.stdout.strip().endswith("--cell 3")
+    # A cell whose source has failed for good fails too, and is not tried for ever.
+    keep_failure(Job(cells[0], tmp_path / "out", None, Git()), Failure("no such data"))
+    code, _, err = sebench("run", path, "-o", tmp_path / "out", "--cell", 2)
+    assert (code, "waits for first/resnet20-seed0: no such data" in err) == (1, True)
+
+
 def test_options_that_do_not_fit_are_refused(study, sebench, tmp_path):
     path, output = study[0], tmp_path / "out"
     for arguments, message in (

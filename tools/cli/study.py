@@ -32,13 +32,11 @@ OnlyOption = Annotated[
 
 def run(
     study: StudyArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor."),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of all its runs.")
-    ] = Path(),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     only: OnlyOption = None,
     executor: Annotated[str, typer.Option(help="Where cells run: local, ray.")] = "local",
@@ -83,8 +81,6 @@ def run(
 
     tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
     """
-    if output == Path():
-        raise ValueError("--output is missing: name the folder of all runs, e.g. -o runs")
     wish = _Wish(study, output, imports or (), only or ())
     if example and not cells:
         raise ValueError(f"--example {example} is for --cells: it prints a script that runs them")
@@ -115,7 +111,9 @@ def demo(
 
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of a study's runs.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing runs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again until all is done or failed.")
+    ] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
     stalled_after: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which a run counts as stalled.")
@@ -274,7 +272,9 @@ def _print_cells(wish: _Wish, example: str | None) -> None:
     from tools.experiments.array_jobs import example_script
     from tools.experiments.status import planned_cells, read_states
 
-    planned = planned_cells(wish.plan(wish.load())[1])
+    everything, chosen = wish.plan(wish.load())
+    numbers = {cell.number for cell in chosen}
+    planned = [cell for cell in planned_cells(everything) if cell.number in numbers]
     if example is None:
         states = read_states(planned, wish.output)
         print(json.dumps([state.as_plain() for state in states], indent=1))
@@ -290,7 +290,7 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     from backbones.files import lock_directory
     from tools.cli.display import print_plan, print_record
     from tools.experiments.array_jobs import TRY_AGAIN
-    from tools.experiments.job import Job, run_job
+    from tools.experiments.job import Job, failure_path, read_failure, run_job
     from tools.experiments.plan import check_lock
     from tools.experiments.record import read_git
     from tools.experiments.run import read_recorded
@@ -315,6 +315,9 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     if cell.source is not None:
         source = next(other for other in cells if other.directory == cell.source)
         if source.status() != "recorded":
+            failure = read_failure(failure_path(output, source.name))
+            if failure is not None and not failure.can_pass:
+                raise ValueError(f"{cell.name} waits for {source.name}: {failure.error}")
             say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
             raise typer.Exit(TRY_AGAIN)
     job = Job(cell, output, _command(), read_git())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 
@@ -32,8 +33,8 @@ def waves(cells: Sequence[PlannedCell]) -> list[list[int]]:
     """Numbers of the cells that wait for nothing, then of those that wait for these, and so on."""
     depth: dict[int, int] = {}
     found: list[list[int]] = []
-    for cell in cells:  # what a cell waits for comes before it
-        depth[cell.number] = 0 if cell.waits_for is None else depth[cell.waits_for] + 1
+    for cell in cells:  # what a cell waits for comes before it, or is recorded
+        depth[cell.number] = depth.get(-1 if cell.waits_for is None else cell.waits_for, -1) + 1
         found += [[]] * (depth[cell.number] + 1 - len(found))
         found[depth[cell.number]] = [*found[depth[cell.number]], cell.number]
     return found
@@ -94,7 +95,11 @@ def _slurm(cells: Sequence[PlannedCell], command: str) -> str:
 
 def _kubernetes(cells: Sequence[PlannedCell], command: str) -> str:
     gpus, cores, memory = _largest(cells)
+    numbers = [cell.number for cell in cells]
     shell = f'exec {command} --cell "$JOB_COMPLETION_INDEX"'
+    if numbers != list(range(len(numbers))):  # a part of the study
+        listed = " ".join(map(str, numbers))
+        shell = f'cells=({listed}); exec {command} --cell "${{cells[JOB_COMPLETION_INDEX]}}"'
     gpu = f", nvidia.com/gpu: {gpus}" if gpus else ""
     return f"""# EDIT image and claim: a volume that all pods share holds study, data and output.
 # kubectl apply -f this.yaml. A pod whose cell waits for another ends with {TRY_AGAIN} and is started again later.
@@ -135,24 +140,29 @@ def _yaml_text(text: str) -> str:
 
 
 def _sagemaker(cells: Sequence[PlannedCell], command: str) -> str:
+    run = f"cd /opt/ml/input/data/study && exec {command} --cell $cell"
+    algorithm = {
+        "TrainingImage": "ACCOUNT.dkr.ecr.REGION.amazonaws.com/sebench:latest",
+        "TrainingInputMode": "File",
+        "ContainerEntrypoint": ["bash", "-c", run],
+    }
     lines = [
         "#!/usr/bin/env bash",
         "# One training job a cell, on a file system (FSx, EFS) that all share. EDIT the first lines.",
         "set -e",
-        "image=ACCOUNT.dkr.ecr.REGION.amazonaws.com/sebench:latest role=arn:aws:iam::ACCOUNT:role/sebench",
-        "instance=ml.g5.2xlarge volume=fs-0123 path=/fsx/study subnets=subnet-0123 groups=sg-0123",
+        "role=arn:aws:iam::ACCOUNT:role/sebench instance=ml.g5.2xlarge",
+        "volume=fs-0123 path=/fsx/study subnets=subnet-0123 groups=sg-0123",
+        f"algorithm={shlex.quote(json.dumps(algorithm))}",
         'mount="FileSystemId=$volume,FileSystemType=FSxLustre,FileSystemAccessMode=rw,DirectoryPath=$path"',
         "start() {",
         '  aws sagemaker create-training-job --training-job-name "sebench-$1-$(date +%s)" --role-arn "$role" \\',
-        '    --algorithm-specification "TrainingImage=$image,TrainingInputMode=File,ContainerEntrypoint=bash,'
-        'ContainerArguments=-c,cell=$1; $run" \\',
+        '    --algorithm-specification "$algorithm" --environment "cell=$1" \\',
         '    --input-data-config "ChannelName=study,DataSource={FileSystemDataSource={$mount}}" \\',
-        "    --output-data-config S3OutputPath=s3://BUCKET/sebench --resource-config "
-        '"InstanceType=$instance,InstanceCount=1,VolumeSizeInGB=50" \\',
-        '    --stopping-condition MaxRuntimeInSeconds=432000 --vpc-config "Subnets=$subnets,SecurityGroupIds=$groups" \\',
-        "    --query TrainingJobArn --output text",
+        "    --output-data-config S3OutputPath=s3://BUCKET/sebench \\",
+        '    --resource-config "InstanceType=$instance,InstanceCount=1,VolumeSizeInGB=50" \\',
+        "    --stopping-condition MaxRuntimeInSeconds=432000 \\",
+        '    --vpc-config "Subnets=$subnets,SecurityGroupIds=$groups" --query TrainingJobArn --output text',
         "}",
-        f"run={shlex.quote(f'cd /opt/ml/input/data/study && exec {command} --cell $cell')}",
     ]
     for numbers in waves(cells):
         lines += [
