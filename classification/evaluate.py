@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,8 @@ class Predictions:
         labels: int64 (N,).
         top: best classes, best first, int32 (N, min(5, C)).
         scores: their mean softmax, float32, of the same shape.
+        probability: mean softmax of the image's own class, float32 (N,).
+        brier: squared distance of all classes' mean softmax from what is there, float32 (N,), 0 to 2.
         loss: mean cross-entropy in nats, from the mean softmax; not finite where an output is not.
         skipped: ids of images that could not be read.
         seconds: from the first batch to the last, of all ensembles of the pass together.
@@ -47,6 +49,8 @@ class Predictions:
     labels: np.ndarray
     top: np.ndarray
     scores: np.ndarray
+    probability: np.ndarray
+    brier: np.ndarray
     loss: float
     skipped: list[str]
     seconds: float
@@ -59,6 +63,7 @@ class _Answers:
     top: np.ndarray  # best classes, best first, int32 (N, min(5, C))
     scores: np.ndarray  # of these, float32
     right: np.ndarray  # the score of the image's own class, float64 (N,)
+    squares: np.ndarray  # sum of the squared scores of all classes, float64 (N,)
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ def _score(ensembles: Sequence[Ensemble], batch: Batch, device: torch.device) ->
         for network, input_format in networks:
             scores = scores + mean_softmax(_logits(network, input_format, images)) / len(networks)
         top, best = best_classes(scores)
-        found = (top.to(torch.int32), best.float(), scores.gather(1, labels)[:, 0])
+        own, squares = scores.gather(1, labels)[:, 0], scores.square().sum(dim=1)
+        found = (top.to(torch.int32), best.float(), own, squares)
         answers.append(_Answers(*(column.cpu().numpy() for column in found)))
     return _Scored(batch.indices.numpy(), batch.labels.numpy(), answers)
 
@@ -176,15 +182,11 @@ def _logits(network: nn.Module, input_format: InputFormat, images: Tensor) -> Te
 
 
 def _join(parts: Sequence[_Scored]) -> _Scored:
-    answers = []
-    for each in zip(*(part.answers for part in parts), strict=True):
-        answers.append(
-            _Answers(
-                np.concatenate([part.top for part in each]),
-                np.concatenate([part.scores for part in each]),
-                np.concatenate([part.right for part in each]),
-            )
-        )
+    columns = [field.name for field in fields(_Answers)]
+    answers = [
+        _Answers(*(np.concatenate([getattr(part, name) for part in each]) for name in columns))
+        for each in zip(*(part.answers for part in parts), strict=True)
+    ]
     return _Scored(
         np.concatenate([part.indices for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -197,12 +199,16 @@ def _in_order(
 ) -> Predictions:
     """Put images in the order of the set: so the loss does not depend on the processes either."""
     order = np.argsort(scored.indices)
-    right = np.maximum(answers.right[order], np.finfo(np.float64).tiny)
+    own = answers.right[order]
+    brier = np.maximum(answers.squares[order] - 2 * own + 1, 0.0)
+    right = np.maximum(own, np.finfo(np.float64).tiny)
     return Predictions(
         scored.indices[order],
         scored.labels[order],
         answers.top[order],
         answers.scores[order],
+        own.astype(np.float32),
+        brier.astype(np.float32),
         float(-np.log(right).mean()),
         skipped,
         seconds,
@@ -212,7 +218,9 @@ def _in_order(
 def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> None:
     """Write one row per image seen to a Parquet file, whole or not at all.
 
-    Columns: image (string), label (int32), top5 (list<int32>, best first), scores (list<float32>).
+    Columns: image (string), label (int32), top5 (list<int32>, best first), scores (list<float32>) of
+    these, probability (float32) of the label, brier (float32) over all classes. Files of schema 1, which
+    does not say so, lack the last two.
     """
     table = pa.table(
         {
@@ -222,6 +230,8 @@ def write_samples(predictions: Predictions, ids: Sequence[str], path: Path) -> N
             "label": pa.array(predictions.labels.astype(np.int32)),
             "top5": pa.array(predictions.top.tolist(), pa.list_(pa.int32())),
             "scores": pa.array(predictions.scores.tolist(), pa.list_(pa.float32())),
+            "probability": pa.array(predictions.probability),
+            "brier": pa.array(predictions.brier),
         }
-    )
+    ).replace_schema_metadata({"schema": "2"})
     write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd"))

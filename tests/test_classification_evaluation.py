@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import brier_score_loss, log_loss
 
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
 from classification import datasets, run
@@ -28,6 +29,7 @@ from classification.images import read_image
 from classification.readers import read_folder
 from classification.transforms import build_views, normalize
 from tools import sample_data
+from tools.statistics import calibration, load_predictions
 
 TINY = "se_resnet_tiny"
 FORMAT = InputFormat(channel_order="BGR", mean=(104, 117, 123), std=(50, 60, 70))
@@ -106,6 +108,22 @@ def test_scores_are_those_of_the_network_on_the_protocols_views(photos, files, t
         right += rows["top5"][place][0] == rows["label"][place]
     assert result.metrics["top1_accuracy"] == 100 * right / 18
     assert result.input_format["channel_order"] == "BGR"
+
+
+def test_rows_hold_what_proper_scores_need(photos, files, tmp_path):
+    """They are scikit-learn's of the probabilities of all classes."""
+    run.evaluate(config(photos, files[0], flip=True), tmp_path)
+    rows = samples(tmp_path)
+    probabilities = np.zeros((18, 6))
+    for row, (top, scores) in enumerate(zip(rows["top5"], rows["scores"], strict=True)):
+        probabilities[row] = (1 - sum(scores)) * ~np.isin(range(6), top)  # the sixth
+        probabilities[row, top] = scores
+    labels, own = rows["label"], np.array(rows["probability"])
+    expected = log_loss(labels, probabilities, labels=range(6))
+    assert calibration.log_losses(own).mean() == pytest.approx(expected, rel=1e-5)
+    expected = brier_score_loss(labels, probabilities, labels=range(6), scale_by_half=False)
+    assert np.mean(rows["brier"]) == pytest.approx(expected, rel=1e-5)
+    assert load_predictions(tmp_path / "samples.parquet").confidence.max() == probabilities.max()
 
 
 def test_an_ensemble_averages_the_scores_of_its_members(photos, files, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tools.experiments.tasks import TASKS, settings_class
 from tools.report.compared import Compared, file_of
 from tools.report.examples import SHOWN_EACH_WAY, Picture, make_picture
 from tools.report.pairs import Pair
-from tools.statistics import Difference, Predictions, Variation
+from tools.statistics import Difference, Predictions, Variation, calibration
 
 _THUMBNAIL = 96  # pixels, the longer side
 
@@ -54,7 +54,29 @@ def compare(pair: Pair, resamples: int, seed: int) -> Compared:
             }
             if varied is not None and len(classes) == len(by_class):  # every class has a name
                 variation = varied
-    return Compared(metrics, classes, {}, variation)
+    return Compared(
+        metrics, classes, {}, variation, _compare_scores(plain, candidate, resamples, seed)
+    )
+
+
+def _compare_scores(
+    plain: Sequence[Predictions], candidate: Sequence[Predictions], resamples: int, seed: int
+) -> dict[str, Difference]:
+    """Proper scores and calibration; nothing where rows of either side hold no probabilities."""
+    if any(rows.probability is None for rows in (*plain, *candidate)):
+        return {}
+
+    def stacked(name: str) -> list[np.ndarray]:
+        return [np.stack([getattr(rows, name) for rows in side]) for side in (plain, candidate)]
+
+    right = [np.stack([rows.correct(1) for rows in side]) for side in (plain, candidate)]
+    sides = list(zip(stacked("confidence"), right, strict=True))
+    losses = [calibration.log_losses(side) for side in stacked("probability")]
+    return {
+        "nll": calibration.compare_scores(*losses),
+        "brier": calibration.compare_scores(*stacked("brier")),
+        "ece": calibration.compare_calibration(*sides, resamples=resamples, seed=seed),
+    }
 
 
 def recompute(record: Record) -> tuple[dict[str, float | None], list[float | None]]:
@@ -77,6 +99,10 @@ def recompute(record: Record) -> tuple[dict[str, float | None], list[float | Non
         raise ValueError(
             "images and labels of the rows are not those of the data that are recorded"
         )
+    if rows.probability is not None and rows.confidence is not None:
+        first = rows.correct(1)
+        if not np.array_equal(rows.probability[first], rows.confidence[first]):
+            raise ValueError("the rows give a label another probability than their first class has")
     metrics: dict[str, float | None] = {}
     for k in (1, 5):
         correct = int(rows.correct(k).sum()) if classes > k else None

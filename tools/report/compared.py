@@ -8,11 +8,18 @@ something else, and the report says so in the place of the number.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.experiments.record import Record
 from tools.statistics import Difference, Variation
+
+# Losses of probabilities: label, unit. Lower is better; they are shown and not judged.
+SCORES = {
+    "nll": ("negative log likelihood", "nats"),
+    "brier": ("Brier score", "0 to 2"),
+    "ece": ("expected calibration error", "0 to 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Compared:
     classes: dict[str, Difference]
     errors: dict[str, tuple[float, float]]  # kind -> points that it costs plain, candidate
     variation: Variation | None = None  # of the classes
+    scores: dict[str, Difference] = field(default_factory=dict)  # of probabilities, by `SCORES`
 
 
 def explain(error: Exception, records: Iterable[Record]) -> str:

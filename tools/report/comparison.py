@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -88,6 +88,8 @@ class Comparison:
     tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
     references: tuple[ReferenceRow, ...]
     variant: str = ""  # what tells it from others of the same networks and data
+    # Of probabilities, by `SCORES`; none where the rows hold no probabilities.
+    scores: dict[str, Difference] = field(default_factory=dict)
 
     @property
     def benchmark(self) -> str:
@@ -127,13 +129,14 @@ def compare_pair(
     classes: dict[str, Difference] = {}
     variation: Variation | None = None
     tide: dict[str, tuple[float, float]] = {}
+    scores: dict[str, Difference] = {}
     if resamples == 0:
         why = f"no interval: {TOO_MANY}"
     else:
         try:
             compared = load_function(TASKS[task].compare)(pair, resamples, seed)
             found, classes = compared.metrics, compared.classes
-            tide, variation = compared.errors, compared.variation
+            tide, variation, scores = compared.errors, compared.variation, compared.scores
             why = "no interval is computed for this metric"
         except ValueError as error:
             why = f"no interval: {explain(error, (*pair.plain, *pair.candidate))}"
@@ -170,6 +173,7 @@ def compare_pair(
             *published_beside(pair.candidate, trainings, margin),
             *effects_beside(pair, {row.name: row.difference for row in metrics}, trainings, margin),
         ),
+        scores=scores,
     )
 
 

@@ -14,6 +14,7 @@ from tools.experiments.measured import Measured
 from tools.experiments.record import Metric
 from tools.report import wording
 from tools.report.across import Across
+from tools.report.compared import SCORES
 from tools.report.comparison import ClassRow, Comparison, MetricRow
 from tools.report.planned import FixedPlan
 from tools.report.published import ReferenceRow
@@ -40,6 +41,16 @@ class Hashes:
 
     plain: list[str]
     candidate: list[str]
+
+
+@dataclass(frozen=True)
+class ScoreEntry:
+    """A loss of probabilities, lower is better, in its own unit and not in percent."""
+
+    name: str
+    label: str
+    unit: str
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class ComparisonEntry:
     caption: str  # data, split, n, protocol, recipe and its hash, seeds, versions
     experiments: Hashes
     metrics: list[MetricEntry]
+    scores: list[ScoreEntry]  # of probabilities: shown, not judged
     classes: list[ClassRow]
     variation: VariationEntry | None
     at: str  # what the networks have in common: equal depth, equal cost (of what), or ""
@@ -239,6 +251,7 @@ def _comparison(c: Comparison) -> ComparisonEntry:
             [record.hash for record in c.pair.candidate],
         ),
         metrics=[_metric(row) for row in c.metrics],
+        scores=[ScoreEntry(name, *SCORES[name], found) for name, found in c.scores.items()],
         classes=list(c.classes),
         variation=_variation(c.variation),
         at=c.pair.at,

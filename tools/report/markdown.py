@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tools.experiments.record import METRICS
 from tools.report import wording
+from tools.report.compared import SCORES
 from tools.report.comparison import Comparison
 from tools.report.escape import escape_markdown as e
 from tools.report.planned import FixedPlan
@@ -26,6 +27,7 @@ def as_markdown(table: Table, title: str) -> str:
         _head(table, title),
         _pairs(table.comparisons),
         _notes(table),
+        _scores(table.comparisons),
         _section("Captions", _captions(table.comparisons)) if table.comparisons else "",
         _published(references) if references else "",
         _runs(table.runs),
@@ -107,6 +109,33 @@ def _plan(plan: FixedPlan) -> str:
     ]
     table = f"\n\n{_table(heads, cells)}" if cells else ""
     return _section("Planned and found", e(plan.sentence) + table)
+
+
+def _scores(comparisons: Sequence[Comparison]) -> str:
+    """Losses of probabilities, lower is better; without a word, for nothing is corrected."""
+    heads = [
+        "Benchmark",
+        "Networks",
+        "Loss",
+        "Plain:",
+        "Candidate:",
+        "Difference:",
+        "95 % interval:",
+    ]
+    cells = [
+        [
+            e(c.benchmark),
+            f"{e(c.candidate)}, {e(c.plain)}",
+            f"{SCORES[name][0]}, {SCORES[name][1]}",
+            wording.number(found.plain, 4),
+            wording.number(found.candidate, 4),
+            wording.signed(found.difference, 4),
+            wording.interval(found.low, found.high, 4) or "–",
+        ]
+        for c in comparisons
+        for name, found in c.scores.items()
+    ]
+    return _section("Probabilities", _table(heads, cells)) if cells else ""
 
 
 def _captions(comparisons: Sequence[Comparison]) -> str:

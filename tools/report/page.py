@@ -12,6 +12,7 @@ from markupsafe import Markup
 from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
+from tools.report.compared import SCORES
 from tools.report.comparison import Comparison
 from tools.report.examples import find_pictures
 from tools.report.sharing import protocol_line
@@ -79,6 +80,7 @@ def render_page(table: Table, title: str) -> str:
         cost_plots=_cost_plots(comparisons),
         unfolded=len(detailed) <= OPEN,
         tasks=TASKS,
+        scores=SCORES,
         methods=wording.METHODS,
         metrics=METRICS,
         css=Markup((home / "page.css").read_text("utf-8")),

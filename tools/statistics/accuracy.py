@@ -26,11 +26,18 @@ from tools.statistics.pooling import Variation, variation
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows of a ``samples.parquet``: image names (N,), labels (N,), classes best first (N, K)."""
+    """Rows of a ``samples.parquet``: image names (N,), labels (N,), classes best first (N, K).
+
+    Of files that hold them: the probability of the first class and of the label (0 to 1), and the Brier
+    score over all classes (0 to 2), (N,) each.
+    """
 
     image: np.ndarray
     label: np.ndarray
     top: np.ndarray
+    confidence: np.ndarray | None = None
+    probability: np.ndarray | None = None
+    brier: np.ndarray | None = None
 
     def correct(self, k: int) -> np.ndarray:
         """Whether the label is among the first ``k`` classes, (N,) bool."""
@@ -41,6 +48,10 @@ _MOST_VALUES, _LARGEST = 300_000_000, 4 << 30  # of a file of rows: 20 million i
 _ROWS = pa.schema(
     {"image": pa.string(), "label": pa.int64(), "top5": pa.list_(pa.int64())}  # best class first
 )
+_SCORES = pa.schema(
+    {"scores": pa.list_(pa.float64()), "probability": pa.float64(), "brier": pa.float64()}
+)
+_ROUNDED = 1e-6  # float32 may sum to a little more than 1
 
 
 def load_predictions(path: str | Path, images: int | None = None) -> Predictions:
@@ -59,7 +70,9 @@ def load_predictions(path: str | Path, images: int | None = None) -> Predictions
             wanted = "at least 1" if images is None else images
             raise ValueError(f"{path}: {rows} rows, expected {wanted}")
         _refuse_large(path)
-        table = parquet.read_table(path, columns=_ROWS.names).select(_ROWS.names).cast(_ROWS)
+        scored = set(_SCORES.names) <= set(parquet.read_schema(path).names)
+        schema = pa.unify_schemas([_ROWS, _SCORES]) if scored else _ROWS
+        table = parquet.read_table(path, columns=schema.names).select(schema.names).cast(schema)
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not readable as per-image rows ({reason})") from None
@@ -70,11 +83,33 @@ def load_predictions(path: str | Path, images: int | None = None) -> Predictions
     lengths = pa.compute.unique(pa.compute.list_value_length(ranked)).to_pylist()
     if len(lengths) != 1 or lengths[0] < 1:
         raise ValueError(f"{path}: rows rank {sorted(lengths)} classes; expected one length")
+    scores = _read_scores(path, table, ranked) if scored else (None, None, None)
     return Predictions(
         table["image"].to_numpy(),
         table["label"].to_numpy(),
         values.to_numpy().reshape(len(table), lengths[0]),
+        *scores,
     )
+
+
+def _read_scores(
+    path: str | Path, table: pa.Table, ranked: pa.ListArray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidence, the label's probability and the Brier score, float64 (N,) each."""
+    listed = table["scores"].combine_chunks()
+    scores = listed.flatten().to_numpy(zero_copy_only=False)
+    probability, brier = (table[name].to_numpy() for name in ("probability", "brier"))
+    kept = pa.compute.list_value_length(listed).equals(pa.compute.list_value_length(ranked))
+    if not kept or not all(
+        np.all((values >= 0) & (values <= most))  # NaN is neither
+        for values, most in (
+            (scores, 1 + _ROUNDED),
+            (probability, 1 + _ROUNDED),
+            (brier, 2 + _ROUNDED),
+        )
+    ):
+        raise ValueError(f"{path}: scores that are no probabilities, one for each class ranked")
+    return scores.reshape(len(table), -1)[:, 0], probability, brier
 
 
 def _refuse_large(path: str | Path) -> None:

@@ -93,24 +93,17 @@ def compare_calibration(
 
     Resamples are centred on the estimate: the error of a resample is larger than that of the set.
     """
-    n = plain[0].shape[1]
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    values, boots = [], []
-    for confidence, right in (plain, candidate):
-        gap, place = _gaps(confidence, right, bins)
-        value = np.abs(gap.sum(axis=2)).sum(axis=1) / n
-        boot = np.zeros((len(confidence), resamples))
-        for row in range(len(confidence)):
-            for index in np.unique(place[row]):
-                boot[row] += np.abs(weights @ gap[row, index])
-        boot /= n
-        values.append(value)
-        boots.append(boot - boot.mean(axis=1, keepdims=True) + value[:, None])
-    noise = noise_of_resamples(boots[0], boots[1], n)
-    size = np.array([n])
-    return differences_over_seeds(
-        values[0][:, None], values[1][:, None], noise, size, size, (0.0, 1.0)
-    )[0]
+    (seeds, n), generator = plain[0].shape, np.random.default_rng(seed)
+    gaps = np.concatenate([_gaps(*side, bins)[0] for side in (plain, candidate)])  # (2S, bins, N)
+    values = np.abs(gaps.sum(axis=2)).sum(axis=1) / n
+    boots = np.empty((2 * seeds, resamples))
+    for index in range(resamples):
+        weights = np.bincount(generator.integers(n, size=n), minlength=n).astype(float)
+        boots[:, index] = np.abs(gaps @ weights).sum(axis=1) / n
+    boots += (values - boots.mean(axis=1))[:, None]
+    noise, size = noise_of_resamples(boots[:seeds], boots[seeds:], n), np.array([n])
+    sides = values[:seeds, None], values[seeds:, None]
+    return differences_over_seeds(*sides, noise, size, size, (0.0, 1.0))[0]
 
 
 def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
