@@ -16,8 +16,9 @@ from tools.experiments.array_jobs import EXAMPLES
 from tools.experiments.cells import run_cells
 from tools.experiments.executors import Ended
 from tools.experiments.job import Failure, Job, keep_failure
+from tools.experiments.plan import describe_missing
 from tools.experiments.record import Git
-from tools.experiments.status import describe_missing, read_plan, read_states, write_plan
+from tools.experiments.status import read_plan, read_states, write_plan
 from tools.experiments.study import load_study, plan
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +19,6 @@ from tools.cli.arguments import ImportOption, JsonOption, first_process, say
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
-    from tools.cli.display import StudyDisplay
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Looks, Study
 
@@ -214,7 +213,7 @@ def _run(
                 display.say("making synthetic data")
                 make_sample_data(study, output)
             display.begin(cells)
-            for stage in _stages(cells, study.looks):
+            for look, stage in _stages(cells, study.looks):
                 for outcome in run_cells(
                     stage,
                     output,
@@ -228,7 +227,7 @@ def _run(
                         failed.append(f"  {outcome.cell.label}: {outcome.error}")
                     else:
                         recorded.append(outcome.cell.directory)
-                if failed or (study.looks and _ends(output, recorded, study.looks, display)):
+                if failed or (look and _ends(everything, look, output, study.looks, display.say)):
                     break
         if recorded:
             _report(recorded, output / REPORT)
@@ -236,28 +235,60 @@ def _run(
         raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(failed))
 
 
-def _stages(cells: list[Cell], looks: Looks | None) -> list[list[Cell]]:
-    """The cells before each look; all at once where there is none."""
+def _stages(cells: list[Cell], looks: Looks | None) -> list[tuple[int, list[Cell]]]:
+    """Each look, as a number of seeds, and the cells before it; 0 and all where there is none."""
     if looks is None:
-        return [cells]
+        return [(0, cells)]
     bounds = [0, *looks.looks]
-    seeds = [cell.experiment.config.seed for cell in cells]
     return [
-        [cell for cell, seed in zip(cells, seeds, strict=True) if low <= seed < high]
+        (high, [cell for cell in cells if low <= _seed(cell) < high])
         for low, high in pairwise(bounds)
     ]
 
 
-def _ends(output: Path, recorded: Sequence[Path], looks: Looks, display: StudyDisplay) -> bool:
-    """Take a look; whether the study ends with it."""
+def _seed(cell: Cell) -> int:
+    return cell.experiment.config.seed
+
+
+def _ends(
+    cells: Sequence[Cell], look: int, output: Path, looks: Looks | None, tell: Callable[[str], None]
+) -> bool:
+    """Take a look at all cells of so many seeds; whether nothing more is run."""
     from tools.report.looks import take_look
 
-    ended, lines = take_look(output, recorded, looks)
+    assert looks is not None
+    needed = [cell for cell in cells if _seed(cell) < look]
+    missing = [cell for cell in needed if cell.status() != "recorded"]
+    if missing:
+        tell(f"the look at {look} seeds waits for {len(missing)} cells: {missing[0].name}, ...")
+        return True
+    ended, lines = take_look(output, [cell.directory for cell in needed], looks)
     for line in lines:
-        display.say(line)
+        tell(line)
     if ended:
-        display.say(f"every comparison is {looks.stop}: the study ends with this look")
+        tell(f"every comparison is {looks.stop}: the study ends with the look at {look} seeds")
     return ended
+
+
+def _require_look(cells: Sequence[Cell], cell: Cell, output: Path, looks: Looks | None) -> None:
+    """Refuse a cell of seeds that no look has asked for.
+
+    Raises:
+        ValueError: the look before it ended the study.
+        typer.Exit: that look has not been taken yet.
+    """
+    from tools.experiments.array_jobs import TRY_AGAIN
+
+    before = max((look for look in looks.looks if look <= _seed(cell)), default=0) if looks else 0
+    if not before:
+        return
+    told: list[str] = []
+    if not _ends(cells, before, output, looks, told.append):
+        return
+    if "waits for" in told[-1]:
+        say(f"{cell.name}: {told[-1]}")
+        raise typer.Exit(TRY_AGAIN)
+    raise ValueError(f"{cell.name} is outside the plan: {told[-1]}")
 
 
 def _report(recorded: Sequence[Path], directory: Path) -> None:
@@ -306,6 +337,7 @@ def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
     if dry_run:
         print_plan([cell])
         return
+    _require_look(cells, cell, output, study.looks)
     if study.sample_data:
         (output / DATA).mkdir(parents=True, exist_ok=True)
         with lock_directory(output / DATA, wait=600):

@@ -31,15 +31,15 @@ import msgspec
 from backbones import files
 from backbones.config import printable
 from tools.experiments.measured import Measured, load_measured
+from tools.experiments.plan import describe_missing
 from tools.experiments.record import Record, find_files, load_records
-from tools.experiments.status import describe_missing
 
 MANIFEST, REPORT, RUNS, ANNOTATIONS = "bundle.json", "report.json", "runs", "annotations"
 FORMAT = 1
 # Bytes that a member may have, by the name of its file; further ones are refused.
 LARGEST = {
     MANIFEST: 64 << 20, REPORT: 128 << 20, files.RECORD: 64 << 20, files.SETTINGS: 4 << 20,
-    files.PLAN: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.PACKED_DETECTIONS: 1 << 30,
+    files.PLAN: 64 << 20, files.PLAN_LOCK: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.PACKED_DETECTIONS: 1 << 30,
 }  # fmt: skip
 _LARGEST_ANNOTATIONS = 512 << 20  # train2017 has 448 MB
 _LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 60_000
@@ -278,8 +278,8 @@ def _largest(name: str) -> int | None:
         return LARGEST[name] if name in (MANIFEST, REPORT) else None
     if first == ANNOTATIONS and len(inside) == 2 and _HASH.fullmatch(inside[0]):
         return _LARGEST_ANNOTATIONS
-    if inside == [files.PLAN]:
-        return LARGEST[files.PLAN] if first == RUNS else None
+    if len(inside) == 1 and inside[0] in (files.PLAN, files.PLAN_LOCK):
+        return LARGEST[inside[0]] if first == RUNS else None
     if first == RUNS and len(inside) > 1 and inside[-1] not in (MANIFEST, REPORT):
         return LARGEST.get(inside[-1])
     return None

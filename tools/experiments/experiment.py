@@ -78,11 +78,6 @@ class Experiment:
         return _hash(self.identity())
 
     @property
-    def planned_hash(self) -> str:
-        """As `hash`, before the files that it starts from are there: of settings alone."""
-        return _hash(self.identity({}))
-
-    @property
     def comparison_hash(self) -> str:
         """As `hash`, without backbone and seed: what twins and repetitions have in common."""
         return _comparison_hash(self.identity())

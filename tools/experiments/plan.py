@@ -6,9 +6,10 @@ lock(cells, output)         # then `check_lock` refuses other cells than these
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,10 +22,11 @@ from backbones.config import Count, NonNegative
 from tools.experiments.networks import network_label
 from tools.experiments.probe import Cost
 from tools.experiments.run import describe_settings_network
-from tools.experiments.status import write_plan
+from tools.experiments.status import PlannedCell, plans_near, read_plan, read_states, write_plan
 from tools.experiments.study import Cell, Looks
 from tools.experiments.tasks import TASKS
 from tools.statistics import planning
+from tools.statistics.differences import CONFIDENCE
 
 _MOST_IMAGES = 10_000_000
 _LARGEST_LOCK = 2**26  # bytes
@@ -94,6 +96,7 @@ def compare_cells(
     images: Mapping[str, int],
     recorded: Mapping[tuple[str, str], Noise],
     wanted: float | None = None,
+    looks: Looks | None = None,
 ) -> list[PlannedComparison]:
     """What each candidate of a study and its plain twin will tell, in the order of the cells.
 
@@ -101,7 +104,9 @@ def compare_cells(
         images: reported images of each entry.
         recorded: noise of earlier studies, by task and data set.
         wanted: a difference to be seen, points.
+        looks: of the study; what is expected is then of the last one, at its level.
     """
+    level = 1 - CONFIDENCE if looks is None else planning.look_levels(looks.looks)[-1]
     by_network: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         key = (cell.entry, _key(describe_settings_network(cell.experiment.config.backbone)))
@@ -120,7 +125,7 @@ def compare_cells(
         if shared:
             names = (_label(plain[0]), _label(candidates[0]))
             noise = noise.on(images.get(entry, noise.images))
-            planned.append(_compare(entry, first.task, names, shared, noise, wanted))
+            planned.append(_compare(entry, first.task, names, shared, noise, wanted, 1 - level))
     return planned
 
 
@@ -140,8 +145,9 @@ def _compare(
     seeds: int,
     noise: Noise,
     wanted: float | None,
+    confidence: float,
 ) -> PlannedComparison:
-    half_width, detectable = expect(seeds, noise)
+    half_width, detectable = expect(seeds, noise, confidence)
     return PlannedComparison(
         entry,
         task,
@@ -157,13 +163,13 @@ def _compare(
     )
 
 
-def expect(seeds: int, noise: Noise) -> tuple[float, float]:
+def expect(seeds: int, noise: Noise, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Half-width and detectable difference; with one seed of two sets of weights, by the images."""
     parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
     if seeds > 1:
         return (
-            planning.expected_half_width(seeds, *parts),
-            planning.detectable_with_seeds(seeds, *parts),
+            planning.expected_half_width(seeds, *parts, confidence),
+            planning.detectable_with_seeds(seeds, *parts, confidence=confidence),
         )
     return planning.expected_of_one_pair(math.hypot(noise.churn_sd, noise.image_sd))
 
@@ -198,6 +204,7 @@ class Amendment:
     added: list[str]
     removed: list[str]
     changed: list[str]
+    sha256_before: str = ""  # of the file, which records of before name
 
 
 @dataclass(frozen=True)
@@ -260,7 +267,8 @@ def lock(
     planned = _hashes(cells)
     locked = Lock(now, planned, list(comparisons), dict(costs), looks=looks)
     if before is not None:
-        amendment = Amendment(now, why or "", *_changes(before.cells, planned))
+        sha256 = files.sha256(output / files.PLAN_LOCK)
+        amendment = Amendment(now, why or "", *_changes(before.cells, planned), sha256)
         locked = replace(
             locked,
             made=before.made,
@@ -305,12 +313,69 @@ def check_lock(cells: Sequence[Cell], output: Path, looks: Looks | None = None) 
         )
 
 
+def beyond_look(output: Path, cells: Iterable[PlannedCell], recorded: Container[str]) -> set[str]:
+    """Names of the cells after a look that has everything it needs: the study may have ended there."""
+    try:
+        locked = read_lock(output)
+    except ValueError:
+        return set()
+    cells = list(cells)
+    for look in locked.looks.looks if locked and locked.looks else ():
+        later = {cell.name for cell in cells if cell.seed >= look}
+        if all((cell.name in recorded) != (cell.name in later) for cell in cells):
+            return later
+    return set()
+
+
+def describe_missing(paths: Iterable[str | Path]) -> list[str]:
+    """What the studies that some runs or folders of runs belong to lack yet, a line each."""
+    lines = []
+    for output in (plan.parent for plan in plans_near(paths)):
+        try:
+            states = read_states(read_plan(output), output)
+        except ValueError as error:
+            lines.append(str(error))
+            continue
+        missing: dict[str, list[str]] = {}
+        done_names = {state.cell.name for state in states if state.state == "done"}
+        later = beyond_look(output, (state.cell for state in states), done_names)
+        for state in states:
+            if state.state != "done" and state.cell.name not in later:
+                kind = "failed" if state.state == "failed" else "to come"
+                missing.setdefault(kind, []).append(state.cell.name)
+        if missing:
+            parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in missing.items()]
+            lines.append(
+                f"the study is not complete: {len(done_names)} of {len(states)} cells are recorded; "
+                + "; ".join(parts)
+            )
+    return lines
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _in_words(looks: Looks | None) -> str:
     return "none" if looks is None else f"{looks.looks} until {looks.stop}"
 
 
 def _hashes(cells: Iterable[Cell]) -> dict[str, str]:
-    return {cell.name: cell.experiment.planned_hash for cell in cells}
+    return {cell.name: _hash(cell) for cell in cells}
+
+
+def _hash(cell: Cell) -> str:
+    """Of what can change a cell's result and is known before anything ran: wherever its folder lies,
+    with the files that settings name, but for weights that the study itself has yet to make."""
+    experiment = cell.experiment
+    contents = {} if cell.source else dict(experiment.contents())
+    contents.pop(experiment.config.data.root, None)  # synthetic data may still be to make
+    identity = experiment.identity(contents)
+    if cell.source is not None:
+        identity["backbone"]["weights"] = f"{cell.source.parent.name}/{cell.source.name}"
+    text = json.dumps(identity, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _changes(

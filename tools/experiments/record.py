@@ -171,6 +171,7 @@ class Record:
     steps: WholeNumber | None = None  # optimizer steps that were trained
     memory: Fitted | None = None  # how it was made to fit; None: as the settings have it
     plan: str | None = None  # SHA-256 of the plan of the study it was a cell of, as it was then
+    locked_plan: str | None = None  # SHA-256 of the study's fixed plan, as it was then
     schema: int = SCHEMA
     # Where it was read from; not in the file.
     directory: Path | None = field(default=None, compare=False)

@@ -266,7 +266,8 @@ def build_record(
         "git": dataclasses.asdict(git or read_git()),
         "versions": describe_versions(),
         "device": _device(experiment.config.device),
-        "plan": _plan_of(Path(directory)),
+        "plan": _sha256_above(Path(directory), files.PLAN),
+        "locked_plan": _sha256_above(Path(directory), files.PLAN_LOCK),
         "memory": fitted and dataclasses.asdict(fitted),
         **{key: found[key] for key in _TAKEN if key in found},
     }
@@ -312,8 +313,9 @@ _TAKEN = (
 )
 
 
-def _plan_of(directory: Path) -> str | None:
-    path = directory.resolve().parent.parent / files.PLAN
+def _sha256_above(directory: Path, name: str) -> str | None:
+    """Of a file in the folder of the study that a run belongs to, if it does."""
+    path = directory.resolve().parent.parent / name
     return files.sha256(path) if path.is_file() else None
 
 

@@ -168,32 +168,3 @@ def plans_near(paths: Iterable[str | Path]) -> list[Path]:
     """The plans of the studies that some runs or folders of runs belong to."""
     folders = [folder for path in map(Path, paths) for folder in (path, *path.parents[:2])]
     return [f / files.PLAN for f in dict.fromkeys(folders) if (f / files.PLAN).is_file()]
-
-
-def describe_missing(paths: Iterable[str | Path]) -> list[str]:
-    """What the studies that some runs or folders of runs belong to lack yet, a line each."""
-    lines = []
-    for output in (plan.parent for plan in plans_near(paths)):
-        try:
-            states = read_states(read_plan(output), output)
-        except ValueError as error:
-            lines.append(str(error))
-            continue
-        missing: dict[str, list[str]] = {}
-        for state in states:
-            if state.state != "done":
-                kind = "failed" if state.state == "failed" else "to come"
-                missing.setdefault(kind, []).append(state.cell.name)
-        if missing:
-            done = len(states) - sum(map(len, missing.values()))
-            parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in missing.items()]
-            lines.append(
-                f"the study is not complete: {done} of {len(states)} cells are recorded; "
-                + "; ".join(parts)
-            )
-    return lines
-
-
-def _some(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -17,6 +17,7 @@ from backbones.config import BackboneSettings, flatten, printable
 from backbones.result import WeightsFile
 from tools import statistics
 from tools.experiments.experiment import recompute_hashes
+from tools.experiments.plan import beyond_look
 from tools.experiments.record import METRICS, Record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.settings import build_settings, read_yaml
@@ -222,8 +223,12 @@ def check_plans(
             findings.append(Finding(where, "is damaged"))
             continue
         recorded = []
+        found = {c.name: by_name.get("/".join(filter(None, [folder, c.name]))) for c in cells}
+        later = beyond_look(path.parent, cells, {name for name, one in found.items() if one})
         for cell in cells:
-            record = by_name.get("/".join(filter(None, [folder, cell.name])))
+            record = found[cell.name]
+            if cell.name in later:
+                continue
             if record is None:
                 findings.append(
                     Finding(where, f"{printable(cell.name)} is planned and not recorded")

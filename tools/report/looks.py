@@ -10,9 +10,8 @@ from backbones import files
 from tools.experiments.archive import open_runs
 from tools.experiments.plan import Noise, default_noise
 from tools.experiments.study import Looks
-from tools.report.planned import read_plans
+from tools.report.planned import ends, read_plans
 from tools.report.table import build_table
-from tools.statistics.outcomes import BETTER, EQUIVALENT, WORSE
 
 
 def read_noise(paths: Iterable[str | Path]) -> dict[tuple[str, str], Noise]:
@@ -65,9 +64,8 @@ def take_look(output: Path, runs: Sequence[Path], looks: Looks) -> tuple[bool, l
     with open_runs(runs) as found:
         plans = read_plans([output / files.PLAN])
         comparisons = build_table(found.records, found.warnings, plans=plans).comparisons
-    ending = (BETTER, WORSE) if looks.stop == "significant" else (EQUIVALENT,)
     lines = [
         f"{c.benchmark}: {c.candidate} {c.headline.outcome.phrase} ({'; '.join(c.marks[-1:])})"
         for c in comparisons
     ]
-    return bool(comparisons) and all(c.headline.verdict in ending for c in comparisons), lines
+    return bool(comparisons) and all(ends(looks, c) for c in comparisons), lines

@@ -18,9 +18,11 @@ from tools.experiments.plan import (
     read_lock,
 )
 from tools.experiments.record import Record
+from tools.experiments.study import Looks
 from tools.report.comparison import Comparison
 from tools.statistics import Difference, planning
-from tools.statistics.differences import CONFIDENCE
+from tools.statistics.differences import CONFIDENCE, detectable_difference
+from tools.statistics.outcomes import BETTER, EQUIVALENT, WORSE
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,19 @@ class FixedPlan:
     cells: int
     amendments: tuple[str, ...]  # when, what and why
     rows: tuple[PlannedRow, ...]
+    runs: int  # that are compared here
+    before: int  # of them, recorded before the plan was as it is now
+    looks: str = ""  # which look ended the study, or what is next
 
     @property
     def sentence(self) -> str:
-        """The plan in a sentence, its amendments after it."""
+        """The plan in a sentence, its amendments and looks after it."""
         amended = "".join(f"; amended {text}" for text in self.amendments)
-        return f"The plan was fixed on {self.made}: {self.cells} cells, SHA-256 {self.sha256[:16]}{amended}."
+        under = f"{self.runs - self.before} of {self.runs} runs name it"
+        if self.before:
+            under += f", {self.before} were recorded before it was fixed or amended"
+        text = f"The plan was fixed on {self.made}: {self.cells} cells, SHA-256 {self.sha256[:16]}{amended}; {under}."
+        return f"{text} {self.looks}".strip()
 
 
 def read_plans(paths: Iterable[Path]) -> list[tuple[str, Lock]]:
@@ -81,17 +90,21 @@ def set_beside(
             + f"): {printable(each.why)}"
             for each in locked.amendments
         )
-        rows = tuple(_rows(locked, comparisons))
+        rows = tuple(_rows(digest, locked, comparisons))
         made = printable(locked.made)
-        found.append(FixedPlan(digest, made, len(locked.cells), amendments, rows))
+        of_plan = [c for c in comparisons if _plan_of(digest, locked, c)]
+        named = [record.locked_plan for c in of_plan for record in c.pair.runs]
+        before = sum(name != digest for name in named)
+        told = _which_look(locked.looks, of_plan)
+        found.append(
+            FixedPlan(digest, made, len(locked.cells), amendments, rows, len(named), before, told)
+        )
     return tuple(found)
 
 
-def _rows(locked: Lock, comparisons: Sequence[Comparison]) -> Iterable[PlannedRow]:
+def _rows(digest: str, locked: Lock, comparisons: Sequence[Comparison]) -> Iterable[PlannedRow]:
     for compared in comparisons:
-        planned = _planned(
-            locked, compared.task, compared.plain, compared.candidate, compared.images
-        )
+        planned = _plan_of(digest, locked, compared)
         if planned is None:
             continue
         difference = compared.headline.difference
@@ -99,20 +112,26 @@ def _rows(locked: Lock, comparisons: Sequence[Comparison]) -> Iterable[PlannedRo
         yield PlannedRow(
             compared.candidate,
             compared.benchmark,
-            expect(len(compared.seeds), planned.noise)[0],
+            expect(
+                len(compared.seeds),
+                planned.noise.on(compared.images),
+                1 - _level(locked.looks, compared),
+            )[0],
             (difference.high - difference.low) / 2 if known else None,  # type: ignore[operator]
             _planned_seconds(locked, planned.entry, compared.pair.candidate[0]),
             _seconds(compared.pair.candidate),
         )
 
 
-def _planned(
-    locked: Lock, task: str, plain: str, candidate: str, images: int
-) -> PlannedComparison | None:
-    """What was planned of a comparison."""
-    wanted = (task, plain, candidate, images)
+def _plan_of(digest: str, locked: Lock, c: Comparison) -> PlannedComparison | None:
+    """What was planned of a comparison: by the folder of its runs, unless they name another plan."""
+    named = {record.locked_plan for record in c.pair.runs} - {None}
+    if named and not named & {digest, *(each.sha256_before for each in locked.amendments)}:
+        return None
+    folder = c.pair.candidate[0].directory
+    wanted = (folder.parent.name if folder else "", c.task, c.plain, c.candidate)
     for each in locked.comparisons:
-        if (each.task, each.plain, each.candidate, each.images) == wanted:
+        if (each.entry, each.task, each.plain, each.candidate) == wanted:
             return each
     return None
 
@@ -127,8 +146,8 @@ def at_its_look(comparison: Comparison, plans: Iterable[tuple[str, Lock]]) -> Co
     of the planned looks is not tested.
     """
     c = comparison
-    for _, locked in plans:
-        if locked.looks is None or _planned(locked, c.task, c.plain, c.candidate, c.images) is None:
+    for digest, locked in plans:
+        if locked.looks is None or _plan_of(digest, locked, c) is None:
             continue
         looks, seeds = locked.looks.looks, len(c.seeds)
         if seeds not in looks:
@@ -136,15 +155,47 @@ def at_its_look(comparison: Comparison, plans: Iterable[tuple[str, Lock]]) -> Co
             metrics = [replace(m, difference=_untested(m.difference, why)) for m in c.metrics]
             return replace(c, metrics=tuple(metrics), marks=(*c.marks, why))
         number = looks.index(seeds)
-        level = planning.look_levels(looks)[number]
+        level = _level(locked.looks, c)
         metrics = [replace(m, difference=_at_level(m.difference, level)) for m in c.metrics]
         mark = f"look {number + 1} of {len(looks)}, level {level:.2g}"
         return replace(c, metrics=tuple(metrics), marks=(*c.marks, mark))
     return comparison
 
 
+def _level(looks: Looks | None, c: Comparison) -> float:
+    """What p-values are held against: that of the look, where the seeds are those of one."""
+    if looks is None or len(c.seeds) not in looks.looks:
+        return 1 - CONFIDENCE
+    return planning.look_levels(looks.looks)[looks.looks.index(len(c.seeds))]
+
+
+def ends(looks: Looks, c: Comparison) -> bool:
+    """Whether a comparison shows what ends a study."""
+    ending = (BETTER, WORSE) if looks.stop == "significant" else (EQUIVALENT,)
+    return c.headline.verdict in ending
+
+
+def _which_look(looks: Looks | None, comparisons: Sequence[Comparison]) -> str:
+    """Which look ended a study, in a sentence."""
+    if looks is None or not comparisons:
+        return ""
+    listed = ", ".join(map(str, looks.looks))
+    text = f"Looks at {listed} seeds until every comparison is {looks.stop}:"
+    seeds = max(len(c.seeds) for c in comparisons)
+    if any(len(c.seeds) not in looks.looks for c in comparisons):
+        return f"{text} {seeds} seeds are none of them, and nothing is tested."
+    number = looks.looks.index(seeds) + 1
+    if all(ends(looks, c) for c in comparisons):
+        return f"{text} look {number} of {len(looks.looks)}, at {seeds} seeds, ended it."
+    if number == len(looks.looks):
+        return f"{text} it went on to the last, and is not."
+    return f"{text} look {number} did not end it; the next is at {looks.looks[number]} seeds."
+
+
 def _untested(difference: Difference, why: str) -> Difference:
-    nothing = dict.fromkeys(("low", "high", "p_value", "low_90", "high_90", "detectable"))
+    nothing = dict.fromkeys(
+        ("low", "high", "p_value", "low_90", "high_90", "detectable", "on_these_images")
+    )
     return replace(difference, **nothing, reason=why)
 
 
@@ -162,6 +213,8 @@ def _at_level(difference: Difference, level: float) -> Difference:
         high=change + half,
         low_90=change - inner,
         high_90=change + inner,
+        detectable=float(detectable_difference(error, degrees, confidence=1 - level)),
+        on_these_images=None,  # of 95 %, whatever the look
         p_value_method=f"{difference.p_value_method}, times {(1 - CONFIDENCE) / level:.3g} for its look",
         interval_method=f"{difference.interval_method}, at the level of its look",
     )

@@ -323,14 +323,17 @@ def variance_of_mean(
 
 
 def detectable_difference(
-    standard_error: np.ndarray | float, degrees: np.ndarray | float, power: float = POWER
+    standard_error: np.ndarray | float,
+    degrees: np.ndarray | float,
+    power: float = POWER,
+    confidence: float = CONFIDENCE,
 ) -> np.ndarray:
-    """The difference that a two-sided t-test at 1 - CONFIDENCE sees in ``power`` of cases.
+    """The difference that a two-sided t-test at 1 - ``confidence`` sees in ``power`` of cases.
 
     In the unit of ``standard_error``. Source: the noncentral t-distribution.
     """
     degrees = np.minimum(degrees, _MOST_DEGREES)
-    critical = special.stdtrit(degrees, (1 + CONFIDENCE) / 2)
+    critical = special.stdtrit(degrees, (1 + confidence) / 2)
     return np.asarray(special.nctdtrinc(degrees, 1 - power, critical) * standard_error)
 
 

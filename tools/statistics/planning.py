@@ -21,6 +21,7 @@ from tools.statistics.differences import (
 )
 
 _MOST_SEEDS = 1000
+_QUANTILES = 200  # of what seeds may tell of their spread
 _SPENT_OF_LOOKS = 0.7
 _GRID = 2001  # points of the density of a sum of looks; the levels are then right to 1e-5
 
@@ -67,7 +68,12 @@ def detectable_with_images(
 
 
 def detectable_with_seeds(
-    seeds: int, seed_sd: float, churn_sd: float, image_sd: float, power: float = POWER
+    seeds: int,
+    seed_sd: float,
+    churn_sd: float,
+    image_sd: float,
+    power: float = POWER,
+    confidence: float = CONFIDENCE,
 ) -> float:
     """The difference that ``seeds`` runs a side show in ``power`` of cases, at the expected spread.
 
@@ -76,8 +82,8 @@ def detectable_with_seeds(
     Raises:
         ValueError: fewer than two seeds, or a negative standard deviation.
     """
-    variance, own = _expected_variance(seeds, seed_sd, churn_sd, image_sd)
-    return float(detectable_difference(np.sqrt(variance), own, power)[0])
+    variance, own = _expected_variance(seeds, (seed_sd, churn_sd, image_sd), np.ones(1))
+    return float(detectable_difference(np.sqrt(variance), own, power, confidence)[0])
 
 
 def expected_half_width(
@@ -87,9 +93,15 @@ def expected_half_width(
     image_sd: float,
     confidence: float = CONFIDENCE,
 ) -> float:
-    """Half of the interval that ``seeds`` runs a side lead to; arguments as ``detectable_with_seeds``."""
-    variance, own = _expected_variance(seeds, seed_sd, churn_sd, image_sd)
-    return float((special.stdtrit(own, (1 + confidence) / 2) * np.sqrt(variance))[0])
+    """Half of the interval that ``seeds`` runs a side lead to; arguments as ``detectable_with_seeds``.
+
+    Few seeds tell their own spread badly, and what they tell makes the interval: this is the mean over
+    all that they may tell (chi-squared), more than what their true spread would lead to.
+    """
+    degrees = _seed_degrees(seeds)
+    told = special.chdtri(degrees, (np.arange(_QUANTILES) + 0.5) / _QUANTILES) / degrees
+    variance, own = _expected_variance(seeds, (seed_sd, churn_sd, image_sd), told)
+    return float(np.mean(special.stdtrit(own, (1 + confidence) / 2) * np.sqrt(variance)))
 
 
 def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, float]:
@@ -98,21 +110,29 @@ def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, 
     return float(z * image_sd), float((z + z_power) * image_sd)
 
 
+def _seed_degrees(seeds: int) -> int:
+    return seeds - 1 if seeds >= PAIR_SEEDS_FROM else 2 * (seeds - 1)
+
+
 def _expected_variance(
-    seeds: int, seed_sd: float, churn_sd: float, image_sd: float
+    seeds: int, parts: tuple[float, float, float], told: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Variance of the mean difference and its degrees of freedom, (1,) each."""
-    if seeds < 2 or min(seed_sd, churn_sd, image_sd) < 0:
+    """Variance of the mean difference and its degrees of freedom, (K,) each.
+
+    Args:
+        parts: standard deviations of seed, churn and images.
+        told: the variance between seeds as they tell it, over the true one, (K,).
+    """
+    if seeds < 2 or min(parts) < 0:
         raise ValueError(
-            f"seeds {seeds} and standard deviations {seed_sd}, {churn_sd}, {image_sd}: expected at"
+            f"seeds {seeds} and standard deviations {parts[0]}, {parts[1]}, {parts[2]}: expected at"
             " least 2 seeds (one says nothing of the next) and none below 0"
         )
-    churn = np.array([churn_sd**2])
-    between = churn + seed_sd**2
-    degrees = seeds - 1 if seeds >= PAIR_SEEDS_FROM else 2 * (seeds - 1)
-    many = np.array([np.inf])
-    image = image_sd**2 + churn / seeds if image_sd else None
-    return variance_of_mean(between, churn, image, seeds, degrees, many)
+    seed, churn, images = (np.full(len(told), sd**2) for sd in parts)
+    image = images + churn / seeds if parts[2] else None
+    many = np.full(len(told), np.inf)
+    between = (seed + churn) * told
+    return variance_of_mean(between, churn, image, seeds, _seed_degrees(seeds), many)
 
 
 def seeds_needed(
