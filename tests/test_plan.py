@@ -15,6 +15,7 @@ from tools.experiments.experiment import load_experiment
 from tools.experiments.plan import read_lock
 from tools.experiments.record import read_record, write_record
 from tools.report import write_report
+from tools.sample_data import make_cifar10
 from tools.statistics.differences import Noise, differences_over_seeds
 from tools.statistics.planning import detectable_with_seeds, expected_half_width, look_levels
 
@@ -81,6 +82,39 @@ def test_a_plan_says_what_it_sees_and_needs_before_data_are_there(sebench, tmp_p
     assert row["images_needed"] > 10_000
     assert "assumed" in row["noise"]["source"]
     assert not (tmp_path / "runs" / files.PLAN_LOCK).exists()
+    table = fix(sebench, study, tmp_path / "runs", "--detect", "0.5")
+    assert f"{row['seeds_needed']} seeds, or {row['images_needed']:,} images" in table
+
+
+def test_a_task_and_networks_are_planned_like_a_study(sebench, tmp_path):
+    options = ["-r", "cifar-preact", "-b", "se_resnet20", "--seeds", "3", "--no-probe", "--json"]
+    output = tmp_path / "runs"
+    code, out, _ = sebench("plan", "classification", *options, "-o", output, "train.epochs=3")
+    study = write_study(tmp_path / "study.yaml", seeds=[0, 1, 2])
+    planned = json.loads(fix(sebench, study, output, "--json"))["comparisons"]
+    assert code == 1
+    assert [{**row, "entry": "cifar"} for row in json.loads(out)["comparisons"]] == planned
+    assert not output.exists()
+    err = sebench("plan", study, "train.epochs=3", "--no-probe")[2]
+    assert "settings go with a task (classification, scene, detection)" in err
+
+
+def test_the_hours_are_those_of_the_runs_to_come_on_their_devices(sebench, tmp_path, monkeypatch):
+    data = make_cifar10(tmp_path / "cifar10", train_per_class=15, test_per_class=2)
+    entries = [{**ENTRY, "name": "cifar", "data_root": str(data)}]
+    study = write_study(tmp_path / "study.yaml", experiments=entries, seeds=[0, 1])
+    cost = probe.Cost(3000.0, 100.0, 4, 100.0, 10**9, 10**6, devices=8)
+    monkeypatch.setattr(probe, "measure", lambda experiment, seconds: cost)
+    write = (study, "-o", tmp_path / "runs", "-j", "2")
+    code, out, err = sebench("plan", *write, "--json", "--lock")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["hours"] == pytest.approx(4 * 3600 / 3600 / 2)
+    assert found["device_hours"] == pytest.approx(4 * 8)
+    assert found["disk_bytes"] == 4 * 10**6
+    assert read_lock(tmp_path / "runs").costs["cifar/resnet20"] == cost
+    _, out, _ = sebench("plan", *write)
+    assert "to come: 2.0 h on this machine, 2 runs at a time; 32 core-hours; 4 MB of disk" in out
 
 
 def test_the_noise_of_earlier_runs_is_expected_again(sebench, tmp_path, study):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.cli.arguments import ImportOption, JsonOption, check_file, complete_backbones, say
+from tools.cli.arguments import (
+    DataOption,
+    ImportOption,
+    JsonOption,
+    OverridesArgument,
+    RecipeOption,
+    check_file,
+    complete_backbones,
+    say,
+)
 
 if TYPE_CHECKING:
     from tools.experiments.plan import PlannedComparison
@@ -22,13 +31,15 @@ def plan(
     what: Annotated[
         str, typer.Argument(metavar="STUDY.yaml|TASK", help="A study, or a task with --backbone.")
     ],
+    overrides: OverridesArgument = None,
     backbones: Annotated[
         list[str] | None,
         typer.Option(
             "--backbone", "-b", help="TASK: a network.", autocompletion=complete_backbones
         ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="TASK: the recipe.")] = None,
+    recipe: RecipeOption = None,
+    data: DataOption = None,
     data_root: Annotated[str | None, typer.Option(help="TASK: where its data lie.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="TASK: seeds of each.")] = 1,
     output: Annotated[
@@ -45,6 +56,7 @@ def plan(
         bool, typer.Option(help="Time real steps of each network here: a minute for each.")
     ] = True,
     probe_seconds: Annotated[float, typer.Option(min=0.5, help="Of steady steps.")] = 10.0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     lock: Annotated[
         bool, typer.Option("--lock", help="Fix this plan: other cells will not run in OUTPUT.")
     ] = False,
@@ -83,16 +95,22 @@ def plan(
 
     if lock or amend is not None:
         check_lockable(output, amend)
-    study = _read(what, backbones, recipe, data_root, seeds)
+    study = _read(what, backbones, recipe, data, data_root, seeds, overrides or ())
     cells = plan_cells(study, output, imports or ())
     noise = read_noise(recorded) if recorded else {}
     if study.sample_data:
         make_sample_data(study, output)
     images, missing = _look(cells)
-    comparisons = compare_cells(cells, images, noise, detect)
+    comparisons = compare_cells(cells, images, noise, detect, study.looks)
     costs = _probe(cells, missing, probe_seconds) if probe else {}
-    shown = _summary(cells, comparisons, costs, missing)
-    print(json.dumps(shown, indent=1)) if as_json else _print(shown, comparisons)
+    shown = _summary(cells, comparisons, costs, missing, jobs)
+    if as_json:
+        print(json.dumps(shown, indent=1))
+    else:
+        _print(shown, comparisons)
+        if study.looks is not None:
+            listed = ", ".join(map(str, study.looks.looks))
+            print(f"looks at {listed} seeds until {study.looks.stop}: all of this is of the last")
     if lock or amend is not None:
         say(f"fixed: {fix(cells, output, study.looks, comparisons, costs, amend)}")
     if missing:
@@ -103,21 +121,30 @@ def _read(
     what: str,
     backbones: Sequence[str] | None,
     recipe: str | None,
+    data: str | None,
     data_root: str | None,
     seeds: int,
+    overrides: Sequence[str],
 ) -> Study:
+    from tools.experiments.settings import merge, parse_override
     from tools.experiments.study import Study, StudyEntry, load_study
     from tools.experiments.tasks import TASKS
 
     if what not in TASKS:
-        if backbones or recipe or data_root:
+        if backbones or recipe or data or data_root or overrides:
             raise ValueError(
-                f"--backbone, --recipe, --data-root go with a task ({', '.join(TASKS)}), not with {what}"
+                f"--backbone, --recipe, --data, --data-root and settings go with a task "
+                f"({', '.join(TASKS)}), not with {what}"
             )
         return load_study(Path(what))
     if not backbones or not recipe:
         raise ValueError(f"{what}: name its networks and recipe, --backbone NAME --recipe NAME")
-    entry = StudyEntry(what, recipe, list(backbones), data_root=data_root)
+    settings: dict[str, Any] = {}
+    for text in overrides:
+        settings = merge(settings, parse_override(text))
+    entry = StudyEntry(
+        what, recipe, list(backbones), data=data, data_root=data_root, settings=settings
+    )
     return Study([entry], seeds=list(range(seeds)))
 
 
@@ -152,7 +179,10 @@ def _probe(cells: Sequence[Cell], missing: Mapping[str, str], seconds: float) ->
     networks = {name: same for name, same in _networks(cells).items() if name not in missing}
     for number, (name, (cell, *_)) in enumerate(networks.items(), start=1):
         say(f"probe {number} of {len(networks)}: {name}")
-        costs[name] = measure(cell.experiment, seconds)
+        try:
+            costs[name] = measure(cell.experiment, seconds)
+        except (ValueError, RuntimeError, OSError) as error:
+            say(f"no cost of {name}: {error}")
     return costs
 
 
@@ -161,6 +191,7 @@ def _summary(
     comparisons: Sequence[PlannedComparison],
     costs: Mapping[str, Cost],
     missing: Mapping[str, str],
+    jobs: int,
 ) -> dict[str, Any]:
     runs = []
     for name, same in _networks(cells).items():
@@ -174,14 +205,21 @@ def _summary(
                 "missing": missing.get(name),
                 "cost": cost and {**asdict(cost), "seconds": cost.seconds},
                 "seconds_to_come": cost and cost.seconds * (len(same) - done),
+                "device_hours_to_come": cost
+                and cost.seconds * cost.devices * (len(same) - done) / 3600,
             }
         )
-    known = [run["seconds_to_come"] for run in runs if run["seconds_to_come"] is not None]
+    known = [run for run in runs if run["cost"]]
     return {
         "comparisons": [asdict(each) for each in comparisons],
         "networks": runs,
-        "hours": sum(known) / 3600 if known else None,
-        "disk_bytes": sum(run["cost"]["disk_bytes"] * run["runs"] for run in runs if run["cost"]),
+        "jobs": jobs,
+        "hours": sum(run["seconds_to_come"] for run in known) / 3600 / jobs if known else None,
+        "device_hours": sum(run["device_hours_to_come"] for run in known) if known else None,
+        "device": (known and ("GPU" if known[0]["cost"]["gpu"] else "core")) or None,
+        "disk_bytes": sum(
+            run["cost"]["disk_bytes"] * (run["runs"] - run["recorded"]) for run in known
+        ),
     }
 
 
@@ -199,8 +237,6 @@ def _print(shown: Mapping[str, Any], comparisons: Sequence[PlannedComparison]) -
             f"sees of {each.metric}": f"{each.detectable:.2f} points",
             "interval": f"±{each.half_width:.2f}",
             "about": "networks" if each.seeds > 1 else "these weights",
-            "noise": f"seed {each.noise.seed_sd:.2f}, churn {each.noise.churn_sd:.2f}, images "
-            f"{each.noise.image_sd:.2f} ({each.noise.source})",
         }
         if each.wanted is not None:
             row[f"{each.wanted:g} points need"] = (
@@ -209,24 +245,37 @@ def _print(shown: Mapping[str, Any], comparisons: Sequence[PlannedComparison]) -
         rows.append(row)
     for part in {tuple(row): None for row in rows}:  # a metric each
         print_rows([row for row in rows if tuple(row) == part])
-        print()
+    noises = {
+        f"noise of one pair of runs on {each.images:,} images: seed {each.noise.seed_sd:.2f}, churn "
+        f"{each.noise.churn_sd:.2f}, images {each.noise.image_sd:.2f} points ({each.noise.source})"
+        for each in comparisons
+    }
+    print("\n".join(sorted(noises)) or "no candidate with its plain twin: nothing is compared")
+    print()
     print_rows(
         [
             {
                 "network": run["network"],
                 "recorded": f"{run['recorded']} of {run['runs']}",
-                "a run": _duration(run["cost"]["seconds"]) if run["cost"] else "not probed",
+                "a run": _duration(run["cost"]["seconds"]) if run["cost"] else "not timed",
                 "memory": _size(run["cost"]["memory_bytes"]) if run["cost"] else "",
                 "disk": _size(run["cost"]["disk_bytes"]) if run["cost"] else "",
-                "missing": (run["missing"] or "").partition("\n")[0],
             }
             for run in shown["networks"]
         ]
     )
+    for text in dict.fromkeys(run["missing"] for run in shown["networks"] if run["missing"]):
+        names = [run["network"] for run in shown["networks"] if run["missing"] == text]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        print(f"missing for {', '.join(names[:2])}{more}: {text}")
     if shown["hours"] is not None:
+        unknown = sum(run["cost"] is None for run in shown["networks"])
+        jobs = shown["jobs"]
         print(
-            f"{_duration(shown['hours'] * 3600)} to come on this machine, one run at a time; "
+            f"to come: {_duration(shown['hours'] * 3600)} on this machine, {jobs} "
+            f"run{'s' * (jobs > 1)} at a time; {shown['device_hours']:.3g} {shown['device']}-hours; "
             f"{_size(shown['disk_bytes'])} of disk"
+            + (f"; without {unknown} networks that were not probed" if unknown else "")
         )
 
 

@@ -13,8 +13,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
@@ -32,13 +33,16 @@ _MOST_IMAGES = 10_000_000
 _LARGEST_LOCK = 2**26  # bytes
 
 
+_Points = Annotated[float, Ge(0), Le(100)]
+
+
 @dataclass(frozen=True)
 class Noise:
     """Standard deviations of the difference in one pair of runs on `images` images, in points."""
 
-    seed_sd: NonNegative  # of the networks' true metric
-    churn_sd: NonNegative  # seed x image
-    image_sd: NonNegative  # which images there are
+    seed_sd: _Points  # of the networks' true metric
+    churn_sd: _Points  # seed x image
+    image_sd: _Points  # which images there are
     images: Count
     source: str
 

@@ -66,9 +66,14 @@ class Looks:
     stop: Literal["significant", "equivalent"] = "significant"  # what every comparison must be
 
     def __post_init__(self) -> None:
-        if not self.looks or self.looks[0] < 2 or any(a >= b for a, b in pairwise(self.looks)):
+        rises = all(a < b for a, b in pairwise(self.looks))
+        if (
+            not 1 <= len(self.looks) <= 50
+            or not rises
+            or not 2 <= self.looks[0] <= self.looks[-1] <= 1000
+        ):
             raise ValueError(
-                f"seeds.looks={list(self.looks)}: give rising numbers of seeds, from 2 on"
+                f"seeds.looks={list(self.looks)[:50]}: give up to 50 rising numbers of seeds, 2 to 1000"
             )
 
 

@@ -17,7 +17,7 @@ from backbones.config import BackboneSettings, flatten, printable
 from backbones.result import WeightsFile
 from tools import statistics
 from tools.experiments.experiment import recompute_hashes
-from tools.experiments.plan import beyond_look
+from tools.experiments.plan import beyond_look, read_lock
 from tools.experiments.record import METRICS, Record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.settings import build_settings, read_yaml
@@ -203,6 +203,22 @@ def check_together(records: Sequence[Record]) -> Iterator[Finding]:
     yield from _one_training_each(records)
 
 
+def _check_fixed(path: Path, recorded: Sequence[Record]) -> list[Finding]:
+    """Whether the fixed plan that runs name is the one that is there, or was amended to it."""
+    named = [record for record in recorded if record.locked_plan]
+    try:
+        locked = read_lock(path.parent)
+    except ValueError:
+        return [Finding(path.name, "is damaged")]
+    known = {each.sha256_before for each in locked.amendments} if locked else set()
+    known |= {files.sha256(path)} if locked else set()
+    return [
+        Finding(record.name, "names a fixed plan that is not here, or was changed since")
+        for record in named
+        if record.locked_plan not in known
+    ]
+
+
 def check_plans(
     plans: Mapping[Path, str], records: Sequence[Record]
 ) -> tuple[list[str], list[Finding]]:
@@ -241,6 +257,7 @@ def check_plans(
                 cell.seed,
             ):
                 findings.append(Finding(record.name, "is not the run that was planned"))
+        findings += _check_fixed(path.with_name(files.PLAN_LOCK), recorded)
         others = sum(record.plan != digest for record in recorded)
         if recorded and others == len(recorded):
             findings.append(Finding(where, "is not the plan of any run: it was changed since"))
