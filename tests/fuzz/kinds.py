@@ -427,6 +427,7 @@ KINDS: dict[str, Kind] = {
     "scored-truth": Kind("scored/gt.json", m.mutate_json, _SCORE, oracle=same_boxes, share=8),
     "scored-results": Kind("scored/dt.json", m.mutate_json, _SCORE, oracle=same_boxes, share=8),
     "record": Kind("runs/se/record.json", m.mutate_json, _REPORT, oracle=clean_report, share=1),
+    "costs": Kind("runs/se/networks.cost.json", m.mutate_json, _REPORT, oracle=clean_report, share=0.5),
     "samples": Kind("runs/se/samples.parquet", mutate_parquet, _REPORT, oracle=clean_report, share=0.7),
     "curve": Kind("runs/se/curve.jsonl", m.mutate_bytes, _REPORT, oracle=clean_report, share=0.5),
     "detections": Kind("detectors/se/detections.json", m.mutate_json, "report {root}/detectors -o {out}", oracle=clean_report, share=0.5),
@@ -535,6 +536,9 @@ def write_templates(root: Path) -> None:
         write_detector(root / "detectors" / name, network, annotations, shift=shift)
         write_classifier(root / "runs" / name, network.replace("_tiny", "20"))
     shutil.copy(root / "detectors" / "se" / "detections.json", root / "scored" / "dt.json")
+    run(
+        f"measure resnet20 se_resnet20 --rounds 7 --batch-size 1 -o {root}/runs/se/networks.cost.json"
+    )
     run(f"bundle {root}/runs {root}/detectors -o {root}/bundles/of/study.zip")
     (root / "tiny.py").write_text(_TINY_NETWORK)
     Path(m.EVIL).write_text(f"open({m.CANARY!r}, 'w')\n")

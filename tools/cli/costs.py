@@ -35,7 +35,7 @@ ModeOption = Annotated[
 ]
 ClassesOption = Annotated[
     int | None,
-    typer.Option(help="Of the classifier; 0: the backbone alone.", show_default="as published"),
+    typer.Option(min=0, help="Of the classifier; 0: none is there.", show_default="as published"),
 ]
 
 
@@ -103,7 +103,7 @@ def twin(
             help="wider or deeper.", show_default="the plain twin as it is, if equal; wider; deeper"
         ),
     ] = None,
-    within: Annotated[float, typer.Option(help="Percent.")] = 1.0,
+    within: Annotated[float, typer.Option(min=0.0, help="Percent.")] = 1.0,
     size: SizeOption = None,
     device: DeviceOption = "auto",
     rounds: RoundsOption = None,

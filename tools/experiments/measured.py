@@ -15,26 +15,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
-from backbones.config import Count, NonNegative, Positive, WholeNumber, describe_error, printable
+from backbones.config import NonNegative, describe_error, printable
 from tools.experiments.record import Network, find_files
 
 SUFFIX = ".cost.json"
 WITHIN = 0.01  # a share: costs that are no further apart are called equal
 _LARGEST_FILE = 1 << 20  # bytes
+Factor = Annotated[float, Ge(1e-6), Le(1e6)]  # a ratio of costs
+Counted = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 
 @dataclass(frozen=True)
 class Ratio:
     """The second network's cost over the first's: the median over rounds and its 95 % interval."""
 
-    value: Positive | None  # None: unavailable, see reason
-    low: Positive | None = None  # None: a few rounds have no such bound
-    high: Positive | None = None
-    rounds: WholeNumber = 0
+    value: Factor | None  # None: unavailable, see reason
+    low: Factor | None = None  # None: a few rounds have no such bound
+    high: Factor | None = None
+    rounds: Counted = 0
     reason: str | None = None
 
 
@@ -43,11 +45,11 @@ class Side:
     """One of the two networks; medians over the rounds."""
 
     network: Network
-    parameters: WholeNumber
-    multiply_adds: WholeNumber
+    parameters: Counted
+    multiply_adds: Counted
     latency_ms: NonNegative | None = None  # of one image alone
     images_per_second: NonNegative | None = None  # at the batch size
-    peak_memory_bytes: WholeNumber | None = None  # weights, and what a batch needs beside them
+    peak_memory_bytes: Counted | None = None  # weights, and what a batch needs beside them
     joules_per_image: NonNegative | None = None
 
 
@@ -57,12 +59,12 @@ class Conditions:
 
     device: str  # "cpu" or "cuda"
     device_name: str
-    threads: Count
+    threads: Annotated[Counted, Ge(1)]
     clock: str
-    image: Annotated[list[int], Len(3, 3)]  # channels, height, width
-    batch_size: Count
+    image: Annotated[list[Counted], Len(3, 3)]  # channels, height, width
+    batch_size: Annotated[Counted, Ge(1)]
     mode: str  # of `backbones.inference.prepare_for_inference`
-    classes: WholeNumber  # of the classifier
+    classes: Counted  # of the classifier
 
 
 @dataclass(frozen=True)

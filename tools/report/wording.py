@@ -124,7 +124,7 @@ def measured_sentence(comparison: Comparison) -> str:
     ]
     return (
         f"Measured side by side, {found.latency.rounds} rounds: {', '.join(parts)}; {on.device_name},"
-        f" {on.threads} threads, images {'x'.join(map(str, on.image))}, alone for latency, else"
+        f" {on.threads} thread{'s' * (on.threads > 1)}, images {'x'.join(map(str, on.image))}, alone for latency, else"
         f" {on.batch_size} at once, {on.classes} classes, {on.mode} mode"
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backbones import build_network
+from backbones import build_backbone, build_network
 from backbones.cost import count_multiply_adds, count_parameters
 from backbones.device import choose_device, memory_of_call, processor_name
 from backbones.equal_cost import EqualCost, Sizes, choose, spell, twin_with_sizes
@@ -41,7 +41,7 @@ class How:
     rounds: int | None = None  # None: as many as the seconds allow, 7 at least
     seconds: float = 60.0  # for latency, and as many for throughput
     mode: str = "auto"  # of `prepare_for_inference`
-    classes: int | None = None  # None: as the first is published
+    classes: int | None = None  # of the classifier; 0: none; None: as the first is published
 
 
 def measure(first: Network, second: Network, how: How) -> Measured:
@@ -152,6 +152,8 @@ class _Bench:
                 f" for {info.input_size}: give one --size"
             )
         torch.manual_seed(0)
+        if self.classes == 0:
+            return build_backbone(network.name, **network.options)
         return build_network(network.name, self.classes, **network.options)
 
     def prepare(self, network: Network) -> nn.Module:
