@@ -18,6 +18,7 @@ from backbones import BackboneSettings, files
 from detection.annotations import read_annotations
 from tools.experiments import archive
 from tools.experiments.experiment import recompute_hashes
+from tools.experiments.plan import Lock
 from tools.experiments.record import load_records, read_record, write_record
 from tools.experiments.run import describe_settings_network
 from tools.experiments.settings import build_settings
@@ -27,6 +28,7 @@ from tools.experiments.tasks import TASKS, load_function, settings_class
 from tools.proof.bundle import manifest_text, write_bundle
 from tools.proof.verify import verify_bundle
 from tools.report import document, write_report
+from tools.report.planned import read_plans
 from tools.report.table import build_table
 from tools.statistics import load_predictions
 
@@ -88,14 +90,15 @@ def runs(tmp_path_factory):
             for number, run in enumerate(records)
         ]
         (study / "cells.json").write_text(json.dumps([dataclasses.asdict(cell) for cell in cells]))
+    locked = Lock("2026-01-01", {f"c/{folder.name}": "" for folder in made[:4]}, [], {})
+    (studies[0] / "plan.json").write_text(json.dumps(dataclasses.asdict(locked)))
     for folder in made:
-        some_file = folder / (
-            read_record(folder / "record.json").files.samples or "detections.json"
-        )
-        digest = files.sha256(some_file)  # of weights; there are none
-        sealed(
-            folder, weights={"sha256": digest}, plan=files.sha256(folder.parents[1] / "cells.json")
-        )
+        samples = read_record(folder / "record.json").files.samples
+        digest = files.sha256(folder / (samples or "detections.json"))  # of weights; there are none
+        study, plans = folder.parents[1], {"plan": files.sha256(folder.parents[1] / "cells.json")}
+        if (study / "plan.json").is_file():
+            plans["locked_plan"] = files.sha256(study / "plan.json")
+        sealed(folder, weights={"sha256": digest}, **plans)
     return root / "runs"
 
 
@@ -329,11 +332,34 @@ def seed_dropped_and_plan_edited(folder):
     seed_dropped(folder)
     path = folder / "runs" / "cells.json"
     path.write_text(json.dumps([cell for cell in json.loads(path.read_text()) if not cell["seed"]]))
+    path = folder / "runs" / "plan.json"
+    plan = json.loads(path.read_text())
+    kept = {name: known for name, known in plan["cells"].items() if name.endswith("-0")}
+    path.write_text(json.dumps({**plan, "cells": kept}))
+
+
+def seed_dropped_and_cells_edited(folder):
+    plan = (folder / "runs" / "plan.json").read_bytes()
+    seed_dropped_and_plan_edited(folder)
+    (folder / "runs" / "plan.json").write_bytes(plan)
+
+
+def plan_edited(folder):
+    path = folder / "runs" / "plan.json"
+    path.write_text(path.read_text().replace("2026-01-01", "2025-01-01"))
 
 
 def seed_and_plan_dropped(folder):
     seed_dropped(folder)
-    (folder / "runs" / "cells.json").unlink()
+    for name in ("cells.json", "plan.json"):
+        (folder / "runs" / name).unlink()
+
+
+def ended_before_its_rule_let_it(folder):
+    """With a plan that ends where every comparison is equivalent, which none is."""
+    path = folder / "runs" / "plan.json"
+    looks = {"looks": [2, 3], "stop": "equivalent"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "looks": looks}))
 
 
 def rows_taken_away(folder):
@@ -407,6 +433,9 @@ SEMANTIC = {
     annotations_elsewhere: "no annotation file /etc/passwd",
     seed_dropped: "c/se_resnet20-1 is planned and not recorded",
     seed_dropped_and_plan_edited: "is not the plan of any run",
+    seed_dropped_and_cells_edited: "is not the plan of any run",
+    plan_edited: "names a fixed plan that is not here",
+    ended_before_its_rule_let_it: "ended before 3 seeds, and not every comparison is equivalent",
     seed_and_plan_dropped: "its plan is not here",
     rows_taken_away: "has no samples file",
 }
@@ -435,7 +464,9 @@ def tampered(bundle, change, output, reseal=False):
             told = archive.read_manifest(folder)
             records, warnings = load_records([folder / archive.RUNS])
             records = [archive.with_annotations(record, folder) for record in records]
-            members["report.json"] = document.as_json(build_table(records, warnings)).encode()
+            plans = read_plans(folder.glob("runs/cells.json"))
+            table = build_table(records, warnings, plans=plans)
+            members["report.json"] = document.as_json(table).encode()
             del members["bundle.json"]
             archive.write_archive(
                 output, members, lambda made: manifest_text(dataclasses.replace(told, files=made))

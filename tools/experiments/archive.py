@@ -2,7 +2,8 @@
 
     bundle.json                  what is in it, with sizes and hashes (`Manifest`)
     report.json                  the report of its runs
-    runs/cells.json              the plan of a study, where it was run as one
+    runs/cells.json, plan.json   the cells of a study, and its plan where that was fixed
+    runs/NAME.cost.json          costs of networks measured side by side
     runs/NAME/record.json        and the files that the record names (detections as columns), and
                                  settings.yaml
     annotations/SHA256/FILE      COCO files that detections are scored against
@@ -30,7 +31,7 @@ import msgspec
 
 from backbones import files
 from backbones.config import printable
-from tools.experiments.measured import Measured, load_measured
+from tools.experiments.measured import SUFFIX, Measured, load_measured
 from tools.experiments.plan import describe_missing
 from tools.experiments.record import Record, find_files, load_records
 
@@ -41,6 +42,7 @@ LARGEST = {
     MANIFEST: 64 << 20, REPORT: 128 << 20, files.RECORD: 64 << 20, files.SETTINGS: 4 << 20,
     files.PLAN: 64 << 20, files.PLAN_LOCK: 64 << 20, files.CURVE: 256 << 20, files.SAMPLES: 1 << 30, files.PACKED_DETECTIONS: 1 << 30,
 }  # fmt: skip
+_LARGEST_COSTS = 1 << 20
 _LARGEST_ANNOTATIONS = 512 << 20  # train2017 has 448 MB
 _LARGEST_IN_ALL, _LARGEST_ZIP, _MOST_FILES = 4 << 30, 1 << 30, 60_000
 _LARGEST_RATIO = 200  # of unpacked to packed; JSON and rows of real results have under 50
@@ -177,6 +179,7 @@ class Collected:
     warnings: list[str]  # what was skipped, and what is missing
     plans: dict[Path, str]  # of studies, with the names of their folders
     measured: list[Measured]  # costs of networks side by side, oldest first
+    costs: dict[Path, str]  # their files, with the names of their folders
 
 
 @contextmanager
@@ -200,7 +203,9 @@ def open_runs(paths: Iterable[str | Path]) -> Iterator[Collected]:
         found = find_files(places, files.PLAN, paths).items()
         plans = {file: name for file, name in found if file.name == files.PLAN}
         measured, skipped = load_measured(places)
-        yield Collected(records, [*warnings, *skipped], plans, measured)
+        found = find_files(places, f"*{SUFFIX}", paths).items()
+        costs = {file: name for file, name in found if file.name.endswith(SUFFIX)}
+        yield Collected(records, [*warnings, *skipped], plans, measured, costs)
 
 
 def with_annotations(record: Record, folder: Path) -> Record:
@@ -278,6 +283,8 @@ def _largest(name: str) -> int | None:
         return LARGEST[name] if name in (MANIFEST, REPORT) else None
     if first == ANNOTATIONS and len(inside) == 2 and _HASH.fullmatch(inside[0]):
         return _LARGEST_ANNOTATIONS
+    if first == RUNS and inside[-1].endswith(SUFFIX):
+        return _LARGEST_COSTS
     if len(inside) == 1 and inside[0] in (files.PLAN, files.PLAN_LOCK):
         return LARGEST[inside[0]] if first == RUNS else None
     if first == RUNS and len(inside) > 1 and inside[-1] not in (MANIFEST, REPORT):

@@ -74,7 +74,11 @@ def write_bundle(
             for file in (plan, plan.with_name(files.PLAN_LOCK)):
                 if file.is_file():
                     members["/".join(filter(None, [RUNS, folder, file.name]))] = file
-        table = build_table(records, warnings, **options, plans=read_plans(found.plans))
+        for file, folder in found.costs.items():
+            if not any(str(file) in text for text in warnings):  # those that could not be read
+                members["/".join(filter(None, [RUNS, folder, file.name]))] = file
+        plans = read_plans(found.plans)
+        table = build_table(records, warnings, **options, measured=found.measured, plans=plans)
         members[REPORT] = document.as_json(table).encode()
         unfinished = _unfinished(sources)
         version = metadata.version("sebench")

@@ -25,6 +25,8 @@ from tools.experiments.status import read_plan
 from tools.experiments.tasks import find_task, load_function, settings_class
 from tools.report.compared import explain
 from tools.report.pairs import describe_network
+from tools.report.planned import ends
+from tools.report.table import Table
 
 _WHOLE = "bundle the whole folder of its study"
 
@@ -268,6 +270,28 @@ def check_plans(
     if not plans and not lost:
         notes.append("no plan: nothing says which runs there should be")
     return notes, findings
+
+
+def check_end(plans: Mapping[Path, str], table: Table) -> Iterator[Finding]:
+    """Check that a study by looks that ended early did so by its own rule.
+
+    Args:
+        plans: files of plans, with the names of their folders.
+    """
+    for path, folder in plans.items():
+        try:
+            locked = read_lock(path.parent)
+        except ValueError:
+            continue  # `check_plans` has said so
+        if locked is None or locked.looks is None:
+            continue
+        last, inside = locked.looks.looks[-1], f"{folder}/" if folder else ""
+        own = [c for c in table.comparisons if all(r.name.startswith(inside) for r in c.pair.runs)]
+        early = [c for c in own if len(c.seeds) < last]
+        if early and not all(ends(locked.looks, c) for c in own):
+            where = "/".join(filter(None, [folder, files.PLAN_LOCK]))
+            text = f"ended before {last} seeds, and not every comparison is {locked.looks.stop}"
+            yield Finding(where, text)
 
 
 def _same_rows(records: Sequence[Record]) -> Iterator[Finding]:

@@ -21,8 +21,9 @@ from tools.experiments.archive import (
     unpacked,
     with_annotations,
 )
+from tools.experiments.measured import load_measured
 from tools.experiments.record import Record, find_files, load_records
-from tools.proof.checks import Finding, check_plans, check_record, check_together
+from tools.proof.checks import Finding, check_end, check_plans, check_record, check_together
 from tools.report import document
 from tools.report.planned import read_plans
 from tools.report.table import build_table
@@ -132,9 +133,16 @@ def _check_report(
 ) -> Iterator[Finding]:
     try:
         stored = json.loads((folder / REPORT).read_bytes())
-        options = {key: manifest.report.get(key) for key in ("allow_unequal", "margin")}
-        plans = read_plans(find_files([folder / RUNS], files.PLAN))
-        table = build_table(records, manifest.skipped, **options, plans=plans)  # type: ignore[arg-type]
+        plans = find_files([folder / RUNS], files.PLAN)
+        measured, _ = load_measured([folder / RUNS])
+        table = build_table(
+            records,
+            manifest.skipped,
+            allow_unequal=bool(manifest.report.get("allow_unequal")),
+            margin=manifest.report.get("margin"),
+            measured=measured,
+            plans=read_plans(plans),
+        )
         anew = json.loads(document.as_json(table))
     except ImportError as error:
         found.notes.append(
@@ -150,6 +158,7 @@ def _check_report(
             f"the report was made by sebench {printable(manifest.sebench)}, and is compared with one "
             f"by {version}: in what both have"
         )
+    found.findings += check_end(plans, table)
     differing = list(_differences(stored, anew, manifest.sebench == version))
     for place, text in differing[:10]:
         yield Finding(f"{REPORT} {place}", text)
