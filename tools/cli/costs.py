@@ -196,19 +196,15 @@ def _print(found: Measured) -> None:
     print(
         f"{names[1]} over {names[0]}, {device}, images {'x'.join(map(str, on.image))}, {on.clock}"
     )
-    rows = (
+    memory = [None if s.peak_memory_bytes is None else s.peak_memory_bytes / 2**20 for s in (a, b)]
+    rows: list[tuple[str, Ratio | None, float | None, float | None, str]] = [
         ("latency, one image", found.latency, a.latency_ms, b.latency_ms, "ms"),
         ("images/s", found.throughput, a.images_per_second, b.images_per_second, ""),
-        (
-            "peak memory",
-            found.peak_memory,
-            *(_mib(side.peak_memory_bytes) for side in (a, b)),
-            "MiB",
-        ),
+        ("peak memory", found.peak_memory, memory[0], memory[1], "MiB"),
         ("energy an image", found.energy, a.joules_per_image, b.joules_per_image, "J"),
         ("parameters", None, a.parameters / 1e6, b.parameters / 1e6, "M"),
         ("multiply-adds", None, a.multiply_adds / 1e9, b.multiply_adds / 1e9, "G"),
-    )
+    ]
     for label, ratio, one, other, unit in rows:
         if ratio is not None and ratio.value is None:
             print(f"  {label:20} – {ratio.reason}")
@@ -223,7 +219,3 @@ def _bounds(ratio: Ratio | None) -> str:
     if ratio is None or ratio.low is None or ratio.high is None:
         return ""
     return f" [{ratio.low:.3f}, {ratio.high:.3f}]"
-
-
-def _mib(count: int | None) -> float | None:
-    return None if count is None else count / 2**20
