@@ -32,6 +32,7 @@ from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Metric, load_records, write_record
 from tools.report import document, write_report
 from tools.report.classifiers import _opener
+from tools.report.costs import Sides
 from tools.report.escape import escape_csv
 from tools.report.pairs import pair_twins
 from tools.report.table import build_table
@@ -171,7 +172,7 @@ def test_a_run_of_three_iterations_owns_no_headline(tmp_path):
     ],
 )
 def test_a_small_share_is_not_printed_as_nothing(costs, shown):
-    assert more(costs) == shown
+    assert more(Sides(*costs)) == shown
 
 
 # Pairs -------------------------------------------------------------------------------------------

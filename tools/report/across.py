@@ -21,6 +21,7 @@ class Across:
     datasets: tuple[str, ...]
     one_seed: int  # how many of them are known from one seed only
     pooled: Pooled  # of gains: more is better, whatever the metric's direction
+    sentence: str = ""  # the whole in words
 
 
 def pool_datasets(comparisons: Sequence[Comparison]) -> tuple[Across, ...]:

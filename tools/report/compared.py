@@ -23,6 +23,16 @@ SCORES = {
 
 
 @dataclass(frozen=True)
+class Score:
+    """A loss of probabilities, lower is better, in its own unit and not in percent."""
+
+    name: str
+    label: str
+    unit: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Compared:
     """What the files of a pair say: differences by metric, and by class."""
 

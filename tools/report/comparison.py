@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, computed_field
 
 from backbones.result import ClassScore
 from tools import statistics
@@ -14,10 +16,11 @@ from tools.experiments.record import METRICS, Record
 from tools.experiments.tasks import TASKS, load_function
 from tools.references import training_of
 from tools.report.caveats import marks_of, says_little
-from tools.report.compared import explain
-from tools.report.costs import COSTS, SideBySide, network_key
+from tools.report.compared import SCORES, Compared, Score, explain
+from tools.report.costs import COSTS, SideBySide, Sides, network_key
 from tools.report.pairs import Pair, describe_network
 from tools.report.published import ReferenceRow, effects_beside, published_beside
+from tools.report.sharing import protocol_line
 from tools.statistics import Difference, Variation
 from tools.statistics.outcomes import UNTESTED, Outcome, margin_of
 
@@ -39,10 +42,19 @@ class MetricRow:
     outcome: Outcome  # of headline metrics; "not tested" of those that are not corrected
     effects: dict[str, float | None]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
         """The outcome in a word."""
         return self.outcome.word
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Experiments of both sides, a seed each."""
+
+    plain: tuple[str, ...]
+    candidate: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,11 @@ class ClassRow:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A candidate beside its plain twin: everything that a report says of the pair."""
+    """A candidate beside its plain twin, run for run: everything that a report says of the pair."""
 
-    pair: Pair
+    pair: Annotated[Pair, Field(exclude=True)]
     key: str  # unique, a word: for links
     task: str
     dataset: str  # name and split
@@ -73,33 +85,34 @@ class Comparison:
     synthetic: bool
     protocol: str
     recipe: str
-    plain: str
+    plain: str  # network and options
     candidate: str
     seeds: tuple[int, ...]
     marks: tuple[str, ...]  # what a reader must know beside the numbers
-    not_counted: tuple[str, ...]  # those of them that keep it out of the headline
-    metrics: tuple[MetricRow, ...]
+    not_counted: tuple[
+        str, ...
+    ]  # those that keep it out of the headline: near chance, hardly trained
+    variant: str = ""  # what tells it from others of the same networks and data
+    unequal: bool  # twins that differ in more than the backbone, paired on request
     class_metric: str
+    cost_scope: str | None
+    sentence: str = ""  # the headline metric in words, when it is judged
+    caption: str  # data, split, n, protocol, recipe and its hash, seeds, versions
+    experiments: Hashes
+    metrics: tuple[MetricRow, ...]
+    scores: tuple[Score, ...]  # of probabilities: shown, not judged
     classes: tuple[ClassRow, ...]
     variation: Variation | None  # of the classes: do their differences differ at all
-    costs: dict[str, tuple[float | None, float | None]]  # plain, candidate
-    measured: Measured | None  # the same two, side by side
-    cost_scope: str | None
-    tide: dict[str, tuple[float, float]]  # error type -> AP50 points lost by plain, candidate
+    at: str  # what the networks have in common: equal depth, equal cost (of what), or ""
+    costs: dict[str, Sides]
+    measured: Measured | None  # the same two, side by side; null: not measured
+    errors: dict[str, Sides]  # kind -> points of AP50 that it costs
     references: tuple[ReferenceRow, ...]
-    variant: str = ""  # what tells it from others of the same networks and data
-    # Of probabilities, by `SCORES`; none where the rows hold no probabilities.
-    scores: dict[str, Difference] = field(default_factory=dict)
 
     @property
     def benchmark(self) -> str:
         """Data set and split, and the variant where there are several."""
         return f"{self.dataset} ({self.variant})" if self.variant else self.dataset
-
-    @property
-    def unequal(self) -> bool:
-        """Whether the twins differ in more than the backbone, and were paired all the same."""
-        return bool(self.pair.unequal)
 
     @property
     def headline(self) -> MetricRow:
@@ -124,61 +137,62 @@ def compare_pair(
         measured: costs by the networks that they were measured of.
     """
     first, plain = pair.candidate[0], pair.plain[0]
-    task = first.task
-    found: dict[str, Difference] = {}
-    classes: dict[str, Difference] = {}
-    variation: Variation | None = None
-    tide: dict[str, tuple[float, float]] = {}
-    scores: dict[str, Difference] = {}
-    if resamples == 0:
-        why = f"no interval: {TOO_MANY}"
-    else:
-        try:
-            compared = load_function(TASKS[task].compare)(pair, resamples, seed)
-            found, classes = compared.metrics, compared.classes
-            tide, variation, scores = compared.errors, compared.variation, compared.scores
-            why = "no interval is computed for this metric"
-        except ValueError as error:
-            why = f"no interval: {explain(error, (*pair.plain, *pair.candidate))}"
-    costs = {name: (get(plain), get(first)) for name, get in COSTS.items()}
+    found, why = _compare_files(pair, resamples, seed)
+    costs = {name: Sides(get(plain), get(first)) for name, get in COSTS.items()}
     metrics = tuple(
-        _metric_row(name, pair, found, why, costs, margin) for name in _shared_metrics(pair)
+        _metric_row(name, pair, found.metrics, why, costs, margin) for name in _shared_metrics(pair)
     )
     data = first.dataset
-    trained = [training_of(run, trainings) or run for run in (*pair.plain, *pair.candidate)]
+    trained = [training_of(run, trainings) or run for run in pair.runs]
     return Comparison(
-        pair,
-        key,
-        task,
-        f"{data.name} {data.split}",
-        data.images,
-        first.synthetic or plain.synthetic,
-        str(first.protocol.name),
-        first.experiment.recipe,
-        describe_network(plain.backbone),
-        describe_network(first.backbone),
-        tuple(record.seed for record in pair.candidate),
-        marks_of(pair, trained),
-        says_little([*pair.plain, *pair.candidate], trained),
-        metrics,
-        TASKS[task].class_metric,
-        tuple(_class_rows(pair, classes, variation)),
-        variation,
-        costs,
-        (measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
-        first.cost.scope,
-        tide,
-        (
+        pair=pair,
+        key=key,
+        task=first.task,
+        dataset=f"{data.name} {data.split}",
+        images=data.images,
+        synthetic=first.synthetic or plain.synthetic,
+        protocol=str(first.protocol.name),
+        recipe=first.experiment.recipe,
+        plain=describe_network(plain.backbone),
+        candidate=describe_network(first.backbone),
+        seeds=tuple(record.seed for record in pair.candidate),
+        marks=marks_of(pair, trained),
+        not_counted=says_little(pair.runs, trained),
+        unequal=bool(pair.unequal),
+        class_metric=TASKS[first.task].class_metric,
+        cost_scope=first.cost.scope,
+        caption=protocol_line(pair.runs),
+        experiments=Hashes(*(tuple(r.hash for r in side) for side in (pair.plain, pair.candidate))),
+        metrics=metrics,
+        scores=tuple(Score(name, *SCORES[name], one) for name, one in found.scores.items()),
+        classes=tuple(_class_rows(pair, found.classes, found.variation)),
+        variation=found.variation,
+        at=pair.at,
+        costs=costs,
+        measured=(measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
+        errors={kind: Sides(*sides) for kind, sides in found.errors.items()},
+        references=(
             *published_beside(pair.plain, trainings, margin),
             *published_beside(pair.candidate, trainings, margin),
             *effects_beside(pair, {row.name: row.difference for row in metrics}, trainings, margin),
         ),
-        scores=scores,
     )
 
 
+def _compare_files(pair: Pair, resamples: int, seed: int) -> tuple[Compared, str]:
+    """What the runs' files say, and why a metric that they say nothing of has no interval."""
+    why = f"no interval: {TOO_MANY}"
+    if resamples:
+        try:
+            compared = load_function(TASKS[pair.plain[0].task].compare)(pair, resamples, seed)
+            return compared, "no interval is computed for this metric"
+        except ValueError as error:
+            why = f"no interval: {explain(error, pair.runs)}"
+    return Compared({}, {}, {}), why
+
+
 def _shared_metrics(pair: Pair) -> list[str]:
-    runs = [*pair.plain, *pair.candidate]
+    runs = pair.runs
     headline = TASKS[runs[0].task].headline[0]  # always there, if only to say why it is not
     return [
         name
@@ -192,14 +206,12 @@ def _metric_row(
     pair: Pair,
     found: Mapping[str, Difference],
     why: str,
-    costs: Mapping[str, tuple[float | None, float | None]],
+    costs: Mapping[str, Sides],
     margin: float | None,
 ) -> MetricRow:
     kind = METRICS[name]
     difference = found.get(name)
-    if difference is None or not all(
-        name in record.metrics for record in (*pair.plain, *pair.candidate)
-    ):
+    if difference is None or not all(name in record.metrics for record in pair.runs):
         difference = _from_records(name, pair, why)
     change = difference.difference
     gain = None if change is None else (change if kind.higher_is_better else -change)
@@ -212,14 +224,14 @@ def _metric_row(
     )  # fmt: skip
 
 
-def _added(costs: tuple[float | None, float | None]) -> int | None:
-    plain, candidate = costs
-    return None if plain is None or candidate is None else round(candidate - plain)
+def _added(costs: Sides) -> int | None:
+    known = costs.plain is not None and costs.candidate is not None
+    return round(costs.candidate - costs.plain) if known else None
 
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:
     """The difference alone, where nothing but the records' values is to be had."""
-    if not all(name in record.metrics for record in (*pair.plain, *pair.candidate)):
+    if not all(name in record.metrics for record in pair.runs):
         reason = f"{METRICS[name].label} is not in every record"
         return Difference(None, None, None, seeds=len(pair.plain), reason=reason)
     sides = [[record.metrics[name] for record in side] for side in (pair.plain, pair.candidate)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from backbones.zoo import PAIRS, SIZES
@@ -21,6 +22,14 @@ COSTS: dict[str, Callable[[Record], float | None]] = {
     "multiply_adds": lambda record: record.cost.multiply_adds,
     "peak_memory_bytes": lambda record: record.timing.peak_memory_bytes,
 }
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One number of the plain network and of the candidate."""
+
+    plain: float | None
+    candidate: float | None
 
 
 def key_of(value: Any) -> str:

@@ -35,7 +35,7 @@ def differences_csv(table: Table) -> str:
                     "variant": c.variant,
                     "candidate_network": c.candidate,
                     "plain_network": c.plain,
-                    "at": c.pair.at,
+                    "at": c.at,
                     "seeds": " ".join(map(str, c.seeds)),
                     "metric": row.name,
                     "unit": row.unit,
@@ -67,7 +67,7 @@ def differences_csv(table: Table) -> str:
                     "marks": "; ".join(c.marks),
                     "not_counted": "; ".join(c.not_counted),
                     "reason": found.reason,
-                    "caption": protocol_line(c.pair.runs),
+                    "caption": c.caption,
                 }
             )
     return _csv(rows)
@@ -166,7 +166,7 @@ def as_latex(table: Table) -> str:
         for c in table.comparisons
         if c.unequal
     ]
-    captions = [f"% {e(f'{c.candidate}: {protocol_line(c.pair.runs)}')}" for c in table.comparisons]
+    captions = [f"% {e(f'{c.candidate}: {c.caption}')}" for c in table.comparisons]
     return "\n".join([*lines, *captions, r"\par\footnotesize " + " ".join(notes), ""])
 
 

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from tools.experiments.record import METRICS
 from tools.report import wording
-from tools.report.compared import SCORES
 from tools.report.comparison import Comparison
 from tools.report.escape import escape_markdown as e
 from tools.report.planned import FixedPlan
 from tools.report.published import ReferenceRow
-from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
 
 _REFERENCES, _RUNS = 200, 500  # rows; the CSV and JSON files hold all
@@ -66,7 +64,7 @@ def _pair(c: Comparison) -> list[str]:
     return [
         e(c.benchmark) + (_MADE if c.synthetic else ""),
         e(c.candidate),
-        e(f"{c.plain}, at {c.pair.at}" if c.pair.at else c.plain),
+        e(f"{c.plain}, at {c.at}" if c.at else c.plain),
         f"{e(row.label)}, {'higher' if row.higher_is_better else 'lower'} is better",
         wording.number(found.plain),
         wording.number(found.candidate),
@@ -89,8 +87,7 @@ def _notes(table: Table) -> str:
         reason = c.headline.difference.reason
         if texts := [*c.marks, *([reason] if reason else [])]:
             lines.append(f"- {e(c.benchmark)}, {e(c.candidate)}: {e('; '.join(texts))}.")
-    candidate = wording.candidate_word(table)
-    across = [e(wording.across_sentence(found, candidate)) for found in table.across]
+    across = [e(found.sentence) for found in table.across]
     return "\n\n".join(filter(None, ["\n".join(lines), *across]))
 
 
@@ -126,21 +123,21 @@ def _scores(comparisons: Sequence[Comparison]) -> str:
         [
             e(c.benchmark),
             f"{e(c.candidate)}, {e(c.plain)}",
-            f"{SCORES[name][0]}, {SCORES[name][1]}",
-            wording.number(found.plain, 4),
-            wording.number(found.candidate, 4),
-            wording.signed(found.difference, 4),
-            wording.interval(found.low, found.high, 4) or "–",
+            f"{score.label}, {score.unit}",
+            wording.number(score.difference.plain, 4),
+            wording.number(score.difference.candidate, 4),
+            wording.signed(score.difference.difference, 4),
+            wording.interval(score.difference.low, score.difference.high, 4) or "–",
         ]
         for c in comparisons
-        for name, found in c.scores.items()
+        for score in c.scores
     ]
     return _section("Probabilities", _table(heads, cells)) if cells else ""
 
 
 def _captions(comparisons: Sequence[Comparison]) -> str:
     """What each number of a pair was measured by, in a line that fits a caption."""
-    return _bullets(f"{c.candidate}, {c.plain}: {protocol_line(c.pair.runs)}" for c in comparisons)
+    return _bullets(f"{c.candidate}, {c.plain}: {c.caption}" for c in comparisons)
 
 
 def _published(rows: Sequence[ReferenceRow]) -> str:

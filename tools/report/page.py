@@ -12,10 +12,8 @@ from markupsafe import Markup
 from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
-from tools.report.compared import SCORES
 from tools.report.comparison import Comparison
 from tools.report.examples import find_pictures
-from tools.report.sharing import protocol_line
 from tools.report.table import Run, Table
 from tools.statistics.outcomes import BETTER, WORSE
 
@@ -48,7 +46,6 @@ def render_page(table: Table, title: str) -> str:
         "detail": wording.detail,
         "here": wording.these_images,
         "noise": wording.noise,
-        "protocol_line": protocol_line,
         "classes_sentence": wording.classes_sentence,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "tone": _tone,
@@ -73,14 +70,11 @@ def render_page(table: Table, title: str) -> str:
         settings=table.runs[:SETTINGS],
         refused=_reasons(table),
         forest=_markup(plots.forest_plot(comparisons[:40], table.across)),
-        across=[
-            wording.across_sentence(found, wording.candidate_word(table)) for found in table.across
-        ],
+        across=[found.sentence for found in table.across],
         these_weights=wording.THESE_WEIGHTS,
         cost_plots=_cost_plots(comparisons),
         unfolded=len(detailed) <= OPEN,
         tasks=TASKS,
-        scores=SCORES,
         methods=wording.METHODS,
         metrics=METRICS,
         css=Markup((home / "page.css").read_text("utf-8")),

@@ -116,7 +116,7 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
     rows = [c for c in comparisons if c.headline.difference.difference is not None]
     if not rows:
         return None
-    most = max((c.costs["multiply_adds"][1] or 0 for c in rows), default=0)
+    most = max((c.costs["multiply_adds"].candidate or 0 for c in rows), default=0)
     panels = (
         (
             "multiply_adds",
@@ -132,7 +132,8 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
             x: list[float] = []
             for c in rows:
                 found = c.headline.difference
-                x = [value / unit for value in c.costs[cost] if value is not None]
+                sides = c.costs[cost]
+                x = [v / unit for v in (sides.plain, sides.candidate) if v is not None]
                 y = [value for value in (found.plain, found.candidate) if value is not None]
                 if len(x) < 2 or len(y) < 2:
                     continue

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tools.experiments.record import Record
 from tools.experiments.tasks import TASKS
-from tools.report.table import Table
+
+if TYPE_CHECKING:
+    from tools.report.table import Table
 
 # Data set and split -> its repository on the Hub, and the images that make it whole.
 HUB_DATASETS = {

@@ -11,6 +11,7 @@ from tools.experiments.measured import Measured
 from tools.experiments.plan import Lock
 from tools.experiments.record import Record
 from tools.experiments.tasks import TASKS
+from tools.report import wording
 from tools.report.across import Across, pool_datasets
 from tools.report.caveats import variants
 from tools.report.comparison import (
@@ -141,7 +142,13 @@ def build_table(
     plans = list(plans)
     told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
     skipped = tuple(printable(text) for text in warnings)
-    return Table(told, runs, skipped, pool_datasets(told), repeats, set_beside(plans, told))
+    table = Table(told, runs, skipped, (), repeats, set_beside(plans, told))
+    word = wording.candidate_word(table)
+    pooled = (
+        replace(found, sentence=wording.across_sentence(found, word))
+        for found in pool_datasets(told)
+    )
+    return replace(table, across=tuple(pooled))
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
@@ -158,5 +165,6 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
         )
         told = replace(row, p_holm=p_holm, outcome=outcome)
         metrics = tuple(told if one is row else one for one in comparison.metrics)
-        found.append(replace(comparison, metrics=metrics))
+        judged = replace(comparison, metrics=metrics)
+        found.append(replace(judged, sentence=wording.verdict_sentence(judged)))
     return found

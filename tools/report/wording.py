@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from backbones.equal_cost import spell
 from tools.experiments.measured import Ratio
-from tools.report.across import Across
-from tools.report.comparison import Comparison, MetricRow
-from tools.report.costs import EQUAL_COST, EQUAL_DEPTH
-from tools.report.table import Table
+from tools.report.costs import EQUAL_COST, EQUAL_DEPTH, Sides
 from tools.statistics import Difference
 from tools.statistics.outcomes import BETTER, EQUIVALENT, UNDECIDED, UNTESTED, WORSE
+
+if TYPE_CHECKING:
+    from tools.report.across import Across
+    from tools.report.comparison import Comparison, MetricRow
+    from tools.report.table import Table
 
 _MIXED = "judged differently under different protocols or settings"
 THESE_WEIGHTS = "one seed: about these weights, not about the networks"
@@ -86,12 +89,11 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def more(costs: tuple[float | None, float | None]) -> str:
+def more(costs: Sides) -> str:
     """How much more the candidate costs: "+9.9 %"."""
-    plain, candidate = costs
-    if not plain or candidate is None:
+    if not costs.plain or costs.candidate is None:
         return "–"
-    percent = 100 * (candidate / plain - 1)
+    percent = 100 * (costs.candidate / costs.plain - 1)
     # Two figures of a small share: the paper's 0.26 % is not nothing, nor is a CIFAR network's 0.005 %.
     digits = 1 if abs(percent) >= 1 or percent == 0 else 1 - math.floor(math.log10(abs(percent)))
     return f"{signed(percent, min(digits, 6))}\u00a0%"
@@ -210,7 +212,7 @@ def verdict_sentence(comparison: Comparison) -> str:
     made = " (synthetic data)" if comparison.synthetic else ""
     bounds = interval(found.low, found.high)
     weights = f" ({THESE_WEIGHTS})" if row.outcome.about_weights else ""
-    at = f" at {comparison.pair.at}" if comparison.pair.at else ""
+    at = f" at {comparison.at}" if comparison.at else ""
     return (
         f"{comparison.benchmark}{made}: {row.label} {signed(found.difference)}"
         f"{' ' + bounds if bounds else ''} points, {row.outcome.phrase}{at}{weights}, for"
@@ -342,4 +344,4 @@ def lede(table: Table) -> str | None:
     tested = [c for c in counted if c.headline.verdict != UNTESTED]
     if not tested:
         return None
-    return verdict_sentence(min(tested, key=lambda c: c.headline.difference.p_value or 0.0))
+    return min(tested, key=lambda c: c.headline.difference.p_value or 0.0).sentence

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pydantic import computed_field
+
 from tools.statistics.differences import CONFIDENCE, Difference
 
 BETTER, WORSE = "better", "worse"
@@ -34,6 +36,7 @@ class Outcome:
     detectable: float | None = None
     compatible: float | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def phrase(self) -> str:
         """With its numbers, as in "undecided (would show 0.42, could still be 0.61)"."""

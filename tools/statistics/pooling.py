@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy import special
 
 from tools.statistics.differences import CONFIDENCE, Difference
@@ -24,7 +26,7 @@ class Variation:
     p_value: float
     mean: float
     sd: float
-    shrunken: tuple[float, ...]
+    shrunken: Annotated[tuple[float, ...], Field(exclude=True)]  # not in reports: classes have it
 
 
 @dataclass(frozen=True)
