@@ -4,13 +4,14 @@
 # make lint    style, spelling and types
 # make engines studies on real clusters and in several processes that are started here: Ray, of two nodes
 # make fuzz    20,000 broken files of every kind: refused by a clear word, or read rightly
+# make smoke   every table of the paper with its real networks, on synthetic images and for a few steps
 # make endurance  trainings killed at random moments, and gone on with to the bytes of a whole one
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test engines fuzz endurance lint
+.PHONY: setup demo test engines fuzz smoke endurance lint
 
 setup: $(READY)
 
@@ -35,6 +36,9 @@ engines: $(READY)
 # After an interruption: make fuzz FUZZ="--start N", which it prints.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --files 20000 --jobs 2 $(FUZZ)
+
+smoke: $(READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/sebench reproduce all --scale smoke --jobs 2 --output smoke
 
 endurance: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.endurance --trials 60

@@ -36,7 +36,7 @@ def recipes() -> list[Row]:
             "task": task,
             "name": name,
             "reproduces": describe_recipe(path),
-            **_cost_of(path),
+            **cost_of(path),
             "path": str(path),
         }
         for task in TASKS
@@ -44,7 +44,7 @@ def recipes() -> list[Row]:
     ]
 
 
-def _cost_of(recipe: Path) -> Row:
+def cost_of(recipe: Path) -> Row:
     """What a recipe's second line says: "# Images: 50,000; epochs: 200; published: 4.27 % ..."."""
     with recipe.open(encoding="utf-8") as lines:
         header = next(islice(lines, 1, None), "")

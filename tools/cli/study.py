@@ -143,6 +143,15 @@ def status(
     watch_states(look, every if watch else None)
 
 
+def run_study(path: Path, output: Path, jobs: int = 1) -> None:
+    """Run a study's file here and report, as `sebench run` does.
+
+    Raises:
+        ValueError: the file is wrong, or a run failed.
+    """
+    _run(_Wish(path, output), jobs, dry_run=False)
+
+
 # Parts of the commands ---------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ MAY_DIFFER = {
 _COMPARED_ELSEWHERE = ("backbone.", "evaluate.")  # the network; the protocol
 _STILL_COMPARED = "backbone.allow_missing"
 # What an option is where a table or a run does not name it. Biases are unknown for most tables.
-_DEFAULT_OPTIONS = {
+DEFAULT_OPTIONS = {
     "reduction": 16,
     "squeeze": "avg",
     "excitation": "sigmoid",
@@ -380,10 +380,10 @@ def _same_network(row: Row, backbone: Network) -> bool:
     if row.backbone != backbone.name:
         return False
     ours, published = backbone.options, row.options
-    names = set(_DEFAULT_OPTIONS) | set(published) | set(ours)
+    names = set(DEFAULT_OPTIONS) | set(published) | set(ours)
     if "se_bias" not in published:
         names.discard("se_bias")
-    defaults = _DEFAULT_OPTIONS | _defaults_of_network(row.backbone)
+    defaults = DEFAULT_OPTIONS | _defaults_of_network(row.backbone)
     return all(
         _equal(_sorted(published.get(name, defaults.get(name))),
                _sorted(ours.get(name, defaults.get(name))))

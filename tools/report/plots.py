@@ -196,6 +196,36 @@ def curve_plot(comparison: Comparison) -> str | None:
         return _svg(figure, f"{comparison.key}-curve", f"{spoken} on {comparison.dataset}")
 
 
+def error_curves(runs: Sequence[tuple[str, bool, Record]]) -> str | None:
+    """The curves of Figure 4, a panel a network: validation error; of training, the loss is recorded.
+
+    Args:
+        runs: name of the panel, whether the network holds SE, and its run.
+    """
+    panels = list(dict.fromkeys(name for name, _, _ in runs))
+    if not panels:
+        return None
+    shown = (("val_top1_error", "validation top-1 error (%)"), ("loss", "training loss"))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 2.1 * len(panels)), layout="constrained")
+        for name, row in zip(
+            panels, figure.subplots(len(panels), len(shown), squeeze=False), strict=True
+        ):
+            for axes, (key, label) in zip(row, shown, strict=True):
+                for _, with_se, record in (run for run in runs if run[0] == name):
+                    points = [(p["step"], p[key]) for p in _read_curve(record) if key in p]
+                    colour, style = (_CANDIDATE, "-") if with_se else (_PLAIN, "--")
+                    if points := _thinned(points):
+                        axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.3)
+                axes.set_title(_short(name, 32), fontsize=9)
+                axes.set_ylabel(label, fontsize=8)
+                axes.tick_params(labelsize=8)
+                axes.locator_params(axis="x", nbins=4)
+        spoken = "Curves over steps; dashed: plain networks, solid: their SE twins"
+        figure.supxlabel("step (dashed: plain, solid: SE)", fontsize=9)
+        return _svg(figure, "figure-4", f"{spoken}. Panels: {', '.join(panels)}")
+
+
 def class_plot(comparison: Comparison) -> str | None:
     """Differences of the classes, sorted; of many the two ends."""
     rows = [row for row in comparison.classes if row.difference is not None]

@@ -1,0 +1,279 @@
+"""The command that runs a table of the paper and prints it with measured numbers: reproduce."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tools.cli.arguments import JsonOption, check_file, say
+
+if TYPE_CHECKING:
+    from tools.experiments.study import Cell
+    from tools.references.reproduce import Target, Wish
+
+
+class Scale(str, Enum):
+    """How long a reproduction takes: the paper's schedules, or minutes."""
+
+    PAPER = "paper"
+    SMOKE = "smoke"
+
+
+def reproduce(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE...] [KEY=VALUE]...", help="table-2, figure-4, ..., all; and settings."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
+    ] = Path(),
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: synthetic images and a few steps; shows that it works.")
+    ] = Scale.PAPER,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each network.")] = 1,
+    data_root: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SET=]DIR", help="Where data lie: imagenet=DIR, coco=DIR, ..."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK=FILE",
+            help="Detection: ImageNet weights; without, they are trained first.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Which recipe, where a table has several.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List cells, what is missing and the cost; run nothing."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the networks of a table of the paper by its protocol, and print the table beside the paper's.
+
+    Without a table it lists them. Rows that are trained alike share a run, and what is recorded in
+    OUTPUT is not run again: repeat the command until all is done. OUTPUT/reproduce.yaml is the
+    study; `sebench run` takes it to Ray or to arrays of jobs, `sebench doctor` checks it.
+
+    [bold]Examples[/]
+
+      sebench reproduce all --scale smoke -o smoke
+
+      sebench reproduce table-4 -o runs --data-root data/cifar10 --seeds 3 --dry-run
+
+      sebench reproduce table-7 -o runs --data-root imagenet=ILSVRC --data-root coco=datasets train.accumulate=4
+    """
+    from tools.references.reproduce import Wish, find_targets, study_of
+
+    settings = [text for text in what or () if "=" in text]
+    names = [text for text in what or () if "=" not in text]
+    if not names:
+        _list(as_json)
+        return
+    targets = find_targets(names)
+    for target in targets:
+        if not target.runnable:
+            raise ValueError(f"{target.name}: this suite has none of its networks")
+    if output == Path():
+        raise ValueError("--output is missing: name the folder of all runs, e.g. -o runs")
+    wish = Wish(scale.value, seeds, _roots(data_root, targets), _weights(weights), recipe, settings)
+    study = study_of(targets, wish)
+    if dry_run:
+        _look(study, output, as_json)
+        return
+    _reproduce(targets, wish, study, output, jobs, as_json)
+
+
+# Parts of the command ----------------------------------------------------------------------------
+
+
+def _list(as_json: bool) -> None:
+    from tools.cli.display import print_rows
+    from tools.references.reproduce import list_targets
+
+    rows = [
+        {
+            "name": target.name,
+            "title": target.title,
+            "data": target.table.dataset["name"],
+            "rows": len(target.rows),
+            "to run": len(target.runnable),
+            "recipes": ", ".join(dict.fromkeys(r for row in target.runnable for r in row.recipes)),
+        }
+        for target in list_targets().values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print_rows(rows)
+    print(
+        "Rows that are not run are of others, whose training is no recipe of this suite; "
+        "sebench reproduce TABLE --dry-run -o DIR says what a table takes"
+    )
+
+
+def _roots(given: Sequence[str] | None, targets: Sequence[Target]) -> dict[str, str]:
+    """The folder of each data set.
+
+    Raises:
+        ValueError: a folder that is not there, or one without a set where there are several.
+    """
+    known = dict.fromkeys(str(target.table.dataset["name"]) for target in targets)
+    if any(target.table.initial == "imagenet" for target in targets):
+        known["imagenet"] = None
+    roots = {}
+    for text in given or ():
+        name, sign, folder = text.partition("=")
+        if not sign:
+            name, folder = next(iter(known)), text
+            if len(known) > 1:
+                raise ValueError(f"--data-root {text}: say of which set, {'=, '.join(known)}=")
+        if name not in known:
+            raise ValueError(f"--data-root {text}: the sets are {', '.join(known)}")
+        check_file(folder)
+        roots[name] = folder
+    return roots
+
+
+def _weights(given: Sequence[str] | None) -> dict[str, str]:
+    weights = {}
+    for text in given or ():
+        name, sign, path = text.partition("=")
+        if not sign or not path:
+            raise ValueError(f"--weights {text}: write NETWORK=FILE, e.g. se_resnet50=se.pth")
+        check_file(path)
+        weights[name] = path
+    return weights
+
+
+def _write_study(study: dict[str, Any], path: Path) -> Path:
+    import yaml
+
+    from backbones.files import write_whole
+
+    write_whole(path, yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
+    from tools.cli.display import print_plan, print_rows
+    from tools.experiments.study import load_study, plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _write_study(study, Path(folder) / "reproduce.yaml")
+        cells = plan(load_study(path), output)
+    costs, missing = _costs(cells), _missing(cells, synthetic="sample_data" in study)
+    if as_json:
+        listed = [
+            {"name": cell.name, "task": cell.experiment.task, "status": cell.status()}
+            for cell in cells
+        ]
+        print(json.dumps({"cells": listed, "costs": costs, "missing": missing}, indent=1))
+    else:
+        print_plan(cells)
+        print()
+        print_rows(costs)
+        for name, text in missing.items():
+            print(f"missing: {name}: {text}")
+    if missing:
+        raise typer.Exit(1)
+
+
+def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What each recipe costs as it was published, for all its cells."""
+    from backbones import describe_backbone
+    from tools.cli.listing import cost_of
+    from tools.experiments.experiment import list_recipes
+
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.entry, []).append(cell)
+    rows = []
+    for entry, same in found.items():
+        first = same[0].experiment
+        recipe = cost_of(list_recipes(first.task)[first.recipe])
+        networks = [describe_backbone(cell.experiment.config.backbone.name) for cell in same]
+        images = (recipe["images"] or 0) * (recipe["epochs"] or 0)
+        operations = 3 * images * sum(network.multiply_adds for network in networks)
+        classifies = first.task != "detection"  # whose images have another size
+        rows.append(
+            {
+                "experiment": entry,
+                "runs": len(same),
+                "training images": f"{recipe['images']:,}",
+                "epochs": recipe["epochs"],
+                "published": recipe["published"],
+                # Forward and backward, of the backbone at its usual size of input.
+                "exa multiply-adds": f"{operations / 1e18:.3g}" if classifies else "",
+            }
+        )
+    return rows
+
+
+def _missing(cells: Sequence[Cell], synthetic: bool) -> dict[str, str]:
+    """What forbids each network to run, by ENTRY/NETWORK; of data, once an entry."""
+    missing: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for cell in () if synthetic else cells:
+        config = cell.experiment.config
+        if cell.source is not None:
+            config = replace(config, backbone=replace(config.backbone, weights=None))
+            if config.detector.norm == "FrozenBN":  # it has none to freeze until that cell has run
+                config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
+        try:
+            cell.experiment.entry_points().check(config)
+        except (ValueError, OSError) as error:
+            if (cell.entry, str(error)) not in seen:
+                missing[cell.name] = str(error)
+            seen.add((cell.entry, str(error)))
+    return missing
+
+
+def _reproduce(
+    targets: Sequence[Target],
+    wish: Wish,
+    study: dict[str, Any],
+    output: Path,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    from tools.cli.study import run_study
+    from tools.report.reproduced import write_sheets
+
+    output.mkdir(parents=True, exist_ok=True)
+    path = _write_study(study, output / "reproduce.yaml")
+    try:
+        run_study(path, output, jobs)
+        for experiment, directory in _evaluations(targets, wish, output):
+            from tools.experiments.run import run_experiment
+
+            run_experiment(experiment, directory)
+    finally:  # a table with gaps says which
+        sheets = write_sheets(targets, wish, output)
+        for sheet, files in sheets:
+            print(json.dumps(sheet.as_plain(), indent=1) if as_json else sheet.as_markdown())
+            say(f"{sheet.name}: {files[0]}")
+
+
+def _evaluations(targets: Sequence[Target], wish: Wish, output: Path) -> Iterator[tuple[Any, Path]]:
+    """Of rows whose protocol is not that of their training."""
+    from tools.references.reproduce import evaluation_of, training_of_row
+
+    for target in targets:
+        for row in target.runnable:
+            training = training_of_row(row, target.table, wish)
+            for seed in range(wish.seeds) if training.protocol else ():
+                directory = output / training.directory(seed)
+                yield evaluation_of(training, wish, output, seed), directory
