@@ -21,10 +21,8 @@ GOLDEN = {pair.se: pair for pair in PAIRS}
     ("name", "way"),
     [
         ("se_resnet50", "wider"),
-        ("se_resnet50", "deeper"),
-        ("se_resnet18", "wider"),
+        ("se_resnet18", "deeper"),
         ("se_resnext50_32x4d", "wider"),
-        ("senet154", "deeper"),
         ("se_resnet56", "deeper"),
         ("se_inception_resnet_v2", "deeper"),
         ("se_shake_even_29_2x4x64d", "deeper"),
