@@ -10,7 +10,8 @@ import yaml
 from written_runs import write_classifier
 
 from backbones import files
-from tools.experiments import probe
+from tools.experiments import executors, probe
+from tools.experiments.executors import Ended
 from tools.experiments.experiment import load_experiment
 from tools.experiments.plan import read_lock
 from tools.experiments.record import read_record, write_record
@@ -50,6 +51,37 @@ def write_runs(output, seeds, gain):
             record = read_record(run / files.RECORD)
             locked = files.sha256(output / files.PLAN_LOCK)
             write_record(dataclasses.replace(record, locked_plan=locked), run)
+
+
+class _Writer:
+    """An executor that writes what cells leave in the place of training them."""
+
+    room = 1
+
+    def __init__(self, gain):
+        self.gain, self.jobs, self.ran = gain, [], []
+
+    def start(self, job):
+        cell = job.cell
+        network, seed = cell.directory.name.rsplit("-seed", 1)
+        better = self.gain * network.startswith("se_")
+        write_classifier(cell.directory, network, seed=int(seed), accuracy=0.6 + better)
+        record = read_record(cell.directory / files.RECORD)
+        setup = dataclasses.replace(
+            record.experiment,
+            hash=cell.experiment.hash,
+            comparison_hash=cell.experiment.comparison_hash,
+        )
+        write_record(dataclasses.replace(record, experiment=setup), cell.directory)
+        self.jobs.append(job)
+        self.ran.append(cell.directory.name)
+
+    def wait(self, seconds):
+        ended, self.jobs = [Ended(job, None) for job in self.jobs], []
+        return ended
+
+    def close(self):
+        pass
 
 
 def report_of(output, name="report"):
@@ -183,6 +215,25 @@ def test_the_report_judges_by_the_level_of_the_look_and_says_which_one_ended_it(
     page = (output / "report" / "report.html").read_text()
     assert "Planned and found" in page
     assert plan["sha256"][:16] in page
+
+
+@pytest.mark.parametrize(("gain", "seeds"), [(0.3, 2), (0.0, 4)])
+def test_a_study_runs_look_by_look_and_stops_when_the_rule_says(
+    sebench, tmp_path, study, monkeypatch, gain, seeds
+):
+    output, writer = tmp_path / "runs", _Writer(gain)
+    monkeypatch.setattr(executors, "open_executor", lambda *_: writer)
+    fix(sebench, study, output, "--lock")
+    code, _, err = sebench("run", study, "-o", output)
+    assert code == 0, err
+    assert len(writer.ran) == 2 * seeds
+    assert ("ends with the look at 2 seeds" in err) == (seeds == 2)
+    if seeds == 2:
+        again = sebench("run", study, "-o", output)
+        assert (again[0], len(writer.ran)) == (0, 4)
+        code, _, err = sebench("run", study, "-o", output, "--cell", "2")
+        assert code == 1
+        assert "resnet20-seed2 is outside the plan" in err
 
 
 def test_seeds_between_looks_are_not_tested(sebench, tmp_path, study):
