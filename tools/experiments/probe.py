@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from typing import Any
 
 from backbones.config import Count, NonNegative, WholeNumber
 from backbones.heartbeat import Stage, listen
+from tools.experiments.executors.local import end_with_parent
 from tools.experiments.experiment import Experiment
 from tools.experiments.settings import build_settings, merge
 from tools.experiments.tasks import TASKS, settings_class
@@ -111,6 +113,7 @@ def _measure(experiment: Experiment, seconds: float) -> Cost:
 
     from backbones.device import choose_device, keep_large_tensors_on_heap, peak_memory
 
+    threading.Thread(target=end_with_parent, daemon=True).start()
     logging.disable(logging.ERROR)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)

@@ -115,7 +115,7 @@ def _how_it_ended(code: int) -> str:
 
 def _run(job: Job, threads: int, slot: int, slots: int, sender: Connection) -> None:
     """Body of a job's process: run it and send how it failed, or None."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     share = _take_gpus(slot, slots)
     needs = job.cell.needs.gpus or 0
     if needs > share:
@@ -143,7 +143,7 @@ def _take_gpus(slot: int, slots: int) -> int:
     return share
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Stop this process when the one that started it is gone, however it went."""
     parent = multiprocessing.parent_process()
     assert parent is not None
