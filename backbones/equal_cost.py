@@ -90,6 +90,7 @@ class Twin:
 
     @property
     def name(self) -> str:
+        """The plain network."""
         return self.entry.plain
 
     def at(self, sizes: Sizes) -> dict[str, Any]:
@@ -161,8 +162,10 @@ def choose(
 
 
 def _wider(sizes: Sizes, ratio: Callable[[Sizes], float], exact: bool) -> list[Sizes]:
-    """All stages by one factor, found by halving; where costs are exact, then each rounded down or
-    up. The nearest first."""
+    """All stages by one factor, found by halving; the nearest first.
+
+    Where costs are exact, each is then rounded down or up.
+    """
     if "widths" not in sizes:
         return []
     tried: dict[tuple[int, ...], float] = {}

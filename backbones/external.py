@@ -80,8 +80,10 @@ class ExternalBackbone(Backbone):
 
 
 class ExternalHead(nn.Module):
-    """What a library's network does after its last stage: the network with stage
-    modules replaced by identities."""
+    """What a library's network does after its last stage.
+
+    It is the network with stage modules replaced by identities.
+    """
 
     def __init__(self, backbone: ExternalBackbone, num_classes: int, dropout: float) -> None:
         super().__init__()

@@ -176,10 +176,9 @@ class _Tracer(fx.Tracer):
 
 
 def _fold_norms(root: nn.Module) -> None:
-    """Fold norms into the convolutions before them; make ReLUs in-place where nothing else reads
-    their input.
+    """Fold norms into the convolutions before them; make ReLUs in-place.
 
-    Which module follows which is read from the traced graph, not from names. What cannot be traced
+    ReLUs only where nothing else reads their input. Which module follows which is read from the traced graph, not from names. What cannot be traced
     (control flow that depends on values) is tried again part by part.
     """
     for name, module in list(root.named_modules()):

@@ -112,6 +112,7 @@ def resize(
     Args:
         box: top, left, height, width in pixels of the resized image; None for the whole. Pixels
             beyond it are not computed where they need not be.
+
     Returns:
         uint8, nowhere more than 1 from what PIL makes of the same image.
     """

@@ -245,7 +245,9 @@ KAGGLE_LABELS = "LOC_val_solution.csv"
 
 
 def read_imagenet(settings: DataSettings, split: str) -> ImageFiles:
-    """Read `root/train/<wnid>/` and, for val, whichever of these is there:
+    """Read ImageNet: `root/train/<wnid>/` and the images of val.
+
+    For val, whichever of these is there:
 
     - `val/<wnid>/<image>`;
     - flat `val/` with `meta/val.txt`, lines `<file> <label>`, labels in wnid order from 0;

@@ -151,6 +151,7 @@ def save_detector(
 
     Args:
         initial: the weights that the backbone started from, for the record.
+
     Returns:
         The SHA-256 of the file.
 
@@ -176,8 +177,10 @@ def load_detector(
     Args:
         config: settings of the evaluation (sizes, augmentation); they must describe the same
             network as the file. None: Detectron2's sizes.
+
     Returns:
         The detector, and its file for the record.
+
     Raises:
         ValueError: not a detector of this suite, another than `config` describes, or one whose
             weights are not finite.

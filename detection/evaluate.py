@@ -101,6 +101,7 @@ def detect(
         tta: Detectron2's test-time augmentation, with the sizes of the detector's config.
         evaluator: who scores: hotcoco, while boxes arrive, or pycocotools, at the end.
         advance: called after each image.
+
     Returns:
         The boxes of all processes and their scores on rank 0, elsewhere None.
     """

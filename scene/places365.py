@@ -42,6 +42,7 @@ def read_places365(settings: DataSettings, split: str) -> ImageFiles:
     Args:
         settings: `edition` and `size` choose among lists and folders.
         split: 'train' or 'val'.
+
     Raises:
         ValueError: a list, folder or file is missing, or a label disagrees with its class's name.
     """

@@ -85,6 +85,7 @@ def download(directory: Path) -> Path:
 
 
 def main() -> int:
+    """Install it where it is not there, and say what is; returns the exit code."""
     found = installed()
     if found is None:
         with tempfile.TemporaryDirectory() as directory:

@@ -110,6 +110,7 @@ def convert_weights(path: str | Path, to: str, out: str | Path) -> dict[str, Any
 
     Returns:
         What was written, and how to load it.
+
     Raises:
         ValueError: the target has no such network, e.g. where its stride or its pool is another.
     """

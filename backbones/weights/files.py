@@ -184,8 +184,9 @@ def save_torch(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappin
 def save_detectron2(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> str:
-    """Write a pickle of arrays for Detectron2's checkpointer, which matches names by their suffix:
-    `res2.0.conv1.weight` goes to `backbone.bottom_up.res2.0.conv1.weight`.
+    """Write a pickle of arrays for Detectron2's checkpointer.
+
+    It matches names by their suffix: `res2.0.conv1.weight` goes to `backbone.bottom_up.res2.0.conv1.weight`.
 
     Returns:
         The SHA-256 of the file.

@@ -67,6 +67,7 @@ def torchvision_names(
 
 
 def caffe_names(deep: bool) -> LayerNames:
+    """Those of the authors' Caffe models; ``deep``: three convolutions in the stem."""
     stem = ("conv1_1/3x3_s2", "conv1_2/3x3", "conv1_3/3x3") if deep else ("conv1/7x7_s2",)
     block = "conv{stage}_{nth}_"
     convs = tuple(block + name for name in ("1x1_reduce", "3x3", "1x1_increase"))
@@ -82,6 +83,7 @@ def caffe_names(deep: bool) -> LayerNames:
 
 
 def detectron2_names() -> LayerNames:
+    """Those of Detectron2's own ResNets."""
     block = "res{stage}.{block}."
     return LayerNames(
         stem=tuple(f"stem.conv{i}" for i in (1, 2, 3)),
@@ -95,6 +97,7 @@ def detectron2_names() -> LayerNames:
 
 
 def msra_names() -> LayerNames:
+    """Those of MSRA's ResNets, as Detectron's model zoo has them."""
     block = "res{stage}_{block}_branch"
     convs = tuple(f"{block}2{letter}" for letter in "abc")
     return LayerNames(

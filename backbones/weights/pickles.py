@@ -353,6 +353,7 @@ def read_pickle(path: str | Path) -> Any:
 
     Returns:
         Plain containers of numbers, text and numpy arrays (read-only).
+
     Raises:
         UnsafePickle: (a ValueError) it calls something that is not admitted; nothing was executed.
         ValueError: it is damaged, or not a pickle.

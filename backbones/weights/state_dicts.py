@@ -60,6 +60,7 @@ def find_state_dict(content: Any) -> tuple[Mapping[Any, Any], str]:
 
     Returns:
         The state dict, and the keys that led to it, e.g. "checkpoint.model_ema"; "" for none.
+
     Raises:
         ValueError: there is none, or there are several and none has a usual name.
     """

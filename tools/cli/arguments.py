@@ -38,6 +38,7 @@ ImportOption = Annotated[
 
 
 def complete_recipes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Recipes of the task that is typed, or of all."""
     from tools.experiments.experiment import list_recipes
     from tools.experiments.tasks import TASKS
 
@@ -47,18 +48,21 @@ def complete_recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_backbones(incomplete: str) -> list[str]:
+    """Networks of this beginning."""
     from backbones.registry import list_backbones
 
     return [info.name for info in list_backbones() if info.name.startswith(incomplete)]
 
 
 def complete_datasets(incomplete: str) -> list[str]:
+    """Data sets of this beginning."""
     from tools.cli.listing import DATASETS
 
     return [name for name in DATASETS if name.startswith(incomplete)]
 
 
 def complete_tasks(incomplete: str) -> list[str]:
+    """Tasks of this beginning."""
     from tools.experiments.tasks import TASKS
 
     return [task for task in TASKS if task.startswith(incomplete)]

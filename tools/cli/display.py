@@ -42,6 +42,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def print_record(record: Record) -> None:
+    """A run's metrics and costs, and what they were measured by."""
     from tools.report.sharing import protocol_line  # needs NumPy
 
     network = f"{record.backbone.name} on {record.dataset.name} {record.dataset.split}"
@@ -54,6 +55,7 @@ def print_record(record: Record) -> None:
 
 
 def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]) -> None:
+    """Metrics with their labels and units, and why others are missing."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -91,6 +93,7 @@ def print_nested(content: Mapping[str, Any]) -> None:
 
 
 def print_plan(cells: list[Cell]) -> None:
+    """The cells of a study, a row each."""
     rows = []
     for cell in cells:
         config = cell.experiment.config
@@ -135,17 +138,21 @@ class StudyDisplay:
             self._progress.stop()
 
     def say(self, text: str) -> None:
+        """A line above the progress bars."""
         self._console.print(escape(text))
 
     def begin(self, cells: list[Cell]) -> None:
+        """Say how many runs there are, and count them."""
         self._total = len(cells)
         self.say(f"{len(cells)} runs; what they print is in {self._output / 'logs'}")
 
     def started(self, cell: Cell) -> None:
+        """Show a bar for it."""
         if len(self._bars) < _MOST_BARS:  # a queue of a cluster may hold hundreds
             self._bars[cell.directory] = self._progress.add_task(escape(cell.label), total=None)
 
     def ended(self, outcome: Outcome) -> None:
+        """Say what came of it in place of its bar."""
         self._count += 1
         bar = self._bars.pop(outcome.cell.directory, None)
         if bar is not None:

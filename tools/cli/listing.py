@@ -26,6 +26,7 @@ DATASETS = {name: (row.task, row.layout) for name, row in catalog.DATASETS.items
 
 
 def backbones() -> list[Row]:
+    """Every network that is registered."""
     return [dataclasses.asdict(info) for info in list_backbones()]
 
 
@@ -92,6 +93,7 @@ def settings(task: str | None = None) -> list[Row]:
 
 
 def datasets() -> list[Row]:
+    """Every data set, its task, and what its folder holds."""
     return [
         {"name": name, "task": task, "data_root_holds": layout}
         for name, (task, layout) in DATASETS.items()
@@ -99,6 +101,7 @@ def datasets() -> list[Row]:
 
 
 def attentions() -> list[Row]:
+    """Every attention with its options."""
     from backbones.slot import ATTENTIONS, attention_options
 
     return [

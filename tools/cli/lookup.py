@@ -1,5 +1,8 @@
-"""Commands that look things up or turn them into something else: lists, reports, references,
-weights, synthetic data, benchmarks. They are put on the command line in `tools.cli`."""
+"""Commands that look things up or turn them into something else.
+
+Lists, reports, references, weights, synthetic data, benchmarks; `tools.cli` puts them on the command
+line.
+"""
 
 from __future__ import annotations
 

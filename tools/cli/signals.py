@@ -15,7 +15,6 @@ from tools.cli.arguments import say
 @contextmanager
 def stop_hint(how: Callable[[], str]) -> Iterator[None]:
     """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and say how to go on."""
-
     received = signal.SIGINT
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -61,7 +61,7 @@ def run(
     imports: ImportOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
 ) -> None:
-    """Run networks x tasks x seeds, each SE network beside its plain twin, and report.
+    r"""Run networks x tasks x seeds, each SE network beside its plain twin, and report.
 
     What is recorded is skipped, what was interrupted goes on, and a failed run does not stop
     the others: repeat the command until all is done; `sebench status OUTPUT` tells how far it is.

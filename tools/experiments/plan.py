@@ -87,6 +87,7 @@ class PlannedComparison:
 
     @property
     def images(self) -> int:
+        """Of the reported split."""
         return self.noise.images
 
 
@@ -370,8 +371,11 @@ def _hashes(cells: Iterable[Cell]) -> dict[str, str]:
 
 
 def _hash(cell: Cell) -> str:
-    """Of what can change a cell's result and is known before anything ran: wherever its folder lies,
-    with the files that settings name, but for weights that the study itself has yet to make."""
+    """Of what can change a cell's result and is known before anything ran.
+
+    Wherever its folder lies, with the files that settings name, but for weights that the study itself
+    has yet to make.
+    """
     experiment = cell.experiment
     contents = {} if cell.source else dict(experiment.contents())
     contents.pop(experiment.config.data.root, None)  # synthetic data may still be to make

@@ -180,14 +180,17 @@ class Record:
 
     @property
     def task(self) -> str:
+        """Name of the task."""
         return self.experiment.task
 
     @property
     def hash(self) -> str:
+        """Of the experiment."""
         return self.experiment.hash
 
     @property
     def comparison_hash(self) -> str:
+        """Of the experiment without backbone and seed, which twins share."""
         return self.experiment.comparison_hash
 
     @property

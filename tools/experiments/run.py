@@ -101,6 +101,7 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
 
     Yields:
         Records as they come; None in every process but the first one.
+
     Raises:
         ValueError: as ``run_experiment``; of a pass, before any of its weights is evaluated.
     """

@@ -53,6 +53,7 @@ class CellState:
     heartbeat: Heartbeat | None = None  # of one that runs or is stalled
 
     def as_plain(self) -> dict[str, Any]:
+        """Its fields as plain values."""
         beat = asdict(self.heartbeat) if self.heartbeat else None
         return {**asdict(self.cell), "state": self.state, "detail": self.detail, "heartbeat": beat}
 

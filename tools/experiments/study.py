@@ -133,6 +133,7 @@ class Cell:
 
     @property
     def label(self) -> str:
+        """For people: its entry in the study and its folder."""
         return f"{self.entry} · {self.directory.name}"
 
     def status(self) -> str:

@@ -1,5 +1,6 @@
-"""Published numbers, each with its table, protocol, unit and mark, and what may be said of a
-measurement beside them.
+"""Published numbers, and what may be said of a measurement beside them.
+
+Each stands with its table, protocol, unit and mark.
 
 ``tables`` reads and checks the files; ``verdicts`` compares runs with them.
 """

@@ -25,9 +25,9 @@ class Across:
 
 
 def pool_datasets(comparisons: Sequence[Comparison]) -> tuple[Across, ...]:
-    """Pool what may be compared: one metric, real and synthetic data apart, equal depth and equal cost
-    apart, at least two data sets.
+    """Pool what may be compared: one metric, on at least two data sets.
 
+    Real and synthetic data stand apart, as do equal depth and equal cost.
     Several pairs of a data set share its images: their mean counts once, with their mean variance,
     as if they were one pair. Results that say little are left out.
     """

@@ -57,8 +57,10 @@ _LARGEST_CURVE = 1 << 26  # bytes; a million lines
 
 
 def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()) -> str | None:
-    """Headline differences with their intervals, better to the right; below, means over data sets
-    as diamonds, with a thin line to where the next data set is expected."""
+    """Headline differences with their intervals, better to the right.
+
+    Below, means over data sets as diamonds, with a thin line to where the next data set is expected.
+    """
     rows = [c for c in comparisons if c.headline.gain is not None]
     if not rows:
         return None

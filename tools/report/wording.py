@@ -132,7 +132,7 @@ def measured_sentence(comparison: Comparison) -> str:
 
 
 def change_in_words(row: MetricRow) -> str:
-    """ "1.51 points better" where a test allows the word, else "1.51 points higher"."""
+    """As "1.51 points better" where a test allows the word, else "1.51 points higher"."""
     change = row.difference.difference
     if row.gain is None or change is None:
         return "not measured"
@@ -287,7 +287,7 @@ def _who_is_what(
     weights: bool,
     at: str,
 ) -> str:
-    """ "se_x is better than x on 2 of 3 benchmarks, undecided on 1."; of weights with one seed."""
+    """As "se_x is better than x on 2 of 3 benchmarks, undecided on 1."; of weights with one seed."""
     candidates = {comparison.candidate for comparison in counted}
     plains = {comparison.plain for comparison in counted}
     who = candidates.pop() if len(candidates) == 1 else f"the {candidate_word(table)} network"

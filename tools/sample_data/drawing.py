@@ -20,6 +20,7 @@ def small_pictures(
 
 
 def varied_picture(rng: np.random.Generator, label: int, classes: int, size: int) -> Image.Image:
+    """A picture of a class, (H, W, 3), its sides 0.85 to 1.3 times ``size`` pixels."""
     height, width = (round(size * side) for side in rng.uniform(0.85, 1.3, size=2))
     return Image.fromarray(_picture(rng, label, classes, height, width))
 

@@ -42,11 +42,13 @@ class Benchmark:
 
     @property
     def target_in_words(self) -> str:
+        """What is to be reached."""
         return in_words(self.kind, self.target) + (
             " or more" if self.kind == "speed" else " or less"
         )
 
     def is_reached_by(self, value: float) -> bool:
+        """Whether ``value`` is at the target or better."""
         return value >= self.target if self.kind == "speed" else value <= self.target
 
 

@@ -344,8 +344,10 @@ class _Cells:
         self._touched = np.add.reduceat((over_seeds != 0).astype(int), starts)
 
     def image_variance(self, more: tuple) -> np.ndarray:
-        """Of the mean over seeds and images, percent squared; ``more``: images to add, the sum of
-        their values and of their squares."""
+        """Of the mean over seeds and images, percent squared.
+
+        ``more``: images to add, the sum of their values and of their squares.
+        """
         images, total, squares = more
         n = self._sizes + images
         mean = (self._mean_sum + total) / n
@@ -353,9 +355,11 @@ class _Cells:
         return 100**2 * np.maximum(spread, 0.0) / np.maximum(n - 1, 1)
 
     def like_those_seen(self) -> tuple:
-        """Two more images that differ, one each way, as much as those that do, or wholly: after
-        Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
-        proportions based on paired data", 2012."""
+        """Two more images that differ, one each way, as much as those that do, or wholly.
+
+        Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+        proportions based on paired data", 2012.
+        """
         seen = np.where(self._touched > 0, self._mean_squares / np.maximum(self._touched, 1), 1.0)
         return 2, 0.0, 2 * seen
 

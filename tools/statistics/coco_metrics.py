@@ -62,8 +62,7 @@ _RECALL_AREAS = [area for area, _ in AVERAGE_RECALLS.values()]
 
 @dataclass(frozen=True)
 class _Block:
-    """What AP needs of a category and area range: rows that can raise recall, and what lies
-    between."""
+    """What AP needs of a category and area range: rows that can raise recall, and what lies between."""
 
     runs: sparse.csr_matrix  # (runs, images): detections in the area range, run by run
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]  # a threshold: image, run,
@@ -171,8 +170,7 @@ class MatchedDetections:
         return result
 
     def _resampled_recall(self, by_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Recall over the IoU thresholds, (len(AVERAGE_RECALLS), categories, resamples), in
-        percent."""
+        """Recall over the IoU thresholds, percent: (len(AVERAGE_RECALLS), categories, resamples)."""
         found = self._per_category(self._found_in_all, by_image)
         found *= 100 / len(IOU_THRESHOLDS)
         return np.divide(found, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
@@ -343,10 +341,9 @@ def _block(
 
 
 def _curves(block: _Block, boxes: np.ndarray, weights: np.ndarray, by_image: np.ndarray):
-    """For each IoU threshold: highest precision at or after each row, and recall thresholds
-    reached with it, both (resamples, rows): running sums want their axis last.
+    """For each IoU threshold: highest precision at or after each row, recall thresholds reached with it.
 
-    ``boxes``, (resamples,): how many count.
+    Both (resamples, rows): running sums want their axis last. ``boxes``, (resamples,): how many count.
     """
     boxes = np.maximum(boxes, 1)
     passed = np.cumsum(np.ascontiguousarray((block.runs @ by_image).T), axis=1)

@@ -276,8 +276,10 @@ def differences_over_seeds(
 def variance_between_seeds(
     plain: np.ndarray, candidate: np.ndarray, noise: Noise
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Variance of the difference in one pair of runs as seeds show it, what of it the images know
-    to be churn, (K,) each, and the degrees of freedom of the first."""
+    """Variance of the difference in one pair of runs as seeds show it, and what of it is churn.
+
+    (K,) each, churn as the images know it; and the degrees of freedom of the first.
+    """
     seeds = len(plain)
     if seeds < PAIR_SEEDS_FROM:
         between = np.var(plain, axis=0, ddof=1) + np.var(candidate, axis=0, ddof=1)

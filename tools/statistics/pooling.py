@@ -125,8 +125,10 @@ def variation(
 
 
 def variation_of(differences: Sequence[Difference]) -> Variation | None:
-    """``variation`` of those that have a standard error, weighted by their images; None for fewer
-    than two. Several seeds make it cautious: their standard errors have a floor."""
+    """``variation`` of those that have a standard error, weighted by their images.
+
+    None for fewer than two. Several seeds make it cautious: their standard errors have a floor.
+    """
     known = [one for one in differences if one.standard_error is not None and one.n]
     if len(known) < 2:
         return None

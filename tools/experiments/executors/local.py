@@ -62,6 +62,7 @@ class LocalExecutor:
         self._threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
     def start(self, job: Job) -> None:
+        """Start a process for it."""
         slot = min(set(range(self.room)) - {each.slot for each in self._running})
         receiver, sender = self._context.Pipe(duplex=False)
         arguments = (job, self._threads, slot, self.room, sender)
@@ -71,6 +72,7 @@ class LocalExecutor:
         self._running.append(_Running(job, process, receiver, slot))
 
     def wait(self, seconds: float) -> list[Ended]:
+        """Those that ended, after so many seconds at most."""
         # A process that was killed says nothing, and its children may hold the pipe open.
         ends = [end for each in self._running for end in (each.receiver, each.process.sentinel)]
         ready = wait(ends, seconds)
@@ -80,6 +82,7 @@ class LocalExecutor:
         return [_finish(each) for each in ended]
 
     def close(self) -> None:
+        """End what is running; trainings save their checkpoints."""
         for each in self._running:
             each.process.terminate()
         end = time.monotonic() + GRACE

@@ -65,6 +65,7 @@ class RayExecutor:
         self._looked = time.monotonic()
 
     def start(self, job: Job) -> None:
+        """Start a task for it."""
         # A process of its own, which ends with the job and gives a GPU's memory back. Ray itself starts
         # nothing again: the scheduler does.
         task = self._ray.remote(max_calls=1, max_retries=0)(_run)
@@ -72,6 +73,7 @@ class RayExecutor:
         self._tasks[task.remote(job, os.getcwd(), self._store)] = job
 
     def wait(self, seconds: float) -> list[Ended]:
+        """Those that ended, after so many seconds at most."""
         done, _ = self._ray.wait(list(self._tasks), timeout=seconds, fetch_local=False)
         if self._store is not None and time.monotonic() - self._looked > EVERY:
             self._looked = time.monotonic()
@@ -80,6 +82,7 @@ class RayExecutor:
         return [self._end(reference) for reference in done]
 
     def close(self) -> None:
+        """End what is running; trainings save their checkpoints."""
         for reference in self._tasks:
             self._ray.cancel(reference)  # as Ctrl-C: a training saves its checkpoint
         if self._tasks:
