@@ -70,7 +70,7 @@ def run(
 
       seeds: [0, 1]
 
-      experiments: \\[{task: classification, recipe: cifar-short, backbones: \\[se_resnet20], data_root: data/cifar10}]
+      experiments: \[{task: classification, recipe: cifar-short, backbones: \[se_resnet20], data_root: data/cifar10}]
 
     [bold]Elsewhere[/]  a Ray cluster, or an array of jobs, each of which runs the cell of its number:
 

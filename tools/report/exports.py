@@ -123,7 +123,7 @@ def _measured(c: Comparison) -> dict[str, float | None]:
 
 
 def as_latex(table: Table) -> str:
-    r"""A booktabs table of the headline differences: ``\\\\usepackage{booktabs}``."""
+    r"""A booktabs table of the headline differences: ``\usepackage{booktabs}``."""
     e = escape_latex
     candidate = wording.candidate_word(table)
     lines = [
