@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backbones.config import printable
 from backbones.files import write_whole
 from tools.experiments.archive import open_runs
+
+if TYPE_CHECKING:
+    from tools.report.table import Table
 
 
 def write_report(
@@ -40,11 +44,7 @@ def write_report(
             above 0.
     """
     from tools.experiments.status import plans_near
-    from tools.report import document, exports
-    from tools.report.markdown import as_markdown
-    from tools.report.page import render_page
     from tools.report.planned import read_plans
-    from tools.report.sharing import HEAD, eval_results
     from tools.report.table import build_table
 
     paths = list(paths)
@@ -63,18 +63,33 @@ def write_report(
             measured=found.measured,
             plans=read_plans([*found.plans, *plans_near(paths)]),
         )
-        files = {
-            "report.html": render_page(table, title),
-            "report.md": as_markdown(table, title),
-            "report.json": document.as_json(table),
-            document.SCHEMA: document.shipped_schema(),
-            "differences.csv": exports.differences_csv(table),
-            "runs.csv": exports.runs_csv(table),
-            "report.tex": exports.as_latex(table),
-            "model-index.yaml": exports.as_model_index(table),
-            **{f"eval_results/{name}": text for name, text in eval_results(table).items()},
-        }
-    directory = Path(directory)
+        files = _render(table, title)
+    return _write(files, Path(directory))
+
+
+def _render(table: Table, title: str) -> dict[str, str]:
+    """The report's files: name -> text."""
+    from tools.report import document, exports
+    from tools.report.markdown import as_markdown
+    from tools.report.page import render_page
+    from tools.report.sharing import eval_results
+
+    return {
+        "report.html": render_page(table, title),
+        "report.md": as_markdown(table, title),
+        "report.json": document.as_json(table),
+        document.SCHEMA: document.shipped_schema(),
+        "differences.csv": exports.differences_csv(table),
+        "runs.csv": exports.runs_csv(table),
+        "report.tex": exports.as_latex(table),
+        "model-index.yaml": exports.as_model_index(table),
+        **{f"eval_results/{name}": text for name, text in eval_results(table).items()},
+    }
+
+
+def _write(files: dict[str, str], directory: Path) -> list[Path]:
+    from tools.report.sharing import HEAD
+
     directory.mkdir(parents=True, exist_ok=True)
     for stale in (directory / "eval_results").glob("*.yaml"):
         if stale.read_text("utf-8", errors="replace").startswith(HEAD):

@@ -139,17 +139,14 @@ def compare_pair(
     first, plain = pair.candidate[0], pair.plain[0]
     found, why = _compare_files(pair, resamples, seed)
     costs = {name: Sides(get(plain), get(first)) for name, get in COSTS.items()}
-    metrics = tuple(
-        _metric_row(name, pair, found.metrics, why, costs, margin) for name in _shared_metrics(pair)
-    )
-    data = first.dataset
+    metrics = _metric_rows(pair, found.metrics, why, costs, margin)
     trained = [training_of(run, trainings) or run for run in pair.runs]
     return Comparison(
         pair=pair,
         key=key,
         task=first.task,
-        dataset=f"{data.name} {data.split}",
-        images=data.images,
+        dataset=f"{first.dataset.name} {first.dataset.split}",
+        images=first.dataset.images,
         synthetic=first.synthetic or plain.synthetic,
         protocol=str(first.protocol.name),
         recipe=first.experiment.recipe,
@@ -171,11 +168,21 @@ def compare_pair(
         costs=costs,
         measured=(measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
         errors={kind: Sides(*sides) for kind, sides in found.errors.items()},
-        references=(
-            *published_beside(pair.plain, trainings, margin),
-            *published_beside(pair.candidate, trainings, margin),
-            *effects_beside(pair, {row.name: row.difference for row in metrics}, trainings, margin),
-        ),
+        references=_references(pair, metrics, trainings, margin),
+    )
+
+
+def _references(
+    pair: Pair,
+    metrics: tuple[MetricRow, ...],
+    trainings: Mapping[str, Record],
+    margin: float | None,
+) -> tuple[ReferenceRow, ...]:
+    differences = {row.name: row.difference for row in metrics}
+    return (
+        *published_beside(pair.plain, trainings, margin),
+        *published_beside(pair.candidate, trainings, margin),
+        *effects_beside(pair, differences, trainings, margin),
     )
 
 
@@ -191,14 +198,20 @@ def _compare_files(pair: Pair, resamples: int, seed: int) -> tuple[Compared, str
     return Compared({}, {}, {}), why
 
 
-def _shared_metrics(pair: Pair) -> list[str]:
-    runs = pair.runs
-    headline = TASKS[runs[0].task].headline[0]  # always there, if only to say why it is not
-    return [
-        name
+def _metric_rows(
+    pair: Pair,
+    found: Mapping[str, Difference],
+    why: str,
+    costs: Mapping[str, Sides],
+    margin: float | None,
+) -> tuple[MetricRow, ...]:
+    """Of the metrics that all runs have, and the headline, if only to say why it is not there."""
+    headline = TASKS[pair.plain[0].task].headline[0]
+    return tuple(
+        _metric_row(name, pair, found, why, costs, margin)
         for name in METRICS
-        if name == headline or all(name in record.metrics for record in runs)
-    ]
+        if name == headline or all(name in record.metrics for record in pair.runs)
+    )
 
 
 def _metric_row(

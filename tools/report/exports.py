@@ -20,57 +20,55 @@ from tools.statistics import Difference
 
 def differences_csv(table: Table) -> str:
     """One row a pair and metric."""
-    rows = []
-    for c in table.comparisons:
-        for row in c.metrics:
-            found = row.difference
-            rows.append(
-                {
-                    "task": c.task,
-                    "dataset": c.dataset,
-                    "images": c.images,
-                    "synthetic": c.synthetic,
-                    "protocol": c.protocol,
-                    "recipe": c.recipe,
-                    "variant": c.variant,
-                    "candidate_network": c.candidate,
-                    "plain_network": c.plain,
-                    "at": c.at,
-                    "seeds": " ".join(map(str, c.seeds)),
-                    "metric": row.name,
-                    "unit": row.unit,
-                    "higher_is_better": row.higher_is_better,
-                    "headline": row.headline,
-                    "plain": found.plain,
-                    "candidate": found.candidate,
-                    "plain_sd": found.plain_sd,
-                    "candidate_sd": found.candidate_sd,
-                    "difference": found.difference,
-                    "low": found.low,
-                    "high": found.high,
-                    "gain": row.gain,
-                    "p_value": found.p_value,
-                    "p_holm": row.p_holm,
-                    "verdict": row.verdict,
-                    "margin": row.outcome.margin,
-                    "about": "these weights" if row.outcome.about_weights else "the networks",
-                    "detectable": found.detectable,
-                    "compatible": found.compatible,
-                    **_on_these_images(found),
-                    "seed_sd": found.seed_sd,
-                    "churn_sd": found.churn_sd,
-                    "image_sd": found.image_sd,
-                    "interval_method": found.interval_method,
-                    "p_value_method": found.p_value_method,
-                    **{f"effect_{name}": value for name, value in row.effects.items()},
-                    **_measured(c),
-                    "marks": "; ".join(c.marks),
-                    "not_counted": "; ".join(c.not_counted),
-                    "reason": found.reason,
-                    "caption": c.caption,
-                }
-            )
-    return _csv(rows)
+    return _csv([_difference_row(c, row) for c in table.comparisons for row in c.metrics])
+
+
+def _difference_row(c: Comparison, row: MetricRow) -> dict[str, Any]:
+    found = row.difference
+    return {
+        "task": c.task,
+        "dataset": c.dataset,
+        "images": c.images,
+        "synthetic": c.synthetic,
+        "protocol": c.protocol,
+        "recipe": c.recipe,
+        "variant": c.variant,
+        "candidate_network": c.candidate,
+        "plain_network": c.plain,
+        "at": c.at,
+        "seeds": " ".join(map(str, c.seeds)),
+        "metric": row.name,
+        "unit": row.unit,
+        "higher_is_better": row.higher_is_better,
+        "headline": row.headline,
+        "plain": found.plain,
+        "candidate": found.candidate,
+        "plain_sd": found.plain_sd,
+        "candidate_sd": found.candidate_sd,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "gain": row.gain,
+        "p_value": found.p_value,
+        "p_holm": row.p_holm,
+        "verdict": row.verdict,
+        "margin": row.outcome.margin,
+        "about": "these weights" if row.outcome.about_weights else "the networks",
+        "detectable": found.detectable,
+        "compatible": found.compatible,
+        **_on_these_images(found),
+        "seed_sd": found.seed_sd,
+        "churn_sd": found.churn_sd,
+        "image_sd": found.image_sd,
+        "interval_method": found.interval_method,
+        "p_value_method": found.p_value_method,
+        **{f"effect_{name}": value for name, value in row.effects.items()},
+        **_measured(c),
+        "marks": "; ".join(c.marks),
+        "not_counted": "; ".join(c.not_counted),
+        "reason": found.reason,
+        "caption": c.caption,
+    }
 
 
 def runs_csv(table: Table) -> str:

@@ -26,6 +26,42 @@ OPEN = 6  # so many pairs are shown unfolded and in full
 
 def render_page(table: Table, title: str) -> str:
     """The whole page. Every text of a record is escaped by Jinja2."""
+    comparisons = table.comparisons
+    detailed = comparisons
+    if len(comparisons) > DETAILED:
+        detailed = comparisons[:DETAILED_OF_MANY]
+    ends = 200 if len(detailed) <= OPEN else 15  # classes shown of each end, in a page for people
+    home = resources.files("tools.report")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            headline=wording.headline(table),
+            lede=wording.lede(table),
+            candidate=wording.candidate_word(table),
+            table=table,
+            cards=comparisons[:CARDS],
+            rows=comparisons[:ROWS],
+            details=[_details(c, number < PICTURED, ends) for number, c in enumerate(detailed)],
+            runs=[_run_row(run) for run in table.runs[:ROWS]],
+            settings=table.runs[:SETTINGS],
+            refused=_reasons(table),
+            forest=_markup(plots.forest_plot(comparisons[:40], table.across)),
+            across=[found.sentence for found in table.across],
+            these_weights=wording.THESE_WEIGHTS,
+            cost_plots=_cost_plots(comparisons),
+            unfolded=len(detailed) <= OPEN,
+            tasks=TASKS,
+            methods=wording.METHODS,
+            metrics=METRICS,
+            css=Markup((home / "page.css").read_text("utf-8")),
+            js=Markup((home / "page.js").read_text("utf-8")),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tools.report", "."),
         autoescape=True,
@@ -51,35 +87,7 @@ def render_page(table: Table, title: str) -> str:
         "tone": _tone,
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
     }
-    comparisons = table.comparisons
-    detailed = comparisons
-    if len(comparisons) > DETAILED:
-        detailed = comparisons[:DETAILED_OF_MANY]
-    ends = 200 if len(detailed) <= OPEN else 15  # classes shown of each end, in a page for people
-    home = resources.files("tools.report")
-    return environment.get_template("page.html").render(
-        title=title,
-        headline=wording.headline(table),
-        lede=wording.lede(table),
-        candidate=wording.candidate_word(table),
-        table=table,
-        cards=comparisons[:CARDS],
-        rows=comparisons[:ROWS],
-        details=[_details(c, number < PICTURED, ends) for number, c in enumerate(detailed)],
-        runs=[_run_row(run) for run in table.runs[:ROWS]],
-        settings=table.runs[:SETTINGS],
-        refused=_reasons(table),
-        forest=_markup(plots.forest_plot(comparisons[:40], table.across)),
-        across=[found.sentence for found in table.across],
-        these_weights=wording.THESE_WEIGHTS,
-        cost_plots=_cost_plots(comparisons),
-        unfolded=len(detailed) <= OPEN,
-        tasks=TASKS,
-        methods=wording.METHODS,
-        metrics=METRICS,
-        css=Markup((home / "page.css").read_text("utf-8")),
-        js=Markup((home / "page.js").read_text("utf-8")),
-    )
+    return environment
 
 
 def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from backbones.config import flatten
 from tools.experiments.networks import network_label
 from tools.experiments.record import Network, Record
 from tools.report.costs import (
@@ -67,7 +68,6 @@ def pair_twins(
     Of runs that repeat an experiment only the latest counts; the others are unpaired.
     """
     latest, unpaired = _latest(records)
-    exact = {_identity(record, record.backbone): record for record in latest}
     by_network: dict[tuple[str, Any], list[Record]] = defaultdict(list)
     for record in latest:
         by_network[record.task, network_key(record.backbone)].append(record)
@@ -76,16 +76,7 @@ def pair_twins(
     taken: set[tuple[Any, ...]] = set()  # plain runs of a group: each serves one seed
     paired: set[int] = set()
     reasons: dict[int, str] = {}
-    wanted = [(r, r.backbone.twin) for r in latest if r.backbone.twin is not None]
-    found = [(r, twin, exact.get(_identity(r, twin))) for r, twin in wanted]
-    for candidate, twin in resized_twins(latest):
-        if plain := exact.get(_identity(candidate, twin)):
-            ratios = _costs(plain, candidate, measured)
-            if names_of_equal(ratios):
-                found.append((candidate, twin, plain))
-            else:
-                reasons[id(plain)] = _no_equal_cost(candidate, ratios)
-    for candidate, twin, plain in sorted(found, key=lambda row: row[2] is None):
+    for candidate, twin, plain in _wanted(latest, reasons, measured):
         group = (
             candidate.task, network_key(candidate.backbone), network_key(twin), candidate.comparison_hash,
             _data(candidate), _protocol(candidate), candidate.experiment.action,
@@ -119,6 +110,26 @@ def pair_twins(
             unpaired.append((record, reasons.get(id(record), without)))
     pairs = [_pair(rows, key[-1], measured) for key, rows in together.items()]
     return Pairing(pairs, unpaired)
+
+
+def _wanted(
+    records: list[Record], reasons: dict[int, str], measured: SideBySide | None
+) -> list[tuple[Record, Network, Record | None]]:
+    """Every candidate with a twin that it may have and that twin's run, those with one first.
+
+    ``reasons`` gets the plain runs of other sizes that cost something else.
+    """
+    exact = {_identity(record, record.backbone): record for record in records}
+    wanted = [(r, r.backbone.twin) for r in records if r.backbone.twin is not None]
+    found = [(r, twin, exact.get(_identity(r, twin))) for r, twin in wanted]
+    for candidate, twin in resized_twins(records):
+        if plain := exact.get(_identity(candidate, twin)):
+            ratios = _costs(plain, candidate, measured)
+            if names_of_equal(ratios):
+                found.append((candidate, twin, plain))
+            else:
+                reasons[id(plain)] = _no_equal_cost(candidate, ratios)
+    return sorted(found, key=lambda row: row[2] is None)
 
 
 def _latest(records: list[Record]) -> tuple[list[Record], list[tuple[Record, str]]]:
@@ -204,13 +215,6 @@ def _identity(record: Record, backbone: Network) -> tuple:
 
 
 def _unequal_settings(plain: Record, candidate: Record) -> str:
-    def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in settings.items():
-            name = f"{prefix}{key}"
-            flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-        return flat
-
     one, other = flatten(plain.experiment.settings), flatten(candidate.experiment.settings)
     names = [
         name

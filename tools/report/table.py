@@ -20,7 +20,7 @@ from tools.report.comparison import (
 )
 from tools.report.costs import side_by_side
 from tools.report.escape import harmless, harmless_costs
-from tools.report.pairs import describe_network, pair_twins
+from tools.report.pairs import Pair, Pairing, describe_network, pair_twins
 from tools.report.planned import FixedPlan, at_its_look, set_beside
 from tools.report.published import ReferenceRow, published_beside
 from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
@@ -88,30 +88,40 @@ def build_table(
     records, repeats = find_repeats([harmless(record) for record in records])
     beside = side_by_side(map(harmless_costs, measured))
     pairing = pair_twins(records, allow_unequal, beside)
-    order = list(TASKS)
-    pairs = sorted(
-        pairing.pairs,
-        key=lambda p: (order.index(p.candidate[0].task), p.candidate[0].dataset.name),
-    )
     trainings = {
         record.weights.sha256: record
         for record in records
         if record.experiment.action == "train" and record.weights.sha256
     }
     comparisons = [
-        compare_pair(
-            f"pair-{number}",
-            pair,
-            resamples if number <= STATISTICS_FOR else 0,
-            seed,
-            trainings,
-            margin,
-            beside,
-        )
-        for number, pair in enumerate(pairs, start=1)
+        compare_pair(f"pair-{number}", pair, count, seed, trainings, margin, beside)
+        for number, pair in enumerate(_in_order(pairing.pairs), start=1)
+        for count in [resamples if number <= STATISTICS_FOR else 0]
     ]
+    comparisons = _told_apart(comparisons, repeats)
+    runs = _runs(records, pairing, trainings, margin)
+    plans = list(plans)
+    told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
+    skipped = tuple(printable(text) for text in warnings)
+    table = Table(told, runs, skipped, (), repeats, set_beside(plans, told))
+    word = wording.candidate_word(table)
+    pooled = [replace(a, sentence=wording.across_sentence(a, word)) for a in pool_datasets(told)]
+    return replace(table, across=tuple(pooled))
+
+
+def _in_order(pairs: list[Pair]) -> list[Pair]:
+    """By task, as in its table, and data set."""
+    order = list(TASKS)
+    return sorted(
+        pairs, key=lambda p: (order.index(p.candidate[0].task), p.candidate[0].dataset.name)
+    )
+
+
+def _runs(
+    records: list[Record], pairing: Pairing, trainings: dict[str, Record], margin: float | None
+) -> tuple[Run, ...]:
     why_not = {id(record): reason for record, reason in pairing.unpaired}
-    runs = tuple(
+    return tuple(
         Run(
             record,
             describe_network(record.backbone),
@@ -122,33 +132,23 @@ def build_table(
         )
         for record, variant in zip(records, variants(records), strict=True)
     )
+
+
+def _told_apart(comparisons: list[Comparison], repeats: tuple[Repeat, ...]) -> list[Comparison]:
+    """With what tells each from others of its networks and data, and where its runs contradict."""
     contradicted = {r.experiment: r.text for r in repeats if r.kind == CONTRADICTION}
     firsts = [comparison.pair.candidate[0] for comparison in comparisons]
-    comparisons = [
+    return [
         replace(
-            comparison,
+            c,
             variant=variant,
             marks=(
-                *comparison.marks,
-                *(
-                    contradicted[run.hash]
-                    for run in comparison.pair.runs
-                    if run.hash in contradicted
-                ),
+                *c.marks,
+                *(contradicted[run.hash] for run in c.pair.runs if run.hash in contradicted),
             ),
         )
-        for comparison, variant in zip(comparisons, variants(firsts), strict=True)
+        for c, variant in zip(comparisons, variants(firsts), strict=True)
     ]
-    plans = list(plans)
-    told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
-    skipped = tuple(printable(text) for text in warnings)
-    table = Table(told, runs, skipped, (), repeats, set_beside(plans, told))
-    word = wording.candidate_word(table)
-    pooled = (
-        replace(found, sentence=wording.across_sentence(found, word))
-        for found in pool_datasets(told)
-    )
-    return replace(table, across=tuple(pooled))
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
