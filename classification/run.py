@@ -31,14 +31,22 @@ from classification.check import (
     check_training,
 )
 from classification.config import ClassificationConfig
-from classification.datasets import ImageArray
+from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes, join_processes
 from classification.engine import Trainer
 from classification.evaluate import Predictions, predict, refuse_non_finite, write_samples
 from classification.metrics import TopK, chance_level
 from classification.networks import Member, load_ensemble, load_initial, on_meta, try_initial
 from classification.protocols import Protocol, choose_protocol
-from classification.splits import READERS, Splits, TrainSplits, load_splits, load_train_splits
+from classification.splits import (
+    READERS,
+    Splits,
+    TrainSplits,
+    describe_shared_images,
+    find_bad_images,
+    load_splits,
+    load_train_splits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +71,24 @@ def check(
     choose_device(config.device)
     check_compiler(config.evaluate.inference)
     return _check_training(config, readers) if training else _check_evaluation(config, readers)
+
+
+def inspect(config: ClassificationConfig, readers: Readers = READERS) -> list[str]:
+    """Look at every file of large sets, which `check` leaves out; a line for each thing found.
+
+    Raises:
+        ValueError: as `check`, of the data.
+    """
+    splits = load_train_splits(config, readers)
+    found = describe_shared_images(splits.train, splits.reported, thorough=True)
+    for split in (splits.train, splits.held_out, splits.reported):
+        bad = find_bad_images(split) if isinstance(split, ImageFiles) else []
+        if bad:
+            found.append(
+                f"{len(bad)} of the {len(split)} {split.split} images of {split.name} cannot be read "
+                f"({bad[0]}, ...); fetch them again, or leave them out by data.skip_bad_images={len(bad)}"
+            )
+    return found
 
 
 def train(

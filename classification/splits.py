@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from backbones.config import check_choice, printable
-from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256, sha256_of_list
+from backbones.duplicates import COMPARED_UP_FRONT, describe_shared, find_shared_files
+from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256_of_list
 from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
@@ -26,7 +27,7 @@ Split = ImageArray | ImageFiles
 READERS = readers_of("classification")
 # Of sets up to this many files each file is looked at before anything is computed: decoded where
 # they have no more than `DECODED_UP_FRONT` bytes together, else by its head and tail.
-INSPECTED_UP_FRONT = 20_000
+INSPECTED_UP_FRONT = COMPARED_UP_FRONT
 
 
 @dataclass(frozen=True)
@@ -231,72 +232,28 @@ def _is_whole(path: Path) -> bool:
     return _is_readable(path)
 
 
-def describe_shared_images(train: Split, reported: Split) -> list[str]:
+def describe_shared_images(train: Split, reported: Split, thorough: bool = False) -> list[str]:
     """A line on the reported images that are trained on, as far as it is cheap to know; or none.
 
     Sets in memory are compared by their pixels, small ones on disk by their files' content, large
-    ones by their files' paths.
+    ones by their files' paths, and where `thorough` by their content too.
     """
     if isinstance(train, ImageArray) and isinstance(reported, ImageArray):
         how, trained = "content", set(_pixel_hashes(train))
         pairs = zip(reported.ids, _pixel_hashes(reported), strict=True)
         shared = [image_id for image_id, pixels in pairs if pixels in trained]
     elif isinstance(train, ImageFiles) and isinstance(reported, ImageFiles):
-        how, shared = "path", _find_shared_files(train, reported)
-        if not shared and max(len(train), len(reported)) <= INSPECTED_UP_FRONT:
-            how, shared = "content", _find_equal_files(train, reported)
+        files = (reported.folder, reported.ids)
+        how, shared = find_shared_files([(train.folder, train.ids)], files, thorough)
     else:
         return []
-    if not shared:
-        return []
-    return [
-        f"{len(shared)} of the {len(reported)} {reported.split} images of {reported.name} are among "
-        f"those trained on, by their {how} ({some(shared)}): their numbers measure memory"
-    ]
+    of = f"{reported.split} images of {reported.name}"
+    return describe_shared(shared, how, len(reported), of)
 
 
 def _pixel_hashes(dataset: ImageArray) -> list[bytes]:
     rows = dataset.images.contiguous().flatten(1).numpy()
     return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
-
-
-def _find_shared_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
-    """Ids of reported images whose file, links to folders resolved, is one of train's."""
-    trained = set(_real_paths(train))
-    pairs = zip(reported.ids, _real_paths(reported), strict=True)
-    return [image_id for image_id, path in pairs if path in trained]
-
-
-def _real_paths(dataset: ImageFiles) -> list[tuple[str, str]]:
-    """Directory and name of each file; one look at the disk a directory."""
-    real: dict[str, str] = {}
-    paths = []
-    for image_id in dataset.ids:
-        directory, _, name = image_id.rpartition("/")
-        if directory not in real:
-            real[directory] = os.path.realpath(dataset.folder / directory)
-        paths.append((real[directory], name))
-    return paths
-
-
-def _find_equal_files(train: ImageFiles, reported: ImageFiles) -> list[str]:
-    """Ids of reported images whose file has the bytes of one of train's."""
-    by_size: dict[int, list[Path]] = {}
-    for image_id in train.ids:
-        path = train.folder / image_id
-        by_size.setdefault(_size(path), []).append(path)
-    hashes: dict[int, set[str]] = {}
-    shared = []
-    for image_id in reported.ids:
-        path = reported.folder / image_id
-        size = _size(path)
-        if not size or size not in by_size:
-            continue
-        if size not in hashes:
-            hashes[size] = {sha256(other) for other in by_size[size] if other.is_file()}
-        if path.is_file() and sha256(path) in hashes[size]:
-            shared.append(image_id)
-    return shared
 
 
 def check_batches(config: ClassificationConfig, train: Split, processes: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from backbones import describe_backbone, load_user_module
 from backbones.config import printable
 from backbones.device import choose_device
+from backbones.duplicates import describe_shared, find_shared_files
 from backbones.weights.load import Weights, read_weights
 
 from .backbone import build_detectron2_backbone
@@ -55,6 +56,19 @@ def check_experiment(config: DetectionConfig, training: bool) -> tuple[CocoData,
     for part in data.train:
         _check_sizes(part, min(config.train.min_size), config.train.max_size, "train")
     return data, weights
+
+
+def describe_shared_images(data: CocoData, thorough: bool = False) -> list[str]:
+    """A line on the reported images that are trained on, as far as it is cheap to know; or none.
+
+    Files are compared by their paths, those of small sets by their content, and where `thorough`
+    those of large ones too.
+    """
+    train = [(part.folder, part.annotations.file_names) for part in data.train]
+    reported = data.val.annotations.file_names
+    how, shared = find_shared_files(train, (data.val.folder, reported), thorough)
+    named = [printable(name) for name in shared]
+    return describe_shared(named, how, len(reported), f"images of {data.val.annotations.path}")
 
 
 def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:

@@ -49,8 +49,8 @@ from backbones.weights.load import fit_backbone
 
 from .annotations import read_annotations, read_results
 from .backbone import Detectron2Backbone, opened_weights
-from .check import check_experiment, require_same_classes
-from .coco import CocoData, register_dataset
+from .check import check_experiment, describe_shared_images, require_same_classes
+from .coco import CocoData, load_coco, register_dataset
 from .config import Build, DetectionConfig, reader_processes, resolve_schedule
 from .detector import (
     FORMAT,
@@ -73,7 +73,8 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     """Find what is wrong with an experiment before anything is computed.
 
     Returns:
-        The data set and the protocol as a record has them, and the schedule when `training`.
+        The data set and the protocol as a record has them; when `training` the schedule too, and
+        warnings: what is likely a mistake.
 
     Raises:
         ValueError: naming what is wrong, what was allowed, and the mend.
@@ -88,9 +89,19 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     }
     if training:
         summary["schedule"] = asdict(resolve_schedule(config))
+        summary["warnings"] = describe_shared_images(data)
     else:
         _load(config, data, "cpu")
     return summary
+
+
+def inspect(config: DetectionConfig) -> list[str]:
+    """Look at every file of large sets, which `check` leaves out; a line for each thing found.
+
+    Raises:
+        ValueError: as `check`, of the data.
+    """
+    return describe_shared_images(load_coco(config.data), thorough=True)
 
 
 def train(config: DetectionConfig, directory: Path, resume: bool = False) -> Result | None:
@@ -177,6 +188,8 @@ def _launched(
 def _train(config: DetectionConfig, directory: Path, resume: bool) -> Result | None:
     with _processes(config) as device, _quiet():
         data, weights = check_experiment(config, training=True)
+        for doubt in describe_shared_images(data) if comm.is_main_process() else ():
+            logger.warning(doubt)
         # The file of the detector names every option its backbone was built with.
         config = replace(config, backbone=fit_backbone(config.backbone, weights))
         input_format = choose_input_format(config.input, weights)

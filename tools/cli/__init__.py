@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.cli import costs, experiments, lookup, plan, proof, reproduce, study
+from tools.cli import costs, doctor, experiments, lookup, plan, proof, reproduce, study
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def _options(
 for command in (experiments.train, experiments.evaluate, study.run, study.status, study.demo):
     app.command(rich_help_panel="Experiments")(command)
 app.command(rich_help_panel="Experiments")(plan.plan)
+app.command(rich_help_panel="Experiments")(doctor.doctor)
 app.command(rich_help_panel="Experiments")(reproduce.reproduce)
 app.command(rich_help_panel="Results")(lookup.report)
 app.command(rich_help_panel="Results")(proof.bundle)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from backbones.config import describe_settings, unknown
 from backbones.registry import list_backbones
 from classification import catalog
-from tools.experiments.experiment import describe_recipe, list_recipes
+from tools.experiments.experiment import describe_recipe, list_recipes, recipe_cost
 from tools.experiments.tasks import TASKS, settings_class
 
 Row = dict[str, Any]
@@ -37,26 +34,12 @@ def recipes() -> list[Row]:
             "task": task,
             "name": name,
             "reproduces": describe_recipe(path),
-            **cost_of(path),
+            **recipe_cost(path),
             "path": str(path),
         }
         for task in TASKS
         for name, path in list_recipes(task).items()
     ]
-
-
-def cost_of(recipe: Path) -> Row:
-    """What a recipe's second line says: "# Images: 50,000; epochs: 200; published: 4.27 % ..."."""
-    with recipe.open(encoding="utf-8") as lines:
-        header = next(islice(lines, 1, None), "")
-    told = dict(re.findall(r"(images|epochs|published): ([^;]*)", header.strip(), re.IGNORECASE))
-    told = {key.lower(): value.strip() for key, value in told.items()}
-    images, epochs = (told.get(key, "").replace(",", "") for key in ("images", "epochs"))
-    return {
-        "images": int(images) if images.isdecimal() else None,  # of training
-        "epochs": float(epochs) if re.fullmatch(r"\d+(\.\d+)?", epochs) else None,
-        "published": told.get("published"),
-    }
 
 
 def protocols() -> list[Row]:

@@ -194,8 +194,7 @@ def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
 def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """What each recipe costs as it was published, for all its cells."""
     from backbones import describe_backbone
-    from tools.cli.listing import cost_of
-    from tools.experiments.experiment import list_recipes
+    from tools.experiments.experiment import list_recipes, recipe_cost
 
     found: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -203,7 +202,7 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     rows = []
     for entry, same in found.items():
         first = same[0].experiment
-        recipe = cost_of(list_recipes(first.task)[first.recipe])
+        recipe = recipe_cost(list_recipes(first.task)[first.recipe])
         networks = [describe_backbone(cell.experiment.config.backbone.name) for cell in same]
         images = (recipe["images"] or 0) * (recipe["epochs"] or 0)
         operations = 3 * images * sum(network.multiply_adds for network in networks)

@@ -15,9 +15,11 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,20 @@ def describe_recipe(path: Path) -> str:
     """The first line of the comment a recipe opens with: what it reproduces."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").lstrip("# ").strip()
+
+
+def recipe_cost(path: Path) -> dict[str, Any]:
+    """What a recipe's second line says: "# Images: 50,000; epochs: 200; published: 4.27 % ..."."""
+    with path.open(encoding="utf-8") as lines:
+        header = next(islice(lines, 1, None), "")
+    told = dict(re.findall(r"(images|epochs|published): ([^;]*)", header.strip(), re.IGNORECASE))
+    told = {key.lower(): value.strip() for key, value in told.items()}
+    images, epochs = (told.get(key, "").replace(",", "") for key in ("images", "epochs"))
+    return {
+        "images": int(images) if images.isdecimal() else None,  # of training
+        "epochs": float(epochs) if re.fullmatch(r"\d+(\.\d+)?", epochs) else None,
+        "published": told.get("published"),
+    }
 
 
 def synthetic_marker(root: str | None) -> str | None:

@@ -1,0 +1,258 @@
+"""What will fail, or is likely a mistake, in a study and on this machine, each with its mend.
+
+The tasks' own checks say what is wrong with data, weights and settings; here is what they cannot see:
+the recipe that a batch departs from, memory, disk, GPU and clock.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backbones import describe_backbone
+from tools.experiments.experiment import Experiment, list_recipes, load_experiment, recipe_cost
+from tools.experiments.study import Cell
+
+_CLOCK = 60.0  # seconds by which the clocks of a machine and of its disk may differ
+_OLDEST = 1_764_547_200  # 2025-12-01, seconds: no run is of before that
+_KEPT = 3  # times the weights that a run keeps: checkpoint with momentum, and the weights
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    where: str  # "machine", or ENTRY/NETWORK of the study
+    what: str
+    mend: str
+    fails: bool  # whether a run cannot work so; otherwise it is likely a mistake
+
+
+def examine(cells: Sequence[Cell], output: Path, thorough: bool = False) -> list[Finding]:
+    """Everything that is found, what fails first.
+
+    Args:
+        cells: of a study; none: the machine alone.
+        output: folder that runs are to be written to; it need not be there yet.
+        thorough: open every image of large sets, and compare train and val by their content.
+    """
+    found = [*examine_machine(output), *_disk(cells, output)]
+    networks: dict[str, Cell] = {}
+    for cell in cells:
+        networks.setdefault(cell.name.rpartition("-seed")[0], cell)
+    data: dict[tuple[str, str], None] = {}
+    for name, cell in networks.items():
+        found += _examine_cell(name, cell)
+        key = (cell.entry, str(cell.experiment.config.data))
+        if thorough and key not in data:
+            data[key] = None
+            found += _inspect(cell)
+    return sorted(dict.fromkeys(found), key=lambda finding: not finding.fails)
+
+
+def examine_machine(output: Path) -> Iterator[Finding]:
+    """Clock, GPU and driver."""
+    import torch
+
+    with tempfile.NamedTemporaryFile(dir=_existing(output)) as file:
+        skew = os.stat(file.name).st_mtime - time.time()
+    if abs(skew) > _CLOCK or time.time() < _OLDEST:
+        yield Finding(
+            "machine",
+            f"the clock says {time.strftime('%Y-%m-%d %H:%M')}, {abs(skew):.0f} s from that of the disk",
+            "set it (timedatectl set-ntp true): records are ordered by their time",
+            fails=False,
+        )
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if driver and not torch.cuda.is_available():
+        yield Finding(
+            "machine",
+            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU",
+            "install a torch whose CUDA this driver knows (nvidia-smi prints it), or unset "
+            "CUDA_VISIBLE_DEVICES",
+            fails=False,
+        )
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        if free < total / 2:
+            yield Finding(
+                "machine",
+                f"GPU {index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+                "end what else runs there (nvidia-smi), or choose another by CUDA_VISIBLE_DEVICES",
+                fails=False,
+            )
+
+
+# Parts -------------------------------------------------------------------------------------------
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _disk(cells: Sequence[Cell], output: Path) -> Iterator[Finding]:
+    folder = _existing(output)
+    if not os.access(folder, os.W_OK):
+        yield Finding(
+            "machine", f"{folder} cannot be written to", "choose another --output", fails=True
+        )
+    waiting = [cell for cell in cells if cell.status() != "recorded"]
+    names = [cell.experiment.config.backbone.name for cell in waiting]
+    needed = sum(4 * _KEPT * describe_backbone(name).parameters for name in names)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        yield Finding(
+            "machine",
+            f"{len(waiting)} runs to come keep about {needed / 1e9:.1f} GB, {folder} has "
+            f"{free / 1e9:.1f} GB free",
+            "choose another --output, or run parts of the study by --only",
+            fails=True,
+        )
+
+
+def _examine_cell(name: str, cell: Cell) -> Iterator[Finding]:
+    experiment = cell.experiment
+    config = experiment.config
+    if cell.source is not None and not Path(str(config.backbone.weights)).exists():
+        # Weights that another cell is still to write; checked are those that are there by then.
+        config = replace(config, backbone=replace(config.backbone, weights=None))
+        if getattr(getattr(config, "detector", None), "norm", None) == "FrozenBN":
+            config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
+    try:
+        summary = experiment.entry_points().check(config)
+    except (ValueError, OSError) as error:
+        yield _finding(name, str(error), fails=True)
+        return
+    for doubt in summary.get("warnings", ()):
+        yield _finding(name, doubt, fails=False)
+    yield from _count(name, experiment, summary["dataset"])
+    yield from _scaling(name, experiment)
+    yield from _memory(name, experiment)
+
+
+def _finding(where: str, text: str, fails: bool) -> Finding:
+    """Messages of this suite end with their mend, after a semicolon or a colon."""
+    what, semicolon, mend = text.rpartition("; ")
+    if not semicolon:
+        what, _, mend = text.rpartition(": ")
+    return Finding(where, what or text, mend, fails)
+
+
+def _inspect(cell: Cell) -> Iterator[Finding]:
+    try:
+        for text in cell.experiment.entry_points().inspect(cell.experiment.config):
+            yield _finding(cell.entry, text, fails=False)
+    except (ValueError, OSError):
+        return  # the check has said it
+
+
+def _count(name: str, experiment: Experiment, dataset: dict[str, Any]) -> Iterator[Finding]:
+    """Images of training against those the recipe was written for."""
+    shipped = list_recipes(experiment.task).get(experiment.recipe)
+    images = recipe_cost(shipped)["images"] if shipped else None
+    seen = (dataset.get("train_images") or 0) + (dataset.get("held_out_images") or 0)
+    same = shipped and _recipe(experiment).data.name == experiment.config.data.name
+    if images and seen and same and seen != images and not dataset.get("synthetic"):
+        yield Finding(
+            name,
+            f"{seen:,} images of training, the recipe is for {images:,}",
+            f"complete {dataset.get('root')}; if these are all there should be, no published number "
+            "is comparable, and schedules counted in iterations pass over them more or less often",
+            fails=False,
+        )
+
+
+def _recipe(experiment: Experiment) -> Any:
+    return load_experiment(experiment.task, experiment.recipe).config
+
+
+def _scaling(name: str, experiment: Experiment) -> Iterator[Finding]:
+    """The linear scaling rule (arXiv 1706.02677): k times the batch, k times the learning rate."""
+    if experiment.recipe not in list_recipes(experiment.task):
+        return
+    ours, theirs = experiment.config.train, _recipe(experiment).train
+    rates = [getattr(getattr(train, "optimizer", train), "lr", None) for train in (ours, theirs)]
+    key = "train.optimizer.lr" if hasattr(ours, "optimizer") else "train.lr"
+    if None in rates or ours.batch_size == theirs.batch_size:
+        return
+    wanted = rates[1] * ours.batch_size / theirs.batch_size
+    if abs(rates[0] / wanted - 1) > 0.01:
+        yield Finding(
+            name,
+            f"train.batch_size={ours.batch_size} with {key}={rates[0]:g}; the recipe has "
+            f"{theirs.batch_size} with {rates[1]:g}",
+            f"set {key}={wanted:.4g} (linear scaling), or keep the batch by train.accumulate",
+            fails=False,
+        )
+
+
+def _memory(name: str, experiment: Experiment) -> Iterator[Finding]:
+    """About what training needs, from the shapes of the network's outputs, against what there is."""
+    import torch
+
+    from backbones.device import choose_device
+
+    config = experiment.config
+    size = getattr(getattr(config, "augment", None), "size", 0)
+    if not size:
+        return  # images of many sizes: `sebench plan` measures it
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fixed, an_image = _bytes(config, size)
+    images = config.train.batch_size // config.train.accumulate
+    needed = fixed + images * an_image
+    if needed <= there:
+        return
+    fitting = [
+        parts
+        for parts in range(1, config.train.batch_size // 2 + 1)
+        if config.train.batch_size % parts == 0
+        and fixed + config.train.batch_size // parts * an_image <= there
+    ]
+    mend = "use smaller images or several processes"
+    if fitting:
+        mend = f"set train.accumulate={fitting[0]}, or share the batch among processes (torchrun)"
+    yield Finding(
+        name,
+        f"a batch of {images} images takes about {needed / 1e9:.0f} GB, this {device.type} has "
+        f"{there / 1e9:.0f} GB",
+        mend,
+        fails=False,  # the run itself takes smaller parts when memory is short
+    )
+
+
+def _bytes(config: Any, size: int) -> tuple[int, int]:
+    """Of weights, gradients and momentum; and of what one image's pass keeps for the way back."""
+    import torch
+
+    from backbones import build_backbone
+
+    kept = 0
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal kept
+        kept += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    with torch.device("meta"):
+        network = build_backbone(config.backbone.name, **config.backbone.options).train()
+        for module in network.modules():
+            if not any(module.children()):
+                module.register_forward_hook(note)
+        with torch.no_grad():
+            network(torch.empty(2, 3, size, size))
+    width = 4 if config.train.precision == "float32" else 2
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return 3 * 4 * parameters, width * kept // 2
