@@ -82,8 +82,7 @@ def inspect(config: ClassificationConfig, readers: Readers = READERS) -> list[st
     splits = load_train_splits(config, readers)
     found = describe_shared_images(splits.train, splits.reported, thorough=True)
     for split in (splits.train, splits.held_out, splits.reported):
-        bad = find_bad_images(split) if isinstance(split, ImageFiles) else []
-        if bad:
+        if isinstance(split, ImageFiles) and (bad := find_bad_images(split)):
             found.append(
                 f"{len(bad)} of the {len(split)} {split.split} images of {split.name} cannot be read "
                 f"({bad[0]}, ...); fetch them again, or leave them out by data.skip_bad_images={len(bad)}"

@@ -83,7 +83,7 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
         result = _score_results(config)
         return {"dataset": asdict(result.dataset), "protocol": asdict(result.protocol)}
     data, _ = check_experiment(config, training)
-    summary = {
+    summary: dict[str, Any] = {
         "dataset": asdict(_describe_dataset(config, data)),
         "protocol": asdict(describe_protocol(config)),
     }

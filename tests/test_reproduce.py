@@ -109,6 +109,8 @@ def test_smoke_runs_are_marked_and_never_beside_the_paper_s_numbers(tmp_path):
     for path in files[:2]:
         assert SMOKE.split(":")[0] in path.read_text()
         assert "25.3" not in path.read_text()
+    ablation = build_sheet(find_targets(["table-10"])[0], wish, tmp_path)
+    assert "23.30" not in ablation.as_markdown()  # nor in a note
 
 
 def test_a_table_has_the_paper_s_rows_and_columns_with_measured_beside_printed(tmp_path):
@@ -146,3 +148,7 @@ def test_a_word_that_is_no_table_names_near_ones_and_settings_must_be_known(sebe
     assert code == 1
     assert "missing: cifar-preact/resnet110-seed0: data.root" in out
     assert not list(tmp_path.iterdir())
+    code, _, told = sebench("reproduce", "table-4", "-o", tmp_path)
+    assert code == 1
+    assert "nothing was run; give --data-root" in told
+    assert not (tmp_path / "cifar-preact").exists()

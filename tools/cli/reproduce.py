@@ -249,21 +249,39 @@ def _reproduce(
     as_json: bool,
 ) -> None:
     from tools.cli.study import run_study
-    from tools.report.reproduced import write_sheets
+    from tools.experiments.run import run_experiment
+    from tools.experiments.study import load_study, plan
 
     output.mkdir(parents=True, exist_ok=True)
     path = _write_study(study, output / "reproduce.yaml")
+    entries = {cell.entry: cell for cell in plan(load_study(path), output)}
+    if missing := _missing(list(entries.values()), wish.scale == "smoke"):
+        told = "\n".join(f"  {name}: {text}" for name, text in missing.items())
+        raise ValueError(
+            f"nothing was run; give --data-root SET=DIR where data are missing:\n{told}"
+        )
+    failure = None
     try:
         run_study(path, output, jobs)
         for experiment, directory in _evaluations(targets, wish, output):
-            from tools.experiments.run import run_experiment
-
             run_experiment(experiment, directory)
-    finally:  # a table with gaps says which
-        sheets = write_sheets(targets, wish, output)
-        for sheet, files in sheets:
-            print(json.dumps(sheet.as_plain(), indent=1) if as_json else sheet.as_markdown())
-            say(f"{sheet.name}: {files[0]}")
+    except ValueError as error:  # the table has gaps then, and says which
+        failure = error
+    _write(targets, wish, output, as_json)
+    if failure is not None:
+        raise failure
+
+
+def _write(targets: Sequence[Target], wish: Wish, output: Path, as_json: bool) -> None:
+    from tools.report.reproduced import write_sheets
+
+    written = write_sheets(targets, wish, output)
+    if as_json:
+        print(json.dumps([sheet.as_plain() for sheet, _ in written], indent=1))
+    for sheet, files in written:
+        if not as_json:
+            print(sheet.as_markdown())
+        say(f"{sheet.name}: {files[0]}")
 
 
 def _evaluations(targets: Sequence[Target], wish: Wish, output: Path) -> Iterator[tuple[Any, Path]]:

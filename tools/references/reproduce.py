@@ -139,7 +139,8 @@ def find_targets(names: Sequence[str]) -> list[Target]:
     Raises:
         ValueError: there is none of that name; near matches are named.
     """
-    targets, found = list_targets(), {}
+    targets = list_targets()
+    found: dict[str, Target] = {}
     for name in names:
         asked = name.strip().lower().replace(" ", "-").replace("_", "-")
         asked = f"table-{asked}" if asked.isdigit() else asked

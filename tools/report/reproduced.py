@@ -146,7 +146,8 @@ def build_sheet(target: Target, wish: Wish, output: Path) -> Sheet:
         ValueError: a record is damaged.
     """
     placed: dict[str, dict[tuple[str, str], Cell]] = {}
-    not_run, notes, curves = [], list(target.table.notes), []
+    not_run, curves = [], []
+    notes = list(target.table.notes)
     for row in target.rows if wish.scale == "paper" else target.runnable:
         label, group = _place(target, row)
         runs = _runs(row, target, wish, output)
@@ -167,6 +168,8 @@ def build_sheet(target: Target, wish: Wish, output: Path) -> Sheet:
         Line(label, [cells.get((column.group, column.metric)) for column in columns])
         for label, cells in placed.items()
     ]
+    if wish.scale == "smoke":
+        notes = []  # they speak of the paper's numbers
     svg = plots.error_curves(curves) if target.name.startswith("figure") else None
     title = f"{target.where}: {target.title}"
     return Sheet(
