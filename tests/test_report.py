@@ -447,6 +447,22 @@ def test_one_run_in_no_pair_decides_nothing_of_a_published_number(tmp_path):
     assert all("one run does not tell the noise of training" in why for _, why in found.values())
 
 
+def test_one_run_is_judged_by_the_noise_of_training_that_is_stated_for_it(tmp_path):
+    """With 0.01 points it is the difference alone that decides, with 10,000 nothing does."""
+    write_published_detector(tmp_path / "runs" / "alone", write_coco(tmp_path / "coco"))
+    runs = tmp_path / "runs"
+    (undecided,) = judged_alone(runs)
+    difference = {name: float(why.split()[2].rstrip(":")) for name, (_, why) in undecided.items()}
+    (found,) = judged_alone(runs, run_sd=0.01)
+    for name, (word, why) in found.items():
+        assert word == ("reproduced" if abs(difference[name]) < 0.4 else "not reproduced")
+        assert why.endswith("one run, 0.01 points over seeds stated")
+    (vague,) = judged_alone(runs, run_sd=1e4)
+    assert {word for word, _ in vague.values()} == {"undecided"}
+    with pytest.raises(ValueError, match=r"run_sd 0.0: a standard deviation over seeds is above 0"):
+        judged_alone(runs, run_sd=0.0)
+
+
 def test_a_damaged_record_is_named_and_skipped(suite, content):
     (text,) = content["skipped"]
     assert "broken/record.json" in text

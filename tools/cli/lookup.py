@@ -86,6 +86,13 @@ def report(
         float | None,
         typer.Option(help="A difference that does not matter, points [0.3 for top-k, 0.5 for AP]."),
     ] = None,
+    run_sd: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation over seeds, points, that is known of a single run: it is held "
+            "against published numbers with it, and marked."
+        ),
+    ] = None,
 ) -> None:
     """Compare recorded runs, twin by twin: HTML, Markdown, CSV, JSON, LaTeX.
 
@@ -95,7 +102,8 @@ def report(
         check_file(path)
     from tools.report import write_report
 
-    for path in write_report(runs, output, title=title, allow_unequal=allow_unequal, margin=margin):
+    options = {"allow_unequal": allow_unequal, "margin": margin, "run_sd": run_sd}
+    for path in write_report(runs, output, title=title, **options):
         print(path)
 
 

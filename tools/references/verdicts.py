@@ -111,6 +111,7 @@ def judge(
     published: Published,
     margin: float,
     trainings: Sequence[Record | None] = (),
+    run_sd: float | None = None,
 ) -> Verdict:
     """Say what runs tell of a published number.
 
@@ -119,8 +120,10 @@ def judge(
         margin: a difference that does not matter, in the unit of the metric.
         trainings: of evaluations, the runs that trained their weights, where they are known.
 
+        run_sd: standard deviation over seeds, in that unit, stated for a single run.
+
     Released weights are held to rounding and decoder; networks trained anew to the noise of
-    training, which one run does not tell.
+    training, which one run does not tell: there it must be stated.
     """
     reference, values = published.reference, []
     for run, training in zip(runs, trainings or [None] * len(runs), strict=True):
@@ -133,13 +136,19 @@ def judge(
     mean, digits = sum(values) / len(values), digits_of(reference)
     if published.table.initial == "released":
         judged = judge_released(mean, reference.value, digits)
-    elif len(values) == 1:
+    elif len(values) == 1 and run_sd is None:
         change = f"{mean - reference.value:+.2f}"
         return Verdict(
-            UNDECIDED, f"differs by {change}: one run does not tell the noise of training"
+            UNDECIDED,
+            f"differs by {change}: one run does not tell the noise of training; state it by --run-sd",
         )
     else:
-        judged = judge_trained(values, reference.value, margin, digits=digits)
+        sd = run_sd if len(values) == 1 else None
+        judged = judge_trained(values, reference.value, margin, digits=digits, sd=sd)
+        if sd is not None:
+            return Verdict(
+                judged.word, f"{judged.reason}; one run, {sd:g} points over seeds stated"
+            )
     return Verdict(judged.word, judged.reason)
 
 

@@ -27,6 +27,7 @@ def write_report(
     resamples: int = 1000,
     seed: int = 0,
     margin: float | None = None,
+    run_sd: float | None = None,
 ) -> list[Path]:
     """Report on every record in or under ``paths``.
 
@@ -36,6 +37,7 @@ def write_report(
             them; otherwise they are listed with what differs.
         resamples, seed: of the bootstrap.
         margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
+        run_sd: stated standard deviation over seeds, points, for single runs beside published ones.
 
     Returns the files written, ``report.html`` first.
 
@@ -60,6 +62,7 @@ def write_report(
             resamples=resamples,
             seed=seed,
             margin=margin,
+            run_sd=run_sd,
             measured=found.measured,
             plans=read_plans([*found.plans, *plans_near(paths)]),
         )

@@ -128,12 +128,14 @@ def compare_pair(
     trainings: Mapping[str, Record],
     margin: float | None = None,
     measured: SideBySide | None = None,
+    run_sd: float | None = None,
 ) -> Comparison:
     """Compare twins; without ``resamples`` by their records alone.
 
     Args:
         trainings: training runs by the SHA-256 of the weights they wrote.
         margin: a difference that does not matter, points; None for that of the metric.
+        run_sd: stated standard deviation over seeds, points, for single runs beside published ones.
         measured: costs by the networks that they were measured of.
     """
     first, plain = pair.candidate[0], pair.plain[0]
@@ -168,7 +170,7 @@ def compare_pair(
         costs=costs,
         measured=(measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
         errors={kind: Sides(*sides) for kind, sides in found.errors.items()},
-        references=_references(pair, metrics, trainings, margin),
+        references=_references(pair, metrics, trainings, margin, run_sd),
     )
 
 
@@ -177,11 +179,12 @@ def _references(
     metrics: tuple[MetricRow, ...],
     trainings: Mapping[str, Record],
     margin: float | None,
+    run_sd: float | None,
 ) -> tuple[ReferenceRow, ...]:
     differences = {row.name: row.difference for row in metrics}
     return (
-        *published_beside(pair.plain, trainings, margin),
-        *published_beside(pair.candidate, trainings, margin),
+        *published_beside(pair.plain, trainings, margin, run_sd),
+        *published_beside(pair.candidate, trainings, margin, run_sd),
         *effects_beside(pair, differences, trainings, margin),
     )
 

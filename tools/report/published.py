@@ -36,14 +36,20 @@ class ReferenceRow:
 
 
 def published_beside(
-    runs: Sequence[Record], trainings: Mapping[str, Record], margin: float | None
+    runs: Sequence[Record],
+    trainings: Mapping[str, Record],
+    margin: float | None,
+    run_sd: float | None = None,
 ) -> list[ReferenceRow]:
-    """Find and judge the published numbers of one network's runs, a seed each."""
+    """Find and judge the published numbers of one network's runs, a seed each.
+
+    ``run_sd``: stated standard deviation over seeds, points, where there is one run.
+    """
     record, rows = runs[0], []
     trained = [training_of(run, trainings) for run in runs]
     for published in references_of(record, trained[0]):
         metric = published.reference.metric
-        verdict = judge(runs, published, margin or margin_of(metric), trained)
+        verdict = judge(runs, published, margin or margin_of(metric), trained, run_sd)
         rows.append(
             _row(describe_network(record.backbone), published, _mean(runs, metric), verdict)
         )

@@ -66,6 +66,7 @@ def build_table(
     resamples: int = 1000,
     seed: int = 0,
     margin: float | None = None,
+    run_sd: float | None = None,
     measured: Iterable[Measured] = (),
     plans: Iterable[tuple[str, Lock]] = (),
 ) -> Table:
@@ -77,14 +78,17 @@ def build_table(
         allow_unequal: pair twins that differ in more than the backbone, and mark them.
         resamples, seed: of the bootstrap.
         margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
+        run_sd: stated standard deviation over seeds, points, for single runs beside published ones.
         measured: costs of networks side by side, oldest first.
         plans: that were fixed, as `read_plans` gives them.
 
     Raises:
-        ValueError: ``margin`` is not above 0.
+        ValueError: ``margin`` or ``run_sd`` is not above 0.
     """
     if margin is not None and not margin > 0:
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
+    if run_sd is not None and not run_sd > 0:
+        raise ValueError(f"run_sd {run_sd}: a standard deviation over seeds is above 0 points")
     records, repeats = find_repeats([harmless(record) for record in records])
     beside = side_by_side(map(harmless_costs, measured))
     pairing = pair_twins(records, allow_unequal, beside)
@@ -94,12 +98,12 @@ def build_table(
         if record.experiment.action == "train" and record.weights.sha256
     }
     comparisons = [
-        compare_pair(f"pair-{number}", pair, count, seed, trainings, margin, beside)
+        compare_pair(f"pair-{number}", pair, count, seed, trainings, margin, beside, run_sd)
         for number, pair in enumerate(_in_order(pairing.pairs), start=1)
         for count in [resamples if number <= STATISTICS_FOR else 0]
     ]
     comparisons = _told_apart(comparisons, repeats)
-    runs = _runs(records, pairing, trainings, margin)
+    runs = _runs(records, pairing, trainings, margin, run_sd)
     plans = list(plans)
     told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
     skipped = tuple(printable(text) for text in warnings)
@@ -118,7 +122,11 @@ def _in_order(pairs: list[Pair]) -> list[Pair]:
 
 
 def _runs(
-    records: list[Record], pairing: Pairing, trainings: dict[str, Record], margin: float | None
+    records: list[Record],
+    pairing: Pairing,
+    trainings: dict[str, Record],
+    margin: float | None,
+    run_sd: float | None,
 ) -> tuple[Run, ...]:
     why_not = {id(record): reason for record, reason in pairing.unpaired}
     return tuple(
@@ -128,7 +136,9 @@ def _runs(
             variant,
             id(record) not in why_not,
             why_not.get(id(record)),
-            tuple(published_beside((record,), trainings, margin)) if id(record) in why_not else (),
+            tuple(published_beside((record,), trainings, margin, run_sd))
+            if id(record) in why_not
+            else (),
         )
         for record, variant in zip(records, variants(records), strict=True)
     )
