@@ -70,11 +70,13 @@ def test_frozen_norms_from_scratch_fail_and_the_mend_is_named(doctor, tmp_path):
 def test_a_batch_that_leaves_its_recipe_s_rate_behind_is_in_doubt(doctor, cifar):
     settings = {"train": SHORT["train"] | {"optimizer": {"lr": 0.1}, "schedule": {"warmup": 0}}}
     code, found = doctor(
-        recipe="cifar-preact", backbones=["resnet20"], data_root=str(cifar), settings=settings
-    )
+        recipe="cifar-preact", backbones=["resnet20", "se_resnet20"], data_root=str(cifar),
+        settings=settings,
+    )  # fmt: skip
     assert code == 0
     mends = [finding["mend"] for finding in found]
-    assert any(mend.startswith("set train.optimizer.lr=0.003125 (linear") for mend in mends)
+    assert sum(mend.startswith("set train.optimizer.lr=0.003125 (linear") for mend in mends) == 1
+    assert "cifar-preact" in [finding["where"] for finding in found]  # of both networks, said once
 
 
 def test_fewer_images_than_the_recipe_is_for_are_told(doctor, cifar, tmp_path):

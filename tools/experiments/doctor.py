@@ -53,7 +53,7 @@ def examine(cells: Sequence[Cell], output: Path, thorough: bool = False) -> list
         if thorough and key not in data:
             data[key] = None
             found += _inspect(cell)
-    return sorted(dict.fromkeys(found), key=lambda finding: not finding.fails)
+    return sorted(_merged(found, list(networks)), key=lambda finding: not finding.fails)
 
 
 def examine_machine(output: Path) -> Iterator[Finding]:
@@ -98,6 +98,22 @@ def _existing(path: Path) -> Path:
     while not path.is_dir():
         path = path.parent
     return path
+
+
+def _merged(found: Sequence[Finding], networks: Sequence[str]) -> list[Finding]:
+    """What holds for every network of an entry is said once, of the entry."""
+    places: dict[Finding, list[str]] = {}
+    for finding in found:
+        entry = finding.where.partition("/")[0]
+        places.setdefault(replace(finding, where=entry), []).append(finding.where)
+    merged = []
+    for finding, where in places.items():
+        whole = [name for name in networks if name.startswith(f"{finding.where}/")]
+        if set(where) >= set(whole) and len(whole) != 1:
+            merged.append(finding)
+        else:
+            merged += [replace(finding, where=name) for name in dict.fromkeys(where)]
+    return merged
 
 
 def _disk(cells: Sequence[Cell], output: Path) -> Iterator[Finding]:
@@ -191,7 +207,8 @@ def _scaling(name: str, experiment: Experiment) -> Iterator[Finding]:
             name,
             f"train.batch_size={ours.batch_size} with {key}={rates[0]:g}; the recipe has "
             f"{theirs.batch_size} with {rates[1]:g}",
-            f"set {key}={wanted:.4g} (linear scaling), or keep the batch by train.accumulate",
+            f"set {key}={wanted:.4g} (linear scaling)"
+            + (", or keep the batch by train.accumulate" if hasattr(ours, "accumulate") else ""),
             fails=False,
         )
 
