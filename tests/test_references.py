@@ -205,6 +205,10 @@ def test_effects_of_twins_are_judged_beside_their_levels():
         rows = effects_beside(pair, {"top1_error": found}, {}, None)
         return next(row for row in rows if row.metric == "top1_error" and row.where == "Table 2")
 
+    def judged_at(found, run_sd):
+        rows = effects_beside(pair, {"top1_error": found}, {}, None, run_sd)
+        return next(row for row in rows if row.metric == "top1_error" and row.where == "Table 2")
+
     same = judged(-1.5, 0.05)
     assert same.published == pytest.approx(23.29 - 24.80)
     assert same.printed == "-1.51"
@@ -212,6 +216,11 @@ def test_effects_of_twins_are_judged_beside_their_levels():
     assert same.verdict == "reproduced"
     assert judged(-1.3, 0.6).verdict == "undecided"
     assert judged(0.0, 0.05).verdict == "not reproduced"
+    one = Difference(24.8, 23.3, -1.5, -1.7, -1.3, 0.01, seeds=1)
+    assert judged_at(one, None).verdict == "undecided"
+    assert judged_at(one, 0.03).verdict == "reproduced"
+    assert judged_at(dataclasses.replace(one, difference=0.0), 0.2).verdict == "not reproduced"
+    assert judged_at(one, 0.03).reason.endswith("one seed, 0.03 points over seeds stated")
     changed = dataclasses.replace(pair, plain=(with_settings(sides[0], {"train.epochs": 2}),) * 3)
     assert judged(-1.5, 0.05, changed).verdict == "not comparable"
 

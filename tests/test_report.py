@@ -463,6 +463,27 @@ def test_one_run_is_judged_by_the_noise_of_training_that_is_stated_for_it(tmp_pa
         judged_alone(runs, run_sd=0.0)
 
 
+def test_single_twins_are_judged_by_a_stated_spread_in_every_format(tmp_path):
+    table = references.reference("table-2")
+    for row in table.rows:
+        if row.backbone in ("resnet50", "se_resnet50"):
+            is_se = row.backbone.startswith("se_")
+            twin = {"name": "resnet50", "options": {}} if is_se else None
+            directory = tmp_path / "runs" / row.backbone
+            directory.mkdir(parents=True, exist_ok=True)
+            made = altered(published_run(table, row), backbone={"is_se": is_se, "twin": twin})
+            write_record(made, directory)
+    files = write_report([tmp_path / "runs"], tmp_path / "out", resamples=20, run_sd=0.05)
+    texts = {file.name: file.read_text() for file in files}
+    for name in ("report.html", "report.md", "report.json", "report.tex", "published.csv"):
+        assert "reproduced" in texts[name], name
+        assert "0.05 points over seeds stated" in texts[name] or name == "report.tex", name
+    rows = list(csv.DictReader(io.StringIO(texts["published.csv"])))
+    rows = [r for r in rows if r["where"] == "Table 2" and r["metric"] == "top1_error"]
+    assert {r["verdict"] for r in rows} == {"reproduced"}
+    assert any(float(r["published"]) == pytest.approx(-1.51) for r in rows)  # the effect
+
+
 def test_a_damaged_record_is_named_and_skipped(suite, content):
     (text,) = content["skipped"]
     assert "broken/record.json" in text
@@ -620,7 +641,7 @@ def test_hostile_names_are_harmless_in_markdown(hostile):
 
 
 def test_hostile_names_are_harmless_in_csv(hostile):
-    for name in ("differences.csv", "runs.csv"):
+    for name in ("differences.csv", "runs.csv", "published.csv"):
         rows = list(csv.reader(io.StringIO(hostile[name])))
         assert all(len(row) == len(rows[0]) for row in rows)
         for row in rows[1:]:

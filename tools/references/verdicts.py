@@ -146,9 +146,9 @@ def judge(
         sd = run_sd if len(values) == 1 else None
         judged = judge_trained(values, reference.value, margin, digits=digits, sd=sd)
         if sd is not None:
-            return Verdict(
-                judged.word, f"{judged.reason}; one run, {sd:g} points over seeds stated"
-            )
+            expected = f"the next is expected at {judged.next_low:.2f} to {judged.next_high:.2f}"
+            said = f"{expected}; one run, {sd:g} points over seeds stated"
+            return Verdict(judged.word, f"{judged.reason}; {said}")
     return Verdict(judged.word, judged.reason)
 
 

@@ -84,6 +84,7 @@ def _render(table: Table, title: str) -> dict[str, str]:
         document.SCHEMA: document.shipped_schema(),
         "differences.csv": exports.differences_csv(table),
         "runs.csv": exports.runs_csv(table),
+        "published.csv": exports.published_csv(table),
         "report.tex": exports.as_latex(table),
         "model-index.yaml": exports.as_model_index(table),
         **{f"eval_results/{name}": text for name, text in eval_results(table).items()},

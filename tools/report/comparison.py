@@ -185,7 +185,7 @@ def _references(
     return (
         *published_beside(pair.plain, trainings, margin, run_sd),
         *published_beside(pair.candidate, trainings, margin, run_sd),
-        *effects_beside(pair, differences, trainings, margin),
+        *effects_beside(pair, differences, trainings, margin, run_sd),
     )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 
 from tools.experiments.measured import RATIOS, Ratio
+from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
+from tools.references.verdicts import NOT_COMPARABLE
 from tools.report import wording
 from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex
 from tools.report.sharing import protocol_line
-from tools.report.table import Table
+from tools.report.table import Table, published_rows
 from tools.statistics import Difference
 
 
@@ -109,6 +112,12 @@ def runs_csv(table: Table) -> str:
     return _csv(rows)
 
 
+def published_csv(table: Table) -> str:
+    """One row a published number, or effect of twins, beside the measured one."""
+    rows = [asdict(row) | {"notes": " ".join(row.notes)} for row in published_rows(table)]
+    return _csv([{key: row[key] for key in row if key != "printed"} for row in rows])
+
+
 def _measured(c: Comparison) -> dict[str, float | None]:
     """Ratios of the costs that were measured side by side, candidate over plain."""
     bounds: dict[str, float | None] = {}
@@ -157,6 +166,12 @@ def as_latex(table: Table) -> str:
         phrase = c.headline.outcome.phrase
         if phrase != c.headline.verdict:
             notes.append(f"{e(c.candidate)}, {e(c.benchmark)}: {_latex_phrase(e(phrase))}.")
+    notes += [
+        f"{e(r.network)}, {e(METRICS[r.metric].label)}, {e(r.where)}: published {_latex_number(r.printed)},"
+        f" measured {_latex_number(wording.number(r.measured))}, {e(r.verdict)}."
+        for r in published_rows(table)
+        if r.verdict != NOT_COMPARABLE
+    ]
     if table.synthetic:
         notes.append(r"$^{\dagger}$Synthetic data: not real results.")
     notes += [

@@ -10,7 +10,7 @@ from tools.report.comparison import Comparison
 from tools.report.escape import escape_markdown as e
 from tools.report.planned import FixedPlan
 from tools.report.published import ReferenceRow
-from tools.report.table import Run, Table
+from tools.report.table import Run, Table, published_rows
 
 _REFERENCES, _RUNS = 200, 500  # rows; the CSV and JSON files hold all
 _MADE = " *synthetic*"
@@ -19,8 +19,7 @@ _NUMBER = ":"  # at the end of a heading: a column of numbers, to the right
 
 def as_markdown(table: Table, title: str) -> str:
     """Write the headline, the pairs, published numbers, every run, and how numbers were made."""
-    references = [row for c in table.comparisons for row in c.references]
-    references += [row for run in table.runs for row in run.references]
+    references = published_rows(table)
     sections = [
         _head(table, title),
         _pairs(table.comparisons),

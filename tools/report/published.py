@@ -61,6 +61,7 @@ def effects_beside(
     differences: Mapping[str, Difference],
     trainings: Mapping[str, Record],
     margin: float | None,
+    run_sd: float | None = None,
 ) -> list[ReferenceRow]:
     """Judge the measured effects of twins, where both are published in rows of one table.
 
@@ -96,7 +97,7 @@ def effects_beside(
         verdict = (
             Verdict(NOT_COMPARABLE, refused[0])
             if refused
-            else _judge_effect(found, effect, margin or margin_of(metric), candidate)
+            else _judge_effect(found, effect, margin or margin_of(metric), candidate, run_sd)
         )
         network = f"{describe_network(pair.candidate[0].backbone)} minus plain"
         measured = found.difference if found is not None else None
@@ -105,16 +106,24 @@ def effects_beside(
 
 
 def _judge_effect(
-    found: Difference | None, effect: float, margin: float, published: Published
+    found: Difference | None,
+    effect: float,
+    margin: float,
+    published: Published,
+    run_sd: float | None,
 ) -> Verdict:
     if found is None or found.difference is None:
         return Verdict(NOT_COMPARABLE, "not measured in both twins")
-    if found.seed_sd is None or found.churn_sd is None or found.on_these_images is None:
+    digits, stated, said = digits_of(published.reference), None, ""
+    if found.seed_sd is not None and found.churn_sd is not None:
+        noise = float(np.hypot(found.seed_sd, found.churn_sd))  # of one pair of runs, as theirs is
+    elif run_sd is not None:
+        noise, stated = run_sd * 2**0.5, run_sd
+        said = f"; one seed, {stated:g} points over seeds stated"
+    else:
         return Verdict(UNDECIDED, "one seed: the noise of training is unknown")
-    noise = float(np.hypot(found.seed_sd, found.churn_sd))  # of one pair of runs, as theirs is
-    digits = digits_of(published.reference)
-    judged = judge_effect(found, effect, margin, digits=digits, published_error=noise)
-    return Verdict(judged.word, judged.reason)
+    judged = judge_effect(found, effect, margin, digits=digits, published_error=noise, sd=stated)
+    return Verdict(judged.word, judged.reason + said)
 
 
 def _mean(runs: Sequence[Record], metric: str) -> float | None:

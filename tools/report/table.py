@@ -58,6 +58,12 @@ class Table:
         return any(run.record.synthetic for run in self.runs)
 
 
+def published_rows(table: Table) -> list[ReferenceRow]:
+    """Every published number beside a measured one: of the pairs, and of the runs in none."""
+    rows = [row for comparison in table.comparisons for row in comparison.references]
+    return rows + [row for run in table.runs for row in run.references]
+
+
 def build_table(
     records: list[Record],
     warnings: Iterable[str] = (),

@@ -19,6 +19,7 @@ from tools.statistics.differences import CONFIDENCE, Difference
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 DECODER_TOLERANCE = 0.1  # percent points: what other decoders and resizers were seen to change
 _TELESCOPE_POWER = 1 / 3
+_KNOWN = 1e9  # degrees of freedom of a stated standard deviation
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def judge_effect(
     *,
     digits: int,
     published_error: float,
+    sd: float | None = None,
 ) -> Judgement:
     """Judge the effect, candidate minus plain: what images and recipe do to both sides cancels.
 
@@ -153,6 +155,7 @@ def judge_effect(
         margin: a difference between the effects that does not matter.
         digits: decimal digits that the two published numbers are printed with.
         published_error: standard error of the published effect, from a stated noise of training.
+        sd: standard deviation over seeds of one network, where it is stated; needed for one seed.
 
     "reproduced" and "not reproduced" as for ``judge_trained``. And where the measured effect is
     smaller than one that the original study could have seen in a third of cases (one-sided, 5 %):
@@ -162,17 +165,14 @@ def judge_effect(
     2015.
 
     Raises:
-        ValueError: the measured difference has no standard error, or ``margin`` is not above 0.
+        ValueError: the measured difference has no standard error and ``sd`` is not stated, or
+            ``margin`` is not above 0.
     """
-    here = measured.on_these_images
-    if measured.difference is None or measured.degrees_of_freedom is None or here is None:
-        raise ValueError("the measured effect has one seed or none: training noise is unknown")
+    if measured.difference is None:
+        raise ValueError("no effect was measured")
     if not margin > 0:
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
-    # Both studies measured on the same images: their noise is in neither.
-    degrees = measured.degrees_of_freedom
-    half = (here.high - here.low) / 2
-    own = half / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    own, degrees = _error_of_effect(measured, sd)
     error = float(np.hypot(own, published_error))
     room = 2 * rounding(digits)
     difference = measured.difference - published
@@ -201,6 +201,20 @@ def judge_effect(
     )
 
 
+def _error_of_effect(measured: Difference, sd: float | None) -> tuple[float, float]:
+    """Standard error of a difference and its degrees of freedom, on these images.
+
+    Both studies measured on the same images: their noise is in neither effect.
+    """
+    if sd is not None:
+        return sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
+    here, degrees = measured.on_these_images, measured.degrees_of_freedom
+    if degrees is None or here is None:
+        raise ValueError("the measured effect has one seed or none: training noise is unknown")
+    half = (here.high - here.low) / 2
+    return half / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)), degrees
+
+
 def _error_of_another(
     values: Sequence[float], sd: float | None, others: int = 1
 ) -> tuple[float, float]:
@@ -212,5 +226,5 @@ def _error_of_another(
             " give two seeds or more, or sd"
         )
     spread = float(np.std(values, ddof=1)) if sd is None else sd
-    degrees = float(count - 1) if sd is None else 1e9
+    degrees = float(count - 1) if sd is None else _KNOWN
     return spread * float(np.sqrt(1 / count + 1 / others)), degrees
