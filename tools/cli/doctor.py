@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from tools.experiments.doctor import Finding
 
 
+ThoroughOption = Annotated[
+    bool,
+    typer.Option(
+        "--thorough",
+        help="Open every image of large sets, and compare train and val by content: minutes.",
+    ),
+]
+
+
 def doctor(
     study: Annotated[
         Path | None,
@@ -27,13 +36,7 @@ def doctor(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder that runs are to be written to.")
     ] = Path("runs"),
-    thorough: Annotated[
-        bool,
-        typer.Option(
-            "--thorough",
-            help="Open every image of large sets, and compare train and val by content: minutes.",
-        ),
-    ] = False,
+    thorough: ThoroughOption = False,
     imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:

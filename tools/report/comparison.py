@@ -134,14 +134,12 @@ def compare_pair(
 
     Args:
         trainings: training runs by the SHA-256 of the weights they wrote.
-        margin: a difference that does not matter, points; None for that of the metric.
-        run_sd: stated standard deviation over seeds, points, for single runs beside published ones.
+        margin, run_sd: points, as `build_table` has them; None: the metric's, none stated.
         measured: costs by the networks that they were measured of.
     """
     first, plain = pair.candidate[0], pair.plain[0]
     found, why = _compare_files(pair, resamples, seed)
-    costs = {name: Sides(get(plain), get(first)) for name, get in COSTS.items()}
-    metrics = _metric_rows(pair, found.metrics, why, costs, margin)
+    metrics = _metric_rows(pair, found.metrics, why, margin)
     trained = [training_of(run, trainings) or run for run in pair.runs]
     return Comparison(
         pair=pair,
@@ -167,11 +165,16 @@ def compare_pair(
         classes=tuple(_class_rows(pair, found.classes, found.variation)),
         variation=found.variation,
         at=pair.at,
-        costs=costs,
+        costs=_costs(pair),
         measured=(measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
         errors={kind: Sides(*sides) for kind, sides in found.errors.items()},
         references=_references(pair, metrics, trainings, margin, run_sd),
     )
+
+
+def _costs(pair: Pair) -> dict[str, Sides]:
+    plain, candidate = pair.plain[0], pair.candidate[0]
+    return {name: Sides(get(plain), get(candidate)) for name, get in COSTS.items()}
 
 
 def _references(
@@ -205,11 +208,10 @@ def _metric_rows(
     pair: Pair,
     found: Mapping[str, Difference],
     why: str,
-    costs: Mapping[str, Sides],
     margin: float | None,
 ) -> tuple[MetricRow, ...]:
     """Of the metrics that all runs have, and the headline, if only to say why it is not there."""
-    headline = TASKS[pair.plain[0].task].headline[0]
+    headline, costs = TASKS[pair.plain[0].task].headline[0], _costs(pair)
     return tuple(
         _metric_row(name, pair, found, why, costs, margin)
         for name in METRICS

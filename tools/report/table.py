@@ -91,10 +91,7 @@ def build_table(
     Raises:
         ValueError: ``margin`` or ``run_sd`` is not above 0.
     """
-    if margin is not None and not margin > 0:
-        raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
-    if run_sd is not None and not run_sd > 0:
-        raise ValueError(f"run_sd {run_sd}: a standard deviation over seeds is above 0 points")
+    _check_points(margin, run_sd)
     records, repeats = find_repeats([harmless(record) for record in records])
     beside = side_by_side(map(harmless_costs, measured))
     pairing = pair_twins(records, allow_unequal, beside)
@@ -117,6 +114,13 @@ def build_table(
     word = wording.candidate_word(table)
     pooled = [replace(a, sentence=wording.across_sentence(a, word)) for a in pool_datasets(told)]
     return replace(table, across=tuple(pooled))
+
+
+def _check_points(margin: float | None, run_sd: float | None) -> None:
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
+    if run_sd is not None and not run_sd > 0:
+        raise ValueError(f"run_sd {run_sd}: a standard deviation over seeds is above 0 points")
 
 
 def _in_order(pairs: list[Pair]) -> list[Pair]:
