@@ -224,9 +224,8 @@ def _count(name: str, options: str, measure: str, classes: int) -> int:
     from backbones.features import Network
 
     with torch.device("meta"):
-        network: torch.nn.Module = build_backbone(name, **json.loads(options))
-        if classes:
-            network = Network(network, classes)
+        backbone = build_backbone(name, **json.loads(options))
+        network: torch.nn.Module = Network(backbone, classes) if classes else backbone
     if measure == "parameters":
         return count_parameters(network)
     size = find_backbone(name).input_size

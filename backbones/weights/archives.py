@@ -38,10 +38,10 @@ def open_zip(content: bytes) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
+        parts: list[zipfile.ZipInfo] = archive.infolist()
     except Exception as error:  # zipfile has no one error for damaged directories
         raise ValueError(f"cut short or damaged: {_first_line(error)}") from error
-    parts = archive.infolist()
-    if parts and min(part.header_offset for part in parts):
+    if parts and all(part.header_offset for part in parts):
         raise ValueError("bytes before its first part: readers would differ in what it holds")
     if any(part.flag_bits & 1 for part in parts):
         raise ValueError("an encrypted zip")

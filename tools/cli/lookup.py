@@ -102,7 +102,7 @@ def report(
         check_file(path)
     from tools.report import write_report
 
-    options = {"allow_unequal": allow_unequal, "margin": margin, "run_sd": run_sd}
+    options: dict[str, Any] = {"allow_unequal": allow_unequal, "margin": margin, "run_sd": run_sd}
     for path in write_report(runs, output, title=title, **options):
         print(path)
 

@@ -193,7 +193,7 @@ def _summary(
     missing: Mapping[str, str],
     jobs: int,
 ) -> dict[str, Any]:
-    runs = []
+    runs: list[dict[str, Any]] = []
     for name, same in _networks(cells).items():
         done = sum(cell.status() == "recorded" for cell in same)
         cost = costs.get(name)

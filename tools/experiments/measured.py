@@ -85,7 +85,7 @@ class Measured:
 
     def turned(self) -> Measured:
         """The same with the networks the other way round."""
-        ratios = {name: _inverse(getattr(self, name)) for name in RATIOS}
+        ratios: dict[str, Any] = {name: _inverse(getattr(self, name)) for name in RATIOS}
         return dataclasses.replace(self, first=self.second, second=self.first, **ratios)
 
 

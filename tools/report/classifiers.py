@@ -70,12 +70,12 @@ def _compare_scores(
         return [np.stack([getattr(rows, name) for rows in side]) for side in (plain, candidate)]
 
     right = [np.stack([rows.correct(1) for rows in side]) for side in (plain, candidate)]
-    sides = list(zip(stacked("confidence"), right, strict=True))
+    first, second = zip(stacked("confidence"), right, strict=True)
     losses = [calibration.log_losses(side) for side in stacked("probability")]
     return {
         "nll": calibration.compare_scores(*losses),
         "brier": calibration.compare_scores(*stacked("brier")),
-        "ece": calibration.compare_calibration(*sides, resamples=resamples, seed=seed),
+        "ece": calibration.compare_calibration(first, second, resamples=resamples, seed=seed),
     }
 
 

@@ -243,8 +243,9 @@ def _metric_row(
 
 
 def _added(costs: Sides) -> int | None:
-    known = costs.plain is not None and costs.candidate is not None
-    return round(costs.candidate - costs.plain) if known else None
+    if costs.plain is None or costs.candidate is None:
+        return None
+    return round(costs.candidate - costs.plain)
 
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:

@@ -93,9 +93,9 @@ def resized_twins(records: Iterable[Record]) -> Iterator[tuple[Record, Network]]
     for record in records:
         twin = record.backbone.twin
         if twin is not None and forms:
-            for key, network in forms.get((record.task, _without_sizes(twin)), {}).items():
+            for key, form in forms.get((record.task, _without_sizes(twin)), {}).items():
                 if key != network_key(twin):
-                    yield record, Network(network.name, network.options)
+                    yield record, Network(form.name, form.options)
 
 
 def _without_sizes(network: Network) -> NetworkKey:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -193,7 +194,7 @@ def _which_look(looks: Looks | None, comparisons: Sequence[Comparison]) -> str:
 
 
 def _untested(difference: Difference, why: str) -> Difference:
-    nothing = dict.fromkeys(
+    nothing: dict[str, Any] = dict.fromkeys(
         ("low", "high", "p_value", "low_90", "high_90", "detectable", "on_these_images")
     )
     return replace(difference, **nothing, reason=why)
@@ -223,7 +224,7 @@ def _at_level(difference: Difference, level: float) -> Difference:
 def _planned_seconds(locked: Lock, entry: str, record: Record) -> float | None:
     folder = record.directory.name if record.directory else ""
     cost = locked.costs.get(f"{entry}/{folder.rpartition('-seed')[0]}")
-    return cost and cost.train_seconds + cost.evaluate_seconds
+    return None if cost is None else cost.train_seconds + cost.evaluate_seconds
 
 
 def _seconds(records: Sequence[Record]) -> float | None:
