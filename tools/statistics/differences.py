@@ -195,42 +195,8 @@ def differences_over_seeds(
     and of the other side's up to four a side, and paired from ``PAIR_SEEDS_FROM`` on; images are
     always paired.
     """
-    seeds = len(plain)
+    estimates = (_one_seed if len(plain) == 1 else _several_seeds)(plain, candidate, noise, images)
     change = candidate.mean(axis=0) - plain.mean(axis=0)
-    if seeds == 1:
-        variance, degrees = noise.image, np.maximum(images - 1.0, 1.0)
-        columns = _bounds(change, variance, degrees)
-        sides = [
-            _bounds(side[0], own, degrees)
-            for side, own in ((plain, noise.plain), (candidate, noise.candidate))
-        ]
-        components = {"image_sd": np.sqrt(noise.image)}
-        method = "t-test on the images' variance, about these weights"
-    else:
-        between, churn, own_degrees = variance_between_seeds(plain, candidate, noise)
-        arguments = (seeds, own_degrees, images)
-        variance, degrees = variance_of_mean(between, churn, noise.image, *arguments)
-        columns = _bounds(change, variance, degrees)
-        here = _bounds(change, *variance_of_mean(between, churn, None, *arguments))
-        sides = [
-            _bounds(
-                side.mean(axis=0),
-                *variance_of_mean(
-                    np.var(side, axis=0, ddof=1), own_churn, own, seeds, seeds - 1, images
-                ),
-            )
-            for side, own, own_churn in (
-                (plain, noise.plain, noise.plain_churn),
-                (candidate, noise.candidate, noise.candidate_churn),
-            )
-        ]
-        components = {
-            "seed_sd": np.sqrt(np.maximum(0.0, between - churn)),
-            "churn_sd": np.sqrt(churn),
-            "image_sd": np.sqrt(np.maximum(0.0, noise.image - churn / seeds)),
-        }
-        pairing = "paired" if seeds >= PAIR_SEEDS_FROM else "unpaired"
-        method = f"variance components: seeds ({pairing}), churn, images"
     found = []
     for k in range(plain.shape[1]):
         shared: dict[str, Any] = {
@@ -238,39 +204,94 @@ def differences_over_seeds(
             "candidate": float(candidate[:, k].mean()),
             "difference": float(change[k]),
             "n": int(n[k]),
-            "seeds": seeds,
-            "plain_sd": float(np.std(plain[:, k], ddof=1)) if seeds > 1 else None,
-            "candidate_sd": float(np.std(candidate[:, k], ddof=1)) if seeds > 1 else None,
+            "seeds": len(plain),
         }
-        why = None
-        if images[k] < 2:
-            why = "fewer than two images matter to it: no variance to judge by"
-        elif np.isnan(variance[k]):
-            why = "no resample of the images could be scored"
-        elif np.isnan(columns["p_value"][k]):
-            why = "no spread over images or seeds to judge by"
-        if why:
-            found.append(Difference(**shared, reason=why))
-            continue
-        numbers: dict[str, Any] = {
-            name: float(values[k]) for name, values in (columns | components).items()
-        }
-        found.append(
-            Difference(
-                **shared,
-                **numbers,
-                interval_method=method,
-                p_value_method=method,
-                plain_interval=_within(sides[0], k, limits),
-                candidate_interval=_within(sides[1], k, limits),
-                on_these_images=(
-                    Bounds(*(float(here[name][k]) for name in ("low", "high", "p_value")))
-                    if seeds > 1 and not np.isnan(here["p_value"][k])
-                    else None
-                ),
-            )
-        )
+        if len(plain) > 1:
+            shared["plain_sd"] = float(np.std(plain[:, k], ddof=1))
+            shared["candidate_sd"] = float(np.std(candidate[:, k], ddof=1))
+        found.append(Difference(**shared, **estimates.of_metric(k, int(images[k]), limits)))
     return found
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """Of K metrics: t's bounds of the difference, of the sides and for these very images, (K,) each."""
+
+    difference: dict[str, np.ndarray]
+    plain: dict[str, np.ndarray]
+    candidate: dict[str, np.ndarray]
+    here: dict[str, np.ndarray] | None  # None: one seed
+    components: dict[str, np.ndarray]  # standard deviations of the difference in one pair of runs
+    method: str
+
+    def of_metric(self, k: int, images: int, limits: tuple[float, float]) -> dict[str, Any]:
+        """What a `Difference` says of metric ``k``, or the reason why it says nothing."""
+        found, here = self.difference, self.here
+        if images < 2:
+            return {"reason": "fewer than two images matter to it: no variance to judge by"}
+        if np.isnan(found["standard_error"][k]):
+            return {"reason": "no resample of the images could be scored"}
+        if np.isnan(found["p_value"][k]):
+            return {"reason": "no spread over images or seeds to judge by"}
+        told = {name: float(values[k]) for name, values in (found | self.components).items()}
+        on_these_images = None
+        if here is not None and not np.isnan(here["p_value"][k]):
+            bounds = (float(here[name][k]) for name in ("low", "high", "p_value"))
+            on_these_images = Bounds(*bounds)
+        return {
+            **told,
+            "interval_method": self.method,
+            "p_value_method": self.method,
+            "plain_interval": _within(self.plain, k, limits),
+            "candidate_interval": _within(self.candidate, k, limits),
+            "on_these_images": on_these_images,
+        }
+
+
+def _one_seed(
+    plain: np.ndarray, candidate: np.ndarray, noise: Noise, images: np.ndarray
+) -> _Estimates:
+    degrees = np.maximum(images - 1.0, 1.0)
+    return _Estimates(
+        _bounds(candidate[0] - plain[0], noise.image, degrees),
+        _bounds(plain[0], noise.plain, degrees),
+        _bounds(candidate[0], noise.candidate, degrees),
+        None,
+        {"image_sd": np.sqrt(noise.image)},
+        "t-test on the images' variance, about these weights",
+    )
+
+
+def _several_seeds(
+    plain: np.ndarray, candidate: np.ndarray, noise: Noise, images: np.ndarray
+) -> _Estimates:
+    seeds = len(plain)
+    change = candidate.mean(axis=0) - plain.mean(axis=0)
+    between, churn, degrees = variance_between_seeds(plain, candidate, noise)
+
+    def of_change(image: np.ndarray | None) -> dict[str, np.ndarray]:
+        return _bounds(change, *variance_of_mean(between, churn, image, seeds, degrees, images))
+
+    def of_side(side: np.ndarray, churn: np.ndarray, image: np.ndarray) -> dict[str, np.ndarray]:
+        spread = np.var(side, axis=0, ddof=1)
+        return _bounds(
+            side.mean(axis=0),
+            *variance_of_mean(spread, churn, image, seeds, seeds - 1, images),
+        )
+
+    pairing = "paired" if seeds >= PAIR_SEEDS_FROM else "unpaired"
+    return _Estimates(
+        of_change(noise.image),
+        of_side(plain, noise.plain_churn, noise.plain),
+        of_side(candidate, noise.candidate_churn, noise.candidate),
+        of_change(None),
+        {
+            "seed_sd": np.sqrt(np.maximum(0.0, between - churn)),
+            "churn_sd": np.sqrt(churn),
+            "image_sd": np.sqrt(np.maximum(0.0, noise.image - churn / seeds)),
+        },
+        f"variance components: seeds ({pairing}), churn, images",
+    )
 
 
 def variance_between_seeds(

@@ -20,6 +20,7 @@ REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecid
 DECODER_TOLERANCE = 0.1  # percent points: what other decoders and resizers were seen to change
 _TELESCOPE_POWER = 1 / 3
 _KNOWN = 1e9  # degrees of freedom of a stated standard deviation
+_UNEXPLAINED = "the noise of training does not explain it"
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ def judge_trained(
     Raises:
         ValueError: no run, one run without ``sd``, or a margin that is not above 0.
     """
-    if not margin > 0:
-        raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
+    _check_margin(margin)
     error, degrees = _error_of_another(values, sd, published_runs)
     difference = float(np.mean(values)) - published
     room = rounding(digits)
@@ -121,21 +121,13 @@ def judge_trained(
     if abs(difference) + inner <= margin:
         word, said = REPRODUCED, f"within ±{margin:g}"
     elif abs(difference) > outer:
-        word, said = NOT_REPRODUCED, "the noise of training does not explain it"
+        word, said = NOT_REPRODUCED, _UNEXPLAINED
     else:
         word, said = UNDECIDED, f"up to {abs(difference) + inner:.2f} is possible"
-    low, high = prediction_interval(values, sd, digits)
-    spread = f"{difference:+.2f} [{difference - inner:+.2f}, {difference + inner:+.2f}]"
-    return Judgement(
-        word,
-        difference,
-        difference - inner,
-        difference + inner,
-        margin,
-        low,
-        high,
-        f"differs by {spread}: {said}",
-    )
+    low, high = difference - inner, difference + inner
+    reason = f"differs by {difference:+.2f} [{low:+.2f}, {high:+.2f}]: {said}"
+    expected = prediction_interval(values, sd, digits)
+    return Judgement(word, difference, low, high, margin, *expected, reason)
 
 
 def judge_effect(
@@ -170,35 +162,39 @@ def judge_effect(
     """
     if measured.difference is None:
         raise ValueError("no effect was measured")
-    if not margin > 0:
-        raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
+    _check_margin(margin)
     own, degrees = _error_of_effect(measured, sd)
     error = float(np.hypot(own, published_error))
     room = 2 * rounding(digits)
     difference = measured.difference - published
     inner = float(special.stdtrit(degrees, 0.95)) * error + room
     outer = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
-    z = special.ndtri((1 + CONFIDENCE) / 2) + special.ndtri(_TELESCOPE_POWER)
-    telescope = float(z) * published_error
-    sign = 1.0 if published >= 0 else -1.0
-    highest = sign * measured.difference + float(special.stdtrit(degrees, 0.95)) * own
+    telescope = _least_seen(published_error)
+    toward = measured.difference if published >= 0 else -measured.difference
+    highest = toward + float(special.stdtrit(degrees, 0.95)) * own
     if abs(difference) + inner <= margin:
         word, said = REPRODUCED, f"within ±{margin:g} of the published effect"
     elif highest < telescope:
         word, said = NOT_REPRODUCED, f"less than {telescope:.2f}, the least the original could see"
     elif abs(difference) > outer:
-        word, said = NOT_REPRODUCED, "the noise of training does not explain it"
+        word, said = NOT_REPRODUCED, _UNEXPLAINED
     else:
         word, said = UNDECIDED, f"effects may differ by up to {abs(difference) + inner:.2f}"
-    spread = f"{difference:+.2f} [{difference - inner:+.2f}, {difference + inner:+.2f}]"
-    return Judgement(
-        word,
-        difference,
-        difference - inner,
-        difference + inner,
-        margin,
-        reason=f"effect {measured.difference:+.2f}, published {published:+.2f}: {spread}; {said}",
-    )
+    low, high = difference - inner, difference + inner
+    told = f"effect {measured.difference:+.2f}, published {published:+.2f}"
+    reason = f"{told}: {difference:+.2f} [{low:+.2f}, {high:+.2f}]; {said}"
+    return Judgement(word, difference, low, high, margin, reason=reason)
+
+
+def _check_margin(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
+
+
+def _least_seen(error: float) -> float:
+    """The effect that a study of this standard error saw in a third of cases."""
+    z = special.ndtri((1 + CONFIDENCE) / 2) + special.ndtri(_TELESCOPE_POWER)
+    return float(z) * error
 
 
 def _error_of_effect(measured: Difference, sd: float | None) -> tuple[float, float]:
