@@ -130,17 +130,12 @@ def train(
             return None
         result = task.result(seen, [final], weights, directory, processes)
         images = config.train.batch_size * trainer.step
-        return replace(
-            result,
-            selection=selection,
-            steps=trainer.step,
-            curve=CURVE,
-            timing=replace(
-                result.timing,
-                train_seconds=trainer.seconds,
-                train_images_per_second=images / trainer.seconds,
-            ),
+        timing = replace(
+            result.timing,
+            train_seconds=trainer.seconds,
+            train_images_per_second=images / trainer.seconds,
         )
+        return replace(result, selection=selection, steps=trainer.step, curve=CURVE, timing=timing)
 
 
 def evaluate(

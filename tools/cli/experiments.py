@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,35 @@ from tools.cli.signals import stop_hint
 if TYPE_CHECKING:
     from tools.experiments.experiment import Experiment
     from tools.experiments.record import Record
+
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weights to evaluate; several times for several, which classification and scene "
+        "do in one pass over the images.",
+    ),
+]
+BackbonesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        "-b",
+        help="Network; one for all weights, or one for each. Default: what the file says.",
+        autocompletion=complete_backbones,
+    ),
+]
+EvaluatorOption = Annotated[
+    str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
+]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
+]
 
 
 def train(
@@ -85,41 +115,18 @@ def train(
 def evaluate(
     task: TaskArgument,
     overrides: OverridesArgument = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            "-w",
-            help="Weights to evaluate; several times for several, which classification and scene "
-            "do in one pass over the images.",
-        ),
-    ] = None,
+    weights: WeightsOption = None,
     recipe: RecipeOption = None,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backbone",
-            "-b",
-            help="Network; one for all weights, or one for each. Default: what the file says.",
-            autocompletion=complete_backbones,
-        ),
-    ] = None,
+    backbone: BackbonesOption = None,
     data: DataOption = None,
     data_root: DataRootOption = None,
     output: OutputOption = None,
     imports: ImportOption = None,
     skip_bad_images: SkipOption = None,
     allow_missing: AllowMissingOption = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
-    ] = None,
+    evaluator: EvaluatorOption = None,
+    results: ResultsOption = None,
+    annotations: AnnotationsOption = None,
     no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -138,50 +145,72 @@ def evaluate(
 
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
-    if results is not None or annotations is not None:
-        useless: dict[str, Any] = {
-            "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
-            "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing,
-            "--no-cache": no_cache,
-        }  # fmt: skip
-        if not backbone:  # then the numbers are printed, and nothing is recorded
-            useless |= {
-                "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
-            }  # fmt: skip
-        score = _check_results(task, results, annotations, [k for k, v in useless.items() if v])
-        if not backbone:
-            _score(score, str(results), str(annotations), evaluator, as_json)
-            return
-        told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
-        if len(backbone) > 1:
-            raise ValueError("--backbone is given twice: a results file is of one network")
-        from tools.experiments.experiment import results_experiment
+    given = _settings(
+        skip_bad_images, allow_missing, evaluator, no_cache, None, data, data_root, None
+    )
+    run = partial(_run, output=output, resume=False, dry_run=dry_run, as_json=as_json)
+    if results is None and annotations is None:
+        places = (None, data, data_root, None)
+        given = _settings(skip_bad_images, allow_missing, evaluator, no_cache, *places)
+        return run(_evaluations(task, weights, recipe, backbone, overrides, given, imports))
+    useless: dict[str, Any] = {
+        "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
+        "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing, "--no-cache": no_cache,
+        "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
+    }  # fmt: skip
+    score, *files = _check_results(task, results, annotations, useless, bool(backbone))
+    if not backbone:
+        return _score(score, files, evaluator, as_json)
+    run([_scored(task, files, backbone, overrides, evaluator, imports)])
 
-        places = (str(results), str(annotations))
-        scored = results_experiment(task, *places, backbone[0], told, imports or ())
-        _run([scored], output, False, dry_run, as_json)
-        return
+
+# Parts of the commands ---------------------------------------------------------------------------
+
+
+def _evaluations(
+    task: str,
+    weights: list[str] | None,
+    recipe: str | None,
+    backbones: list[str] | None,
+    overrides: list[str] | None,
+    given: Mapping[str, Any],
+    imports: Sequence[Path] | None,
+) -> list[Experiment]:
+    """An evaluation of each file of weights."""
     if not weights:
         raise ValueError("--weights is missing: name the file to evaluate")
     experiments = []
-    for file, network in zip(weights, _networks_of(weights, backbone or []), strict=True):
+    for file, network in zip(weights, _networks_of(weights, backbones or []), strict=True):
         # Weights of a run of this suite are evaluated as they were made.
         made = Path(file).parent / SETTINGS
         own = recipe is None and made.is_file()
         sizes: dict[str, Any] = {}
         if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
             network, sizes = _network_in(file)
+        named = {"name": network, "weights": file, "options": sizes or None}
+        backbone = {**given.get("backbone", {}), **_told(named)}
         source = str(made) if own else recipe
-        settings = _settings(
-            skip_bad_images, allow_missing, evaluator, no_cache, network, data, data_root, file
-        )
-        if sizes:
-            settings["backbone"]["options"] = sizes
+        settings = {**given, "backbone": backbone}
         experiments.append(_load("evaluate", task, source, overrides, settings, imports))
-    _run(experiments, output, False, dry_run, as_json)
+    return experiments
 
 
-# Parts of the commands ---------------------------------------------------------------------------
+def _scored(
+    task: str,
+    files: Sequence[str],
+    backbones: list[str],
+    overrides: list[str] | None,
+    evaluator: str | None,
+    imports: Sequence[Path] | None,
+) -> Experiment:
+    """The experiment that a file of results, and its ground truth, are the outcome of."""
+    if len(backbones) > 1:
+        raise ValueError("--backbone is given twice: a results file is of one network")
+    from tools.experiments.experiment import results_experiment
+
+    told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
+    results, annotations = files
+    return results_experiment(task, results, annotations, backbones[0], told, imports or ())
 
 
 def _load(
@@ -254,9 +283,13 @@ def _settings(
     }
     settings: dict[str, Any] = {} if seed is None else {"seed": seed}
     for group, values in given.items():
-        if named := {key: value for key, value in values.items() if value is not None}:
+        if named := _told(values):
             settings[group] = named
     return settings
+
+
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _run(
@@ -336,9 +369,9 @@ def _run_name(experiment: Experiment) -> str:
 
 
 def _check_results(
-    task: str, results: Path | None, annotations: Path | None, useless: list[str]
-) -> str:
-    """The function that scores a file of results, where all that it needs is given and no more."""
+    task: str, results: Path | None, annotations: Path | None, useless: dict[str, Any], record: bool
+) -> tuple[str, str, str]:
+    """The function that scores a file of results, and both files, where no more and no less is given."""
     from tools.experiments.tasks import TASKS, find_task
 
     score = find_task(task).score
@@ -348,24 +381,23 @@ def _check_results(
     if results is None or annotations is None:
         missing = "--results" if results is None else "--annotations"
         raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
-    if useless:
+    counted = ("key=value", "--output", "--import", "--dry-run") if record else ()
+    if given := [name for name, value in useless.items() if value and name not in counted]:
         raise ValueError(
-            f"{', '.join(useless)}: --results scores a file as it is, and no network is run; leave "
+            f"{', '.join(given)}: --results scores a file as it is, and no network is run; leave "
             "that out, or evaluate --weights. With --backbone NAME, the network it came from, it is "
             "recorded, and --output, --import and seed=N count"
         )
     check_file(results)
     check_file(annotations)
-    return score
+    return score, str(results), str(annotations)
 
 
-def _score(
-    function: str, results: str, annotations: str, evaluator: str | None, as_json: bool
-) -> None:
+def _score(function: str, files: Sequence[str], evaluator: str | None, as_json: bool) -> None:
     from tools.cli.display import print_metrics
     from tools.experiments.tasks import load_function
 
-    scores = load_function(function)(results, annotations, evaluator or "hotcoco")
+    scores = load_function(function)(*files, evaluator or "hotcoco")
     if as_json:
         print(json.dumps(scores, indent=1, allow_nan=False))
     else:

@@ -61,6 +61,11 @@ def list_(
     if not paper:
         _print(settings(task) if what == "settings" else LISTS[what](), as_json)
         return
+    _print_paper_costs(as_json)
+
+
+def _print_paper_costs(as_json: bool) -> None:
+    """Our costs of the paper's networks beside those it prints."""
     from tools.references.costs import paper_costs
 
     compared = paper_costs()

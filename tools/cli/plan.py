@@ -27,43 +27,52 @@ if TYPE_CHECKING:
     from tools.experiments.study import Cell, Study
 
 
+WhatArgument = Annotated[
+    str, typer.Argument(metavar="STUDY.yaml|TASK", help="A study, or a task with --backbone.")
+]
+BackbonesOption = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", "-b", help="TASK: a network.", autocompletion=complete_backbones),
+]
+PlaceOption = Annotated[str | None, typer.Option(help="TASK: where its data lie.")]
+SeedsOption = Annotated[int, typer.Option(min=1, max=1000, help="TASK: seeds of each.")]
+FolderOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder that the study is to run in.")
+]
+DetectOption = Annotated[
+    float | None, typer.Option(metavar="POINTS", help="A difference that is to be seen.")
+]
+FromOption = Annotated[
+    list[Path] | None,
+    typer.Option("--from", metavar="RUNS", help="Earlier runs, whose noise is expected again."),
+]
+ProbeOption = Annotated[
+    bool, typer.Option(help="Time real steps of each network here: a minute for each.")
+]
+LockOption = Annotated[
+    bool, typer.Option("--lock", help="Fix this plan: other cells will not run in OUTPUT.")
+]
+AmendOption = Annotated[
+    str | None, typer.Option(metavar="WHY", help="Change a plan that is fixed; reports list it.")
+]
+
+
 def plan(
-    what: Annotated[
-        str, typer.Argument(metavar="STUDY.yaml|TASK", help="A study, or a task with --backbone.")
-    ],
+    what: WhatArgument,
     overrides: OverridesArgument = None,
-    backbones: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backbone", "-b", help="TASK: a network.", autocompletion=complete_backbones
-        ),
-    ] = None,
+    backbones: BackbonesOption = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
-    data_root: Annotated[str | None, typer.Option(help="TASK: where its data lie.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="TASK: seeds of each.")] = 1,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder that the study is to run in.")
-    ] = Path("runs"),
-    detect: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="A difference that is to be seen.")
-    ] = None,
-    recorded: Annotated[
-        list[Path] | None,
-        typer.Option("--from", metavar="RUNS", help="Earlier runs, whose noise is expected again."),
-    ] = None,
-    probe: Annotated[
-        bool, typer.Option(help="Time real steps of each network here: a minute for each.")
-    ] = True,
+    data_root: PlaceOption = None,
+    seeds: SeedsOption = 1,
+    output: FolderOption = Path("runs"),
+    detect: DetectOption = None,
+    recorded: FromOption = None,
+    probe: ProbeOption = True,
     probe_seconds: Annotated[float, typer.Option(min=0.5, help="Of steady steps.")] = 10.0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
-    lock: Annotated[
-        bool, typer.Option("--lock", help="Fix this plan: other cells will not run in OUTPUT.")
-    ] = False,
-    amend: Annotated[
-        str | None,
-        typer.Option(metavar="WHY", help="Change a plan that is fixed; reports list it."),
-    ] = None,
+    lock: LockOption = False,
+    amend: AmendOption = None,
     imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:

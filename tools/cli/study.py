@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from tools.cli.arguments import ImportOption, JsonOption, first_process, say
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
+    from tools.experiments.cells import Outcome
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Looks, Study
 
@@ -29,37 +30,47 @@ OnlyOption = Annotated[
 ]
 
 
+OptionsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
+]
+RunsOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")]
+ExecutorOption = Annotated[str, typer.Option(help="Where cells run: local, ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
+]
+RetriesOption = Annotated[
+    int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
+]
+CellOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
+]
+CellsOption = Annotated[
+    bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
+]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
+    ),
+]
+PlanOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")]
+
+
 def run(
     study: StudyArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")],
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor."),
-    ] = None,
+    output: RunsOption,
+    options: OptionsArgument = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     only: OnlyOption = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: local, ray.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
-    ] = None,
-    retries: Annotated[
-        int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
-    ] = 2,
-    cell: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
-    ] = None,
-    cells: Annotated[
-        bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
-    ] = False,
-    example: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
-        ),
-    ] = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    retries: RetriesOption = 2,
+    cell: CellOption = None,
+    cells: CellsOption = False,
+    example: ExampleOption = None,
     imports: ImportOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+    dry_run: PlanOnlyOption = False,
 ) -> None:
     r"""Run networks x tasks x seeds, each SE network beside its plain twin, and report.
 
@@ -97,11 +108,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")] = Path(
-        "demo"
-    ),
+    output: RunsOption = Path("demo"),
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+    dry_run: PlanOnlyOption = False,
 ) -> None:
     """Four benchmarks, plain network beside SE twin, on synthetic data, in minutes: all of sebench."""
     study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
@@ -205,13 +214,12 @@ def _run(
     everything, cells = wish.plan(study)
     from tools.experiments.plan import check_lock  # and with it scipy
 
-    check_lock(everything, wish.output, study.looks)
+    output = wish.output
+    check_lock(everything, output, study.looks)
     if dry_run:
         print_plan(cells)
         return
-    output = wish.output
     output.mkdir(parents=True, exist_ok=True)
-    recorded, failed = [], []
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
         write_plan(everything, output)
@@ -222,26 +230,25 @@ def _run(
                 display.say("making synthetic data")
                 make_sample_data(study, output)
             display.begin(cells)
+            outcomes = []
+            how: dict[str, Any] = {"command": _command(), "retries": retries}
             for look, stage in _stages(cells, study.looks):
-                for outcome in run_cells(
-                    stage,
-                    output,
-                    executor,
-                    command=_command(),
-                    retries=retries,
-                    started=display.started,
-                ):
-                    display.ended(outcome)
-                    if outcome.record is None:
-                        failed.append(f"  {outcome.cell.label}: {outcome.error}")
-                    else:
-                        recorded.append(outcome.cell.directory)
+                for one in run_cells(stage, output, executor, started=display.started, **how):
+                    display.ended(one)
+                    outcomes.append(one)
+                failed = any(one.record is None for one in outcomes)
                 if failed or (look and _ends(everything, look, output, study.looks, display.say)):
                     break
-        if recorded:
-            _report(recorded, output / REPORT)
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(cells)} runs failed:\n" + "\n".join(failed))
+        _conclude(outcomes, len(cells), output / REPORT)
+
+
+def _conclude(outcomes: Sequence[Outcome], count: int, report: Path) -> None:
+    """Report on what was recorded, and say what failed, of so many cells."""
+    if recorded := [one.cell.directory for one in outcomes if one.record is not None]:
+        _report(recorded, report)
+    if failed := [one for one in outcomes if one.record is None]:
+        listed = "\n".join(f"  {one.cell.label}: {one.error}" for one in failed)
+        raise ValueError(f"{len(failed)} of {count} runs failed:\n{listed}")
 
 
 def _stages(cells: list[Cell], looks: Looks | None) -> list[tuple[int, list[Cell]]]:

@@ -191,17 +191,13 @@ def make_places365(
         (folder / "categories_places365.txt").write_text(categories)
         variant = "256" if small else "large"
         data = f"data_{variant}_{edition}" if torchvision_names else f"data_{variant}"
-
-        def picture(label: int) -> Image.Image:
-            made = varied_picture(rng, label, classes, size)
-            return made.resize((256, 256), Image.Resampling.BILINEAR) if small else made
-
+        picture = _small_picture if small else varied_picture
         lines = []
         for label, name in enumerate(names):
             parent = folder / data / name[1:]
             parent.mkdir(parents=True)
             for number in range(1, train_per_class + 1):
-                _save(picture(label), parent / f"{number:08d}.jpg")
+                _save(picture(rng, label, classes, size), parent / f"{number:08d}.jpg")
                 lines.append(f"{name}/{number:08d}.jpg {label}\n")
         (folder / f"places365_train_{edition}.txt").write_text("".join(lines))
         (folder / f"val_{variant}").mkdir()
@@ -209,11 +205,16 @@ def make_places365(
         labels = rng.permutation(np.repeat(np.arange(classes), val_per_class))
         for number, label in enumerate(labels, start=1):
             file_name = f"Places365_val_{number:08d}.jpg"
-            _save(picture(label), folder / f"val_{variant}" / file_name)
+            _save(picture(rng, label, classes, size), folder / f"val_{variant}" / file_name)
             lines.append(f"{file_name} {label}\n")
         (folder / "places365_val.txt").write_text("".join(lines))
 
     return _write_whole(root, "places365", locals(), write)
+
+
+def _small_picture(rng: np.random.Generator, label: int, classes: int, size: int) -> Image.Image:
+    picture = varied_picture(rng, label, classes, size)
+    return picture.resize((256, 256), Image.Resampling.BILINEAR)
 
 
 def make_coco(
@@ -241,19 +242,17 @@ def make_coco(
 
     def write(folder: Path, rng: np.random.Generator) -> None:
         (folder / "annotations").mkdir()
-        parts = [("train", "train", train), ("val", "val", val)]
+        parts = [("train", "train", train), ("val" if year == 2017 else "minival", "val", val)]
         if year == 2014:
-            parts = [("train", "train", train), ("minival", "val", val)]
             parts.append(("valminusminival", "val", max(1, val // 2)))
         image_id = annotation_id = 0
         for name, images_in, count in parts:
             (folder / f"{images_in}{year}").mkdir(exist_ok=True)
+            prefix = f"COCO_{images_in}2014_" if year == 2014 else ""
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for _ in range(count):
-                # Real ids have gaps.
-                image_id += int(rng.integers(1, 9))
-                prefix = f"COCO_{images_in}2014_" if year == 2014 else ""
+                image_id += int(rng.integers(1, 9))  # real ids have gaps
                 file_name = f"{prefix}{image_id:012d}.jpg"
                 picture, shapes = picture_of_shapes(rng, size, empty=len(images) % 20 == 19)
                 _save(picture, folder / f"{images_in}{year}" / file_name)
@@ -264,20 +263,23 @@ def make_coco(
                     annotation_id += 1
                     ids = {"id": annotation_id, "image_id": image_id}
                     annotations.append({**ids, **shape, "iscrowd": 0})
-            content = {
-                "info": {"description": "synthetic shapes", "year": year},
-                "licenses": [],
-                "images": images,
-                "annotations": annotations,
-                "categories": [
-                    {"id": number, "name": name, "supercategory": "shape"}
-                    for number, name in COCO_CATEGORIES
-                ],
-            }
             path = folder / "annotations" / f"instances_{name}{year}.json"
-            path.write_text(json.dumps(content))
+            path.write_text(json.dumps(_coco_content(year, images, annotations)))
 
     return _write_whole(root, "coco", locals(), write)
+
+
+def _coco_content(year: int, images: list, annotations: list) -> dict[str, Any]:
+    return {
+        "info": {"description": "synthetic shapes", "year": year},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": number, "name": name, "supercategory": "shape"}
+            for number, name in COCO_CATEGORIES
+        ],
+    }
 
 
 MAKERS: dict[str, Callable[..., Path]] = {

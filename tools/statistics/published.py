@@ -160,17 +160,18 @@ def judge_effect(
         ValueError: the measured difference has no standard error and ``sd`` is not stated, or
             ``margin`` is not above 0.
     """
-    if measured.difference is None:
+    effect = measured.difference
+    if effect is None:
         raise ValueError("no effect was measured")
     _check_margin(margin)
     own, degrees = _error_of_effect(measured, sd)
     error = float(np.hypot(own, published_error))
     room = 2 * rounding(digits)
-    difference = measured.difference - published
+    difference = effect - published
     inner = float(special.stdtrit(degrees, 0.95)) * error + room
     outer = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
     telescope = _least_seen(published_error)
-    toward = measured.difference if published >= 0 else -measured.difference
+    toward = effect if published >= 0 else -effect
     highest = toward + float(special.stdtrit(degrees, 0.95)) * own
     if abs(difference) + inner <= margin:
         word, said = REPRODUCED, f"within ±{margin:g} of the published effect"
@@ -181,7 +182,7 @@ def judge_effect(
     else:
         word, said = UNDECIDED, f"effects may differ by up to {abs(difference) + inner:.2f}"
     low, high = difference - inner, difference + inner
-    told = f"effect {measured.difference:+.2f}, published {published:+.2f}"
+    told = f"effect {effect:+.2f}, published {published:+.2f}"
     reason = f"{told}: {difference:+.2f} [{low:+.2f}, {high:+.2f}]; {said}"
     return Judgement(word, difference, low, high, margin, reason=reason)
 
