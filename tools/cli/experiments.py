@@ -145,23 +145,22 @@ def evaluate(
 
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
-    given = _settings(
-        skip_bad_images, allow_missing, evaluator, no_cache, None, data, data_root, None
-    )
     run = partial(_run, output=output, resume=False, dry_run=dry_run, as_json=as_json)
     if results is None and annotations is None:
         places = (None, data, data_root, None)
         given = _settings(skip_bad_images, allow_missing, evaluator, no_cache, *places)
-        return run(_evaluations(task, weights, recipe, backbone, overrides, given, imports))
+        run(_evaluations(task, weights, recipe, backbone, overrides, given, imports))
+        return
     useless: dict[str, Any] = {
         "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
         "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing, "--no-cache": no_cache,
         "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
     }  # fmt: skip
     score, *files = _check_results(task, results, annotations, useless, bool(backbone))
-    if not backbone:
-        return _score(score, files, evaluator, as_json)
-    run([_scored(task, files, backbone, overrides, evaluator, imports)])
+    if backbone:
+        run([_scored(task, files, backbone, overrides, evaluator, imports)])
+    else:
+        _score(score, files, evaluator, as_json)
 
 
 # Parts of the commands ---------------------------------------------------------------------------

@@ -90,40 +90,47 @@ def plan(
 
       sebench plan study.yaml -o runs --lock
     """
-    if lock and amend is not None:
-        raise ValueError("--lock fixes a plan, --amend changes one that is fixed: give one of them")
-    if detect is not None and not detect > 0:
-        raise ValueError(f"--detect {detect}: a difference to be seen is above 0 points")
-    for path in recorded or ():
-        check_file(path)
-    from tools.experiments.plan import check_lockable, compare_cells
+    _check(lock, amend, detect, recorded or (), output)
+    from tools.experiments.plan import compare_cells
     from tools.experiments.plan import lock as fix
-    from tools.experiments.study import make_sample_data
-    from tools.experiments.study import plan as plan_cells
     from tools.report.looks import read_noise
 
-    if lock or amend is not None:
-        check_lockable(output, amend)
     study = _read(what, backbones, recipe, data, data_root, seeds, overrides or ())
-    cells = plan_cells(study, output, imports or ())
+    cells = _cells(study, output, imports or ())
     noise = read_noise(recorded) if recorded else {}
-    if study.sample_data:
-        make_sample_data(study, output)
     images, missing = _look(cells)
     comparisons = compare_cells(cells, images, noise, detect, study.looks)
     costs = _probe(cells, missing, probe_seconds) if probe else {}
-    shown = _summary(cells, comparisons, costs, missing, jobs)
-    if as_json:
-        print(json.dumps(shown, indent=1))
-    else:
-        _print(shown, comparisons)
-        if study.looks is not None:
-            listed = ", ".join(map(str, study.looks.looks))
-            print(f"looks at {listed} seeds until {study.looks.stop}: all of this is of the last")
+    _show(_summary(cells, comparisons, costs, missing, jobs), comparisons, study, as_json)
     if lock or amend is not None:
         say(f"fixed: {fix(cells, output, study.looks, comparisons, costs, amend)}")
     if missing:
         raise typer.Exit(1)
+
+
+def _check(
+    lock: bool, amend: str | None, detect: float | None, recorded: Sequence[Path], output: Path
+) -> None:
+    if lock and amend is not None:
+        raise ValueError("--lock fixes a plan, --amend changes one that is fixed: give one of them")
+    if detect is not None and not detect > 0:
+        raise ValueError(f"--detect {detect}: a difference to be seen is above 0 points")
+    for path in recorded:
+        check_file(path)
+    if lock or amend is not None:
+        from tools.experiments.plan import check_lockable
+
+        check_lockable(output, amend)
+
+
+def _cells(study: Study, output: Path, imports: Sequence[Path]) -> list[Cell]:
+    """The cells of a study, whose synthetic data are made."""
+    from tools.experiments.study import make_sample_data, plan
+
+    cells = plan(study, output, imports)
+    if study.sample_data:
+        make_sample_data(study, output)
+    return cells
 
 
 def _read(
@@ -232,7 +239,24 @@ def _summary(
     }
 
 
-def _print(shown: Mapping[str, Any], comparisons: Sequence[PlannedComparison]) -> None:
+def _show(
+    shown: Mapping[str, Any],
+    comparisons: Sequence[PlannedComparison],
+    study: Study,
+    as_json: bool,
+) -> None:
+    if as_json:
+        print(json.dumps(shown, indent=1))
+        return
+    _print_comparisons(comparisons)
+    print()
+    _print_networks(shown)
+    if study.looks is not None:
+        listed = ", ".join(map(str, study.looks.looks))
+        print(f"looks at {listed} seeds until {study.looks.stop}: all of this is of the last")
+
+
+def _print_comparisons(comparisons: Sequence[PlannedComparison]) -> None:
     from tools.cli.display import print_rows
 
     rows = []
@@ -260,7 +284,11 @@ def _print(shown: Mapping[str, Any], comparisons: Sequence[PlannedComparison]) -
         for each in comparisons
     }
     print("\n".join(sorted(noises)) or "no candidate with its plain twin: nothing is compared")
-    print()
+
+
+def _print_networks(shown: Mapping[str, Any]) -> None:
+    from tools.cli.display import print_rows
+
     print_rows(
         [
             {
