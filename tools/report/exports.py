@@ -141,23 +141,7 @@ def as_latex(table: Table) -> str:
         r" Params & Mult-adds \\",
         r"\midrule",
     ]
-    for c in table.comparisons:
-        row, found = c.headline, c.headline.difference
-        p_value = wording.p_text(row.p_holm)
-        difference = f"{wording.signed(found.difference)} {wording.interval(found.low, found.high)}"
-        cells = [
-            e(c.benchmark) + (r"$^{\dagger}$" if c.synthetic else ""),
-            e(c.candidate),
-            e(row.label) + (r" $\uparrow$" if row.higher_is_better else r" $\downarrow$"),
-            _latex_number(wording.number(found.plain)),
-            _latex_number(wording.number(found.candidate)),
-            _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
-            f"${p_value}$" if p_value != "–" else "--",
-            e(row.outcome.word) + _latex_mark(row),
-            _latex_number(wording.more(c.costs["parameters"])),
-            _latex_number(wording.more(c.costs["multiply_adds"])),
-        ]
-        lines.append(" & ".join(cells) + r" \\")
+    lines += [_latex_row(c) for c in table.comparisons]
     lines += [r"\bottomrule", r"\end{tabular}"]
     notes = ["In percent; arrows point to better; $p$ after Holm's correction."]
     if any(len(c.seeds) == 1 for c in table.comparisons):
@@ -181,6 +165,26 @@ def as_latex(table: Table) -> str:
     ]
     captions = [f"% {e(f'{c.candidate}: {c.caption}')}" for c in table.comparisons]
     return "\n".join([*lines, *captions, r"\par\footnotesize " + " ".join(notes), ""])
+
+
+def _latex_row(c: Comparison) -> str:
+    e = escape_latex
+    row, found = c.headline, c.headline.difference
+    p_value = wording.p_text(row.p_holm)
+    difference = f"{wording.signed(found.difference)} {wording.interval(found.low, found.high)}"
+    cells = [
+        e(c.benchmark) + (r"$^{\dagger}$" if c.synthetic else ""),
+        e(c.candidate),
+        e(row.label) + (r" $\uparrow$" if row.higher_is_better else r" $\downarrow$"),
+        _latex_number(wording.number(found.plain)),
+        _latex_number(wording.number(found.candidate)),
+        _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
+        f"${p_value}$" if p_value != "–" else "--",
+        e(row.outcome.word) + _latex_mark(row),
+        _latex_number(wording.more(c.costs["parameters"])),
+        _latex_number(wording.more(c.costs["multiply_adds"])),
+    ]
+    return " & ".join(cells) + r" \\"
 
 
 def as_model_index(table: Table) -> str:

@@ -160,16 +160,11 @@ def judge_effect(
         ValueError: the measured difference has no standard error and ``sd`` is not stated, or
             ``margin`` is not above 0.
     """
-    effect = measured.difference
-    if effect is None:
-        raise ValueError("no effect was measured")
     _check_margin(margin)
-    own, degrees = _error_of_effect(measured, sd)
+    effect, own, degrees = _effect(measured, sd)
     error = float(np.hypot(own, published_error))
-    room = 2 * rounding(digits)
     difference = effect - published
-    inner = float(special.stdtrit(degrees, 0.95)) * error + room
-    outer = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
+    inner, outer = _half_widths(error, degrees, 2 * rounding(digits))
     telescope = _least_seen(published_error)
     toward = effect if published >= 0 else -effect
     highest = toward + float(special.stdtrit(degrees, 0.95)) * own
@@ -198,18 +193,27 @@ def _least_seen(error: float) -> float:
     return float(z) * error
 
 
-def _error_of_effect(measured: Difference, sd: float | None) -> tuple[float, float]:
-    """Standard error of a difference and its degrees of freedom, on these images.
+def _half_widths(error: float, degrees: float, room: float) -> tuple[float, float]:
+    """Of the 90 % and the 95 % interval."""
+    inner = float(special.stdtrit(degrees, 0.95)) * error + room
+    return inner, float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
+
+
+def _effect(measured: Difference, sd: float | None) -> tuple[float, float, float]:
+    """A difference, its standard error and its degrees of freedom, on these images.
 
     Both studies measured on the same images: their noise is in neither effect.
     """
+    if measured.difference is None:
+        raise ValueError("no effect was measured")
     if sd is not None:
-        return sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
+        return measured.difference, sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
     here, degrees = measured.on_these_images, measured.degrees_of_freedom
     if degrees is None or here is None:
         raise ValueError("the measured effect has one seed or none: training noise is unknown")
     half = (here.high - here.low) / 2
-    return half / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)), degrees
+    own = half / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    return measured.difference, own, degrees
 
 
 def _error_of_another(
