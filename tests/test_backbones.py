@@ -196,8 +196,10 @@ def test_every_placement_trains_on_every_residual_network_or_says_why_not(placem
     networks = {
         "basic": partial(ResNet, (1, 1, 1, 1), bottleneck=False, widths=(8, 8, 16, 16)),
         "bottleneck": partial(ResNet, (1, 1, 1, 1), widths=(8, 8, 16, 16)),
-        "basic, pre-activation": partial(CifarResNet, 2),
-        "bottleneck, pre-activation": partial(CifarResNet, 2, bottleneck=True, project=True),
+        "basic, pre-activation": partial(CifarResNet, (2, 2, 2)),
+        "bottleneck, pre-activation": partial(
+            CifarResNet, (2, 2, 2), bottleneck=True, project=True
+        ),
     }
     for name, build in networks.items():
         if placement == "3x3" and name.startswith("basic"):

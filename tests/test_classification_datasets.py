@@ -121,7 +121,10 @@ def test_a_missing_batch_is_named_with_where_it_was_looked_for(tmp_path, cifar10
 
 
 def test_a_missing_root_says_what_was_looked_for_and_where(tmp_path):
-    with pytest.raises(ValueError, match=rf"cifar10 not found: looked for {tmp_path}/none"):
+    with pytest.raises(
+        ValueError,
+        match=rf"data.root={tmp_path}/none, the folder of cifar10, not found: looked for",
+    ):
         read_cifar(settings("cifar10", tmp_path / "none"), "train")
     with pytest.raises(ValueError, match=r"data\.root"):
         read_cifar(DataSettings(name="cifar10"), "train")

@@ -76,15 +76,15 @@ def test_every_setting_is_listed_with_type_default_unit_and_meaning(sebench):
 
 
 def test_a_recipe_is_listed_with_its_cost(tmp_path):
-    from tools.cli.listing import _cost_of
+    from tools.experiments.experiment import recipe_cost
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "# What it reproduces\n# Images: 50,000; epochs: 200; published: 4.27 % (WRN)\n"
     )
-    assert _cost_of(recipe) == {"images": 50_000, "epochs": 200, "published": "4.27 % (WRN)"}
+    assert recipe_cost(recipe) == {"images": 50_000, "epochs": 200, "published": "4.27 % (WRN)"}
     recipe.write_text("# What it reproduces\nseed: 3\n")
-    assert _cost_of(recipe) == {"images": None, "epochs": None, "published": None}
+    assert recipe_cost(recipe) == {"images": None, "epochs": None, "published": None}
 
 
 def test_every_data_set_of_the_settings_is_listed():

@@ -200,7 +200,9 @@ def test_an_unknown_mode_is_refused_with_near_matches():
 
 def test_a_compiled_network_is_equal():
     torch.manual_seed(0)
-    network = with_statistics(ResNet((1,), widths=(16,), stem_width=16, slot=build_slot({}, 64)))
+    network = with_statistics(
+        ResNet((1,) * 4, widths=(16,) * 4, stem_width=16, slot=build_slot({}, 64))
+    )
     x = torch.randn(1, 3, 32, 32)
     fast = prepare_for_inference(network, "compiled")
     with torch.inference_mode():

@@ -214,7 +214,7 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         networks = [describe_backbone(cell.experiment.config.backbone.name) for cell in same]
         images = (recipe["images"] or 0) * (recipe["epochs"] or 0)
         operations = 3 * images * sum(network.multiply_adds for network in networks)
-        classifies = first.task != "detection"  # whose images have another size
+        is_fixed = "augment" in first.settings  # images of one size, as the counts are of
         rows.append(
             {
                 "experiment": entry,
@@ -223,7 +223,7 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 "epochs": recipe["epochs"],
                 "published": recipe["published"],
                 # Forward and backward, of the backbone at its usual size of input.
-                "exa multiply-adds": f"{operations / 1e18:.3g}" if classifies else "",
+                "exa multiply-adds": f"{operations / 1e18:.3g}" if is_fixed else "",
             }
         )
     return rows
