@@ -370,7 +370,7 @@ def _train(
         directory,
         validate,
     )
-    if resume:
+    if processes.agree(resume)[0]:
         trainer.resume()
     trainer.fit()
     return trainer

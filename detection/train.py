@@ -79,6 +79,7 @@ def train_detector(
     trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), clock, schedule])
     trainer.register_hooks([*_reporting_hooks(config, cfg, directory), curve])
     path = directory / CHECKPOINT
+    resume = any(comm.all_gather(resume))
     # A stop between the last checkpoint and the evaluation leaves nothing to train.
     start = _load_state(path, model, trainer, dataset) if resume and path.is_file() else 0
     trainer.data_loader = _build_loader(config, cfg, records, start)
@@ -120,10 +121,11 @@ def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> S
 
 
 class _SeededBatches(Sampler[list[tuple[int, int]]]):
-    """One process's batches without end: lists of (place in the stream, index of the image).
+    """One process's share of batches without end: lists of (place in the stream, index of the image).
 
-    The stream is one permutation after another; process r of n takes every nth place from r on.
-    Images wider than high and the others are gathered apart, as Detectron2 does to pad less.
+    The stream is one permutation after another. Images wider than high and the others are gathered
+    apart, as Detectron2 does to pad less. `batch_size` is that of all processes together, so that
+    the images of a step are the same however many there are; process r of n takes every nth of them.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         gathered: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         epoch, order = -1, np.empty(0, int)
-        for place in itertools.count(self._rank, self._count):
+        for place in itertools.count():
             if place // len(self._wide) != epoch:
                 epoch = place // len(self._wide)
                 order = np.random.default_rng([self._seed, epoch]).permutation(len(self._wide))
@@ -147,7 +149,7 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
             batch = gathered[self._wide[index]]
             batch.append((place, index))
             if len(batch) == self._batch_size:
-                yield list(batch)
+                yield batch[self._rank :: self._count]
                 batch.clear()
 
 
@@ -175,7 +177,7 @@ def _build_loader(
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     batches = _SeededBatches(
         [grouping and record["width"] > record["height"] for record in records],
-        config.train.batch_size // comm.get_world_size(),
+        config.train.batch_size,
         config.seed,
         start,
         comm.get_rank(),

@@ -1,10 +1,8 @@
 """Evaluation is exact: every image once, the same numbers under any number of processes."""
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -28,6 +26,7 @@ from classification.engine import Trainer
 from classification.images import read_image
 from classification.readers import read_folder
 from classification.transforms import build_views, normalize
+from tests.processes import in_processes
 from tools import sample_data
 from tools.statistics import calibration, load_predictions
 
@@ -256,33 +255,6 @@ def test_evaluation_without_weights_is_refused(photos, tmp_path):
 
 
 # Many processes ----------------------------------------------------------------------------------
-
-
-def join(door, rank, count, port, settings, directory):
-    """What torchrun does for a process, then one of the doors."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    result = door(settings, directory)
-    assert (result is None) == (rank > 0)
-    if rank == 0:
-        (directory / "result.json").write_text(json.dumps(asdict(result)))
-
-
-def in_processes(door, count, settings, directory, ends=0):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    arguments = [(door, rank, count, port, settings, directory) for rank in range(count)]
-    started = [fork.Process(target=join, args=args) for args in arguments]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(60)
-    assert [process.exitcode for process in started] == [ends] * count
-    if ends:
-        return None
-    return json.loads((directory / "result.json").read_text())
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from detection.config import (
 from detection.detector import build_cfg, save_detector
 from detection.evaluate import detect
 from detection.train import _SeededBatches
+from tests.processes import in_processes
 from tools import sample_data
 
 RECIPE = Path(__file__).parent.parent / "detection" / "recipes" / "tiny.yaml"
@@ -319,9 +320,42 @@ def test_the_stream_of_pictures_is_the_same_from_any_start_and_shared_by_process
     first = sorted(pair for batch in batches(0, 0, 1, take=200) for pair in batch)[:110]
     # Ten epochs: each picture ten times.
     assert np.bincount([index for _, index in first]).tolist() == [10] * 11
-    places = [{place for batch in batches(0, r, 2) for place, _ in batch} for r in (0, 1)]
-    assert {place % 2 for place in places[0]} == {0}
-    assert not places[0] & places[1]
+    for both, *shares in zip(whole, batches(0, 0, 2), batches(0, 1, 2), strict=True):
+        assert both == [pair for share in shares for pair in share]
+
+
+def test_training_in_two_processes_gives_the_weights_of_one(config, tmp_path):
+    # What depends on the other images of a process is left out: batch statistics, boxes drawn at
+    # random, numbers of boxes, padding.
+    network = build_network("se_resnet_tiny", 3)
+    network(torch.randn(8, 3, 64, 64))  # statistics of its norms, which stay
+    path, settings = tmp_path / "pretrained.safetensors", config.backbone
+    save_weights(network, path, backbone=settings, num_classes=3, input_format=InputFormat())
+    settings = replace(
+        config,
+        backbone=replace(config.backbone, weights=str(path)),
+        detector=replace(config.detector, norm="FrozenBN"),
+        train=replace(config.train, batch_size=4, min_size=[64], max_size=64),
+        evaluate=replace(config.evaluate, every=3),
+        detectron2={
+            **config.detectron2,
+            "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100_000,
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN": 4,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
+        },
+    )
+    two = in_processes(run.train, 2, settings, tmp_path / "two")
+    one = run.train(settings, tmp_path / "one")
+    ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    curves = [lines(tmp_path / name / "curve.jsonl") for name in ("one", "two")]
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in curves]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert two["dataset"] == asdict(one.dataset)
+    assert two["metrics"] == pytest.approx(one.metrics, abs=0.5)
 
 
 @pytest.mark.parametrize(

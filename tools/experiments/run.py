@@ -54,7 +54,8 @@ def run_experiment(
     """Run, evaluate and record an experiment; the record is written last and whole.
 
     Returns the record, or None in every process but the first one. Where the directory holds the
-    record of this experiment already, that record is returned and nothing is run.
+    record of this experiment already, that record is returned and nothing is run. Started anew by
+    torchrun after a failure, it goes on from the checkpoint, if there is one.
 
     Raises:
         ValueError: bad input, found before any compute; or the directory belongs to another
@@ -62,12 +63,14 @@ def run_experiment(
     """
     recorded = read_recorded(experiment, directory)
     if recorded is not None:
-        return recorded if _is_first_process() else None
+        return recorded if is_first_process() else None
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        resume = (directory / files.CHECKPOINT).exists()
     result, is_over = None, False
     while not is_over:
         result, is_over = _attempt(experiment, directory, resume)
         resume = (directory / files.CHECKPOINT).exists()
-    if not _is_first_process() or result is None:
+    if not is_first_process() or result is None:
         return None
     record = build_record(experiment, result, directory, command, git)
     write_record(record, directory)
@@ -124,7 +127,7 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
             results = module.evaluate_together(configs)
         for index, directory in enumerate(directories):
             record = None
-            if _is_first_process():
+            if is_first_process():
                 record = build_record(runs[directory], results[index], directory)
                 write_record(record, directory)
             yield record
@@ -136,7 +139,7 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
     for path in experiment.config.backbone.imports:
         load_user_module(path)
     module = experiment.entry_points()
-    if not _is_first_process():
+    if not is_first_process():
         yield module
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
             directory.rmdir()  # only if it is empty
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Of those that torchrun started: the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
