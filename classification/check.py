@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from backbones.tracker import check_tracker
 from classification.config import ClassificationConfig
 from classification.datasets import Batch
 from classification.distributed import Processes
@@ -33,6 +34,7 @@ def check_training(
         ValueError: naming the setting, what was allowed and the mend.
     """
     train = config.train
+    check_tracker(train.tracker)
     steps = check_batches(config, dataset, processes)
     total = train.iterations or steps * train.epochs
     check_optimizer(train.optimizer)

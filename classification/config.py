@@ -20,6 +20,7 @@ from backbones.config import (
     check_choice,
     setting,
 )
+from backbones.tracker import TrackerName
 from classification.catalog import DATASETS
 
 # fmt: off
@@ -188,6 +189,9 @@ class TrainSettings(Settings):
         10.0, "between checkpoints", unit="minutes", identity=False
     )
     tensorboard: bool = setting(True, "whether TensorBoard files are written", identity=False)
+    tracker: TrackerName | None = setting(
+        None, "which other tracker gets the points of the curve", identity=False
+    )
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,9 @@ class Trainer:
         self.schedule = Schedule(
             self._make_step.optimizer, train.schedule, self.total_steps, self.steps_per_epoch
         )
-        self._monitor = Monitor(directory, train, processes, self.total_steps, self.steps_per_epoch)
+        self._monitor = Monitor(
+            directory, config, processes, self.total_steps, self.steps_per_epoch
+        )
         self._bad = BadImages(config.data.skip_bad_images, dataset.root)
         seed_everything(config.seed + processes.rank)
 

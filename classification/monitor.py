@@ -1,4 +1,4 @@
-"""What a person sees of training: progress, curve.jsonl, TensorBoard; and the finite-loss check."""
+"""What a person sees of training: progress, curve.jsonl, a tracker; and the finite-loss check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from backbones.files import CURVE, cut_curve
 from backbones.heartbeat import tell
-from classification.config import TrainSettings
+from backbones.tracker import Tracker
+from classification.config import ClassificationConfig
 from classification.distributed import Processes
 
 logger = logging.getLogger(__name__)
@@ -45,17 +46,18 @@ class Monitor:
     def __init__(
         self,
         directory: Path,
-        settings: TrainSettings,
+        config: ClassificationConfig,
         processes: Processes,
         total_steps: int,
         steps_per_epoch: int,
     ) -> None:
-        self._directory, self._settings, self._processes = directory, settings, processes
+        self._directory, self._processes = directory, processes
+        self._all_settings, self._settings = config, config.train
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._pending: list[tuple[int, float, Tensor]] = []
         self._interval = 0.0  # seconds that the pending steps took, as far as it was looked
         self._since = self._told = time.perf_counter()
-        self._board: Any = None
+        self._tracker: Tracker | None = None
         self._progress: Progress | None = None
         self.seconds = 0.0
 
@@ -64,7 +66,8 @@ class Monitor:
         """Show the training that goes on from `step`, for the length of a `with` block."""
         if self._processes.is_first:
             cut_curve(self._directory / CURVE, step)
-            self._board = self._open_board(step)
+            wish = (self._settings.tracker, self._settings.tensorboard)
+            self._tracker = Tracker(self._directory, *wish, self._all_settings, step)
             self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(
                 "training", total=self._total_steps, completed=step, rate=0.0, loss=math.nan
@@ -77,8 +80,8 @@ class Monitor:
         finally:
             if self._progress is not None and self._progress.console.is_terminal:
                 self._progress.stop()
-            if self._board is not None:
-                self._board.close()
+            if self._tracker is not None:
+                self._tracker.close()
 
     @property
     def is_due(self) -> bool:
@@ -182,20 +185,8 @@ class Monitor:
     def _write(self, step: int, **values: float | None) -> None:
         if not self._processes.is_first:
             return
-        row: dict[str, Any] = {"step": step, "epoch": step / self._steps_per_epoch}
+        row = {"step": step, "epoch": step / self._steps_per_epoch, **values}
         with open(self._directory / CURVE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, **values}) + "\n")
-        if self._board is not None:
-            for key, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(key, value, step)
-
-    def _open_board(self, step: int) -> Any:
-        if not self._settings.tensorboard:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            logger.info("tensorboard is not installed: curve.jsonl holds the same points")
-            return None
-        return SummaryWriter(str(self._directory / "tensorboard"), purge_step=step)
+            file.write(json.dumps(row) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(row)

@@ -11,6 +11,7 @@ from backbones import describe_backbone, load_user_module
 from backbones.config import printable
 from backbones.device import choose_device
 from backbones.duplicates import describe_shared, find_shared_files
+from backbones.tracker import check_tracker
 from backbones.weights.load import Weights, read_weights
 
 from .backbone import build_detectron2_backbone
@@ -89,6 +90,7 @@ def _check_sizes(part: CocoPart, shorter: int, longer: int, group: str) -> None:
 
 def _check_training(config: DetectionConfig, device: torch.device) -> Weights | None:
     backbone, detector, train = config.backbone, config.detector, config.train
+    check_tracker(train.tracker)
     if not backbone.weights and (detector.norm == "FrozenBN" or detector.freeze_at > 0):
         raise ValueError(
             f"detector.norm={detector.norm} with detector.freeze_at={detector.freeze_at} from "

@@ -24,6 +24,7 @@ from backbones.config import (
     flatten,
     setting,
 )
+from backbones.tracker import TrackerName
 
 if TYPE_CHECKING:
     from backbones import InputFormat
@@ -153,6 +154,9 @@ class TrainSettings(Settings):
         2500, "between checkpoints", unit="iterations", identity=False
     )
     tensorboard: bool = setting(True, "whether TensorBoard files are written", identity=False)
+    tracker: TrackerName | None = setting(
+        None, "which other tracker gets the points of the curve", identity=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -37,8 +36,9 @@ from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
 from backbones.files import CHECKPOINT, CURVE, cut_curve
 from backbones.heartbeat import tell
 from backbones.result import Timing
+from backbones.tracker import Tracker
 
-from .config import DetectionConfig, TrainSettings, reader_processes
+from .config import DetectionConfig, reader_processes
 from .detector import ImageMapper
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,10 @@ def train_detector(
     trainer = _build_trainer(config, cfg, model)
     optimizer = trainer.optimizer
     clock = _Clock(config.train.batch_size)
-    curve = _Curve(directory / CURVE, config.train, len(records), validate, cfg.TEST.EVAL_PERIOD)
+    curve = _Curve(directory, config, len(records), validate, cfg.TEST.EVAL_PERIOD)
     schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
     trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), clock, schedule])
-    trainer.register_hooks([*_reporting_hooks(config, cfg, directory), curve])
+    trainer.register_hooks([*_reporting_hooks(config, cfg), curve])
     path = directory / CHECKPOINT
     resume = any(comm.all_gather(resume))
     # A stop between the last checkpoint and the evaluation leaves nothing to train.
@@ -243,21 +243,29 @@ class _Curve(HookBase):
 
     def __init__(
         self,
-        path: Path,
-        settings: TrainSettings,
+        directory: Path,
+        config: DetectionConfig,
         images: int,
         validate: Callable[[], dict[str, float | None]],
         validate_every: int,
     ) -> None:
-        self._path, self._images = path, images
-        self._batch_size, self._every = settings.batch_size, settings.log_every
+        self._directory, self._config, self._images = directory, config, images
+        self._batch_size, self._every = config.train.batch_size, config.train.log_every
+        self._tracker: Tracker | None = None
         self._validate, self._validate_every = validate, validate_every
         self._losses: list[float] = []  # since the last point
         self._seconds: list[float] = []  # where known: not of the first iterations
 
     def before_train(self) -> None:
         if comm.is_main_process():
-            cut_curve(self._path, self.trainer.start_iter)
+            step, train = self.trainer.start_iter, self._config.train
+            cut_curve(self._directory / CURVE, step)
+            wish = (train.tracker, train.tensorboard)
+            self._tracker = Tracker(self._directory, *wish, self._config, step)
+
+    def after_train(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
 
     def after_step(self) -> None:
         step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
@@ -286,8 +294,10 @@ class _Curve(HookBase):
 
     def _append(self, step: int, values: dict[str, float | None]) -> None:
         row = {"step": step, "epoch": step * self._batch_size / self._images, **values}
-        with self._path.open("a", encoding="utf-8") as file:
+        with (self._directory / CURVE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(row)
 
     def state_dict(self) -> dict[str, list[float]]:
         return {"losses": self._losses, "seconds": self._seconds}
@@ -383,15 +393,11 @@ class _ProgressBar(HookBase):
         self._bar.stop()
 
 
-def _reporting_hooks(config: DetectionConfig, cfg: CfgNode, directory: Path) -> list[HookBase]:
+def _reporting_hooks(config: DetectionConfig, cfg: CfgNode) -> list[HookBase]:
     if not comm.is_main_process():
         return []
-    writers: list[EventWriter] = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER)]
-    if config.train.tensorboard and find_spec("tensorboard"):
-        writers.append(TensorboardXWriter(str(directory / "tensorboard")))
-    elif config.train.tensorboard:
-        logger.info("tensorboard is not installed: %s holds the same points", CURVE)
+    writer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     return [
         _ProgressBar(config.train.batch_size),
-        hooks.PeriodicWriter(writers, period=config.train.log_every),
+        hooks.PeriodicWriter([writer], period=config.train.log_every),
     ]

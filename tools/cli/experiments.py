@@ -88,6 +88,10 @@ def train(
     imports: ImportOption = None,
     skip_bad_images: SkipOption = None,
     no_cache: NoCacheOption = False,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too."),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +112,8 @@ def train(
     settings = _settings(
         skip_bad_images, allow_missing, None, no_cache, backbone, data, data_root, weights, seed
     )
+    if tracker:
+        settings["train"] = {"tracker": tracker}
     experiment = _load("train", task, recipe, overrides, settings, imports)
     _run([experiment], output, resume, dry_run, as_json)
 

@@ -34,7 +34,7 @@ OptionsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
 ]
 RunsOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")]
-ExecutorOption = Annotated[str, typer.Option(help="Where cells run: local, ray.")]
+ExecutorOption = Annotated[str, typer.Option(help="Where cells run: local, ray, slurm.")]
 AddressOption = Annotated[
     str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
 ]

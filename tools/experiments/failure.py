@@ -33,6 +33,7 @@ _EXTRAS = {
     "openmmlab": ("mmengine", "mmcv"),
     "corruptions": ("imagecorruptions",),
     "ray": ("ray", "fsspec"),
+    "slurm": ("submitit",),
     "tensorboard": ("tensorboard",),
 }
 

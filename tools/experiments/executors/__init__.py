@@ -51,6 +51,7 @@ class Executor(Protocol):
 EXECUTORS = {
     "local": "tools.experiments.executors.local:open_local",
     "ray": "tools.experiments.executors.ray:open_ray",
+    "slurm": "tools.experiments.executors.slurm:open_slurm",
 }
 
 
