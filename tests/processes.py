@@ -17,13 +17,13 @@ def join(door, rank, count, port, settings, directory):
         (directory / "result.json").write_text(json.dumps(asdict(result)))
 
 
-def in_processes(door, count, settings, directory, ends=0):
+def in_processes(door, count, settings, directory, ends=0, method="fork"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(method)
     arguments = [(door, rank, count, port, settings, directory) for rank in range(count)]
-    started = [fork.Process(target=join, args=args) for args in arguments]
+    started = [context.Process(target=join, args=args) for args in arguments]
     for process in started:
         process.start()
     for process in started:

@@ -346,7 +346,7 @@ def test_training_in_two_processes_gives_the_weights_of_one(config, tmp_path):
             "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
         },
     )
-    two = in_processes(run.train, 2, settings, tmp_path / "two")
+    two = in_processes(run.train, 2, settings, tmp_path / "two", method="spawn")
     one = run.train(settings, tmp_path / "one")
     ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     for name in ours:

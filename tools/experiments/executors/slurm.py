@@ -1,7 +1,7 @@
 """Cells as jobs of Slurm, submitted by submitit; what ended is read from files, so no accounting is needed.
 
 All nodes see the study's folder and the data under the same paths. Before its time is over, and when
-it is pre-empted, a job gets SIGTERM: the run saves its checkpoint, and the job is queued again under
+it is preempted, a job gets SIGTERM: the run saves its checkpoint, and the job is queued again under
 its own number.
 
 Source: https://slurm.schedmd.com/sbatch.html, --signal and --requeue; https://github.com/facebookincubator/submitit
@@ -199,7 +199,7 @@ def run_in_slurm(job: Job, folder: str) -> None:
     except KeyboardInterrupt as early:  # before there was anything to save
         failure = Failure(str(early), can_pass=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if failure is not None and (stopped or failure.error.startswith("stopped by")):
+    if failure is not None and (stopped or failure.error.startswith("stopped")):
         _queue_again(failure)
     if failure is not None:
         keep_failure(job, failure)
