@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from backbones.files import sha256
+from backbones.files import sha256, size_of
 
 COMPARED_UP_FRONT = 20_000  # files of a set: more are compared by their paths alone
 
@@ -69,13 +69,13 @@ def _equal_files(
     by_size: dict[int, list[Path]] = {}
     for folder, names in train:
         for name in names:
-            by_size.setdefault(_size(folder / name), []).append(folder / name)
+            by_size.setdefault(size_of(folder / name), []).append(folder / name)
     hashes: dict[int, set[str]] = {}
     shared = []
     folder, names = reported
     for name in names:
         path = folder / name
-        size = _size(path)
+        size = size_of(path)
         if not size or size not in by_size:
             continue
         if size not in hashes:
@@ -83,10 +83,3 @@ def _equal_files(
         if path.is_file() and sha256(path) in hashes[size]:
             shared.append(name)
     return shared
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0

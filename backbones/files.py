@@ -25,13 +25,14 @@ DETECTIONS = "detections.json"  # COCO's results format
 PACKED_DETECTIONS = "detections.parquet"  # the same as columns, in a bundle
 RECORD = "record.json"  # written last
 PLAN = "cells.json"  # of a study: its cells, in the folder above those of its entries
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
-DECODED_UP_FRONT = 2**28  # bytes: every image of a set up to this size is decoded by its check
 SYNTHETIC = "SYNTHETIC"  # marks a folder of synthetic data, and says how they were made
 LOCK = ".lock"
 HEARTBEAT = "heartbeat.json"  # while a run lives: how far it is
 PLAN_LOCK = "plan.json"  # of a study: what was planned, fixed before it ran; beside `PLAN`
 MEMORY = "memory.json"  # of a run that did not fit: how it was made to
+
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")  # PIL's names
+DECODED_UP_FRONT = 2**28  # bytes: every image of a set up to this size is decoded by its check
 
 _PARTIAL = ".partial"
 
@@ -101,6 +102,14 @@ def sha256(path: str | Path, size: int | None = None) -> str:
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where it cannot be looked at."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def sha256_of_list(names: Sequence[str], labels: Any) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from backbones.config import check_choice, printable
 from backbones.duplicates import COMPARED_UP_FRONT, describe_shared, find_shared_files
-from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256_of_list
+from backbones.files import DECODED_UP_FRONT, IMAGE_FORMATS, sha256_of_list, size_of
 from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
@@ -195,17 +195,10 @@ def find_bad_images(dataset: ImageFiles) -> list[str]:
     those without an end marker near their end; so damage in the middle of one may stay unseen.
     """
     paths = [dataset.folder / image_id for image_id in dataset.ids]
-    small = sum(_size(path) for path in paths) <= DECODED_UP_FRONT
+    small = sum(size_of(path) for path in paths) <= DECODED_UP_FRONT
     with ThreadPoolExecutor(2) as threads:  # each may hold an image of PIL's limit
         good = list(threads.map(_is_readable if small else _is_whole, paths))
     return [image_id for image_id, is_good in zip(dataset.ids, good, strict=True) if not is_good]
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
 
 
 def _is_readable(path: Path) -> bool:
