@@ -44,7 +44,6 @@ _FEW_STEPS = {
         "optimizer": {"lr": 0.001}, "schedule": {"warmup": 0},
     },
     "evaluate": {"batch_size": 6, "every": 1},
-    "data": {"workers": 0},
 }  # fmt: skip
 _FEWER_STEPS = merge(_FEW_STEPS, {"train": {"iterations": 2, "batch_size": 4}})
 # Gates without an upper bound overflow before the running statistics are those of the images.
