@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from backbones import files
@@ -26,6 +26,7 @@ class Failure:
 
     error: str  # for a person
     can_pass: bool = False  # whether the same cell may do well when it is started again
+    stopped: bool = False  # whether it was told to; what it had is saved
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:
         try:
             failure = run_job(job, threads)
         except KeyboardInterrupt as stopped:  # its checkpoint is saved
-            failure = Failure(describe_failure(stopped), can_pass=True)
-    return failure and Failure(f"{failure.error} (more in {job.log})", failure.can_pass)
+            failure = Failure(describe_failure(stopped), can_pass=True, stopped=True)
+    return failure and replace(failure, error=f"{failure.error} (more in {job.log})")
 
 
 def keep_failure(job: Job, failure: Failure | None) -> None:

@@ -185,11 +185,8 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 def run_in_slurm(job: Job, folder: str) -> None:
     """Run a cell; where it is told to stop, it saves its checkpoint and the job is queued again."""
     os.chdir(folder)
-    stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
         raise KeyboardInterrupt("stopped by Slurm")
 
     signal.signal(signal.SIGTERM, stop)  # a training notes the signal itself
@@ -197,9 +194,9 @@ def run_in_slurm(job: Job, folder: str) -> None:
     try:
         failure = run_logged_job(job)
     except KeyboardInterrupt as early:  # before there was anything to save
-        failure = Failure(str(early), can_pass=True)
+        failure = Failure(str(early), can_pass=True, stopped=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if failure is not None and (stopped or failure.error.startswith("stopped")):
+    if failure is not None and failure.stopped:
         _queue_again(failure)
     if failure is not None:
         keep_failure(job, failure)
