@@ -3,53 +3,25 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
 from backbones import files
+from tests.small_studies import entry, start, write_study
 
 pytestmark = pytest.mark.engines
 
 
-def _write(path: Path, epochs: int, **entry: object) -> Path:
-    settings = {
-        "data": {"classes": "folders", "workers": 1},
-        "augment": {"size": 32},
-        "train": {
-            "epochs": epochs, "batch_size": 8, "tensorboard": False, "log_every": 5,
-            "checkpoint_every": 0,
-        },
-        "evaluate": {"resize": 40, "crop": 32, "every": 0},
-    }  # fmt: skip
-    base = {
-        "name": "first", "task": "classification", "recipe": "imagenet-paper",
-        "backbones": ["resnet_tiny"], "sample": "imagenet", "settings": settings,
-    }  # fmt: skip
-    sample = {"imagenet": {"classes": 3, "train_per_class": 40, "size": 64}}
-    content = {"needs": {"processes": 2}, "sample_data": sample, "experiments": [base | entry]}
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def _start(study: Path, output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tools", "run", study, "-o", output, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment
-    )
+NEEDS = {"processes": 2}
 
 
 def test_a_process_that_is_killed_ends_the_others_and_the_cell_goes_on(tmp_path):
-    study = _write(tmp_path / "study.yaml", epochs=12)
-    alone = _start(study, tmp_path / "alone", "--cell", "0")
+    study = write_study(tmp_path / "study.yaml", entry(12), needs=NEEDS)
+    alone = start(study, tmp_path / "alone", "--cell", "0")
     _, err = alone.communicate(timeout=400)
     assert alone.returncode == 0, err
-    run = _start(study, tmp_path / "out")
+    run = start(study, tmp_path / "out")
     directory = tmp_path / "out" / "first" / "resnet_tiny-seed0"
     try:
         end = time.monotonic() + 200
@@ -70,8 +42,10 @@ def test_a_process_that_is_killed_ends_the_others_and_the_cell_goes_on(tmp_path)
 
 
 def test_what_is_wrong_with_a_cell_of_several_processes_is_named(tmp_path):
-    study = _write(tmp_path / "study.yaml", 1, sample=None, data_root="/nonexistent")
-    run = _start(study, tmp_path / "out")
+    study = write_study(
+        tmp_path / "study.yaml", entry(1, sample=None, data_root="/nonexistent"), needs=NEEDS
+    )
+    run = start(study, tmp_path / "out")
     _, err = run.communicate(timeout=200)
     assert run.returncode == 1
     assert "first · resnet_tiny-seed0: " in err

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from backbones import files
+from tests.small_studies import entry, start, write_study
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.engines
@@ -76,32 +77,13 @@ def _short_folder():
 
 
 def _study(path: Path, epochs: int) -> Path:
-    settings = {
-        "data": {"classes": "folders", "workers": 0},
-        "augment": {"size": 32},
-        "train": {"epochs": epochs, "batch_size": 8, "tensorboard": False, "log_every": 5},
-        "evaluate": {"resize": 40, "crop": 32, "every": 0},
-    }
-    settings["train"]["checkpoint_every"] = 0
-    entry = {
-        "task": "classification", "recipe": "imagenet-paper", "backbones": ["se_resnet_tiny"],
-        "sample": "imagenet", "settings": settings,
-    }  # fmt: skip
-    short = {"train": {**settings["train"], "epochs": 1}}
-    second = {**entry, "name": "second", "weights_from": "first", "settings": {**settings, **short}}
-    content = {
-        "sample_data": {"imagenet": {"classes": 3, "train_per_class": 40, "size": 64}},
-        "experiments": [{**entry, "name": "first"}, second],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+    networks = ["se_resnet_tiny"]
+    second = entry(1, name="second", backbones=networks, weights_from="first")
+    return write_study(path, entry(epochs, backbones=networks), second)
 
 
 def _run(study: Path, output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tools", "run", study, "-o", output, *options]
-    return subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    return start(study, output, *options, **ENVIRONMENT)
 
 
 def _results(output: Path) -> dict[str, tuple]:

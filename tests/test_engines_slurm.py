@@ -5,16 +5,15 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from backbones import files
+from tests.small_studies import entry, start, write_study
 
 pytest.importorskip("submitit")
 pytestmark = [
@@ -25,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-EPOCHS_OF_MINUTES = 900  # more than the minute that a job has
+EPOCHS_OF_MINUTES = 600  # more than the minute that a job has
 
 CONFIGURATION = """
 ClusterName=test
@@ -118,33 +117,6 @@ def monkeypatch_module():
         yield patch
 
 
-def _study(path: Path, epochs: int) -> Path:
-    settings = {
-        "data": {"classes": "folders", "workers": 0},
-        "augment": {"size": 32},
-        "train": {
-            "epochs": epochs, "batch_size": 8, "tensorboard": False, "log_every": 5,
-            "checkpoint_every": 0,
-        },
-        "evaluate": {"resize": 40, "crop": 32, "every": 0},
-    }  # fmt: skip
-    entry = {
-        "name": "first", "task": "classification", "recipe": "imagenet-paper", "sample": "imagenet",
-        "backbones": ["resnet_tiny"], "settings": settings,
-    }  # fmt: skip
-    sample = {"imagenet": {"classes": 3, "train_per_class": 40, "size": 64}}
-    path.write_text(yaml.safe_dump({"sample_data": sample, "experiments": [entry]}))
-    return path
-
-
-def _start(study: Path, output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tools", "run", study, "-o", output, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
 def _finish(run: subprocess.Popen) -> str:
     _, err = run.communicate(timeout=500)
     assert run.returncode == 0, err
@@ -165,15 +137,15 @@ def _log(output: Path) -> str:
 
 
 def _undisturbed(folder: Path, epochs: int) -> tuple[Path, tuple]:
-    study = _study(folder / "study.yaml", epochs)
-    _finish(_start(study, folder / "alone"))
+    study = write_study(folder / "study.yaml", entry(epochs))
+    _finish(start(study, folder / "alone"))
     return study, _result(folder / "alone")
 
 
 def test_a_requeued_job_ends_with_the_weights_of_an_undisturbed_run(slurm, tmp_path):
     study, wanted = _undisturbed(tmp_path, epochs=60)
     output = tmp_path / "out"
-    run = _start(study, output, "--executor", "slurm", "partition=main", "time=30")
+    run = start(study, output, "--executor", "slurm", "partition=main", "time=30")
     _wait_for(
         lambda: list(output.glob("first/*/checkpoint.pt")) or run.poll() is not None,
         "no checkpoint",
@@ -190,7 +162,7 @@ def test_a_requeued_job_ends_with_the_weights_of_an_undisturbed_run(slurm, tmp_p
 def test_a_job_over_its_time_goes_on_to_the_weights_of_an_undisturbed_run(slurm, tmp_path):
     study, wanted = _undisturbed(tmp_path, epochs=EPOCHS_OF_MINUTES)
     output = tmp_path / "out"
-    run = _start(study, output, "--executor", "slurm", "partition=main", "time=1", "notice=5")
+    run = start(study, output, "--executor", "slurm", "partition=main", "time=1", "notice=5")
     _finish(run)
     assert "stopped by SIGTERM" in _log(output)
     assert "resumed at step" in _log(output)
@@ -198,8 +170,8 @@ def test_a_job_over_its_time_goes_on_to_the_weights_of_an_undisturbed_run(slurm,
 
 
 def test_a_job_that_is_cancelled_counts_as_lost_and_is_submitted_again(slurm, tmp_path):
-    study = _study(tmp_path / "study.yaml", epochs=20)
-    run = _start(study, tmp_path / "out", "--executor", "slurm", "time=30")
+    study = write_study(tmp_path / "study.yaml", entry(20))
+    run = start(study, tmp_path / "out", "--executor", "slurm", "time=30")
     _wait_for(lambda: "RUNNING" in _ask("squeue", "-h", "-o", "%T"), "no job")
     (number,) = _ask("squeue", "-h", "-o", "%i").split()
     _ask("scancel", number)
@@ -208,8 +180,8 @@ def test_a_job_that_is_cancelled_counts_as_lost_and_is_submitted_again(slurm, tm
 
 
 def test_what_the_cluster_lacks_is_told_at_once(slurm, tmp_path):
-    study = _study(tmp_path / "study.yaml", epochs=1)
-    run = _start(study, tmp_path / "out", "--executor", "slurm", "partition=none", "time=30")
+    study = write_study(tmp_path / "study.yaml", entry(1))
+    run = start(study, tmp_path / "out", "--executor", "slurm", "partition=none", "time=30")
     _, err = run.communicate(timeout=200)
     assert run.returncode == 1
     assert "first · resnet_tiny-seed0: Slurm refuses it: sbatch: error: " in err
