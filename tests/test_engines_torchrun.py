@@ -17,7 +17,7 @@ from tools import sample_data
 pytestmark = pytest.mark.engines
 
 IMAGES = (
-    "train.epochs=60 train.batch_size=8 train.log_every=2 train.checkpoint_every=0 data.workers=0 "
+    "train.epochs=60 train.batch_size=8 train.log_every=2 train.checkpoint_every=0 "
     "augment.size=32 evaluate.resize=40 evaluate.crop=32 evaluate.every=0 train.tensorboard=false"
 )
 TASKS = {
@@ -27,7 +27,7 @@ TASKS = {
         "tiny",
         "train.iterations=40 train.batch_size=2 train.warmup_iterations=3 train.checkpoint_every=4 "
         "train.log_every=5 train.min_size=[64] train.max_size=96 evaluate.min_size=64 "
-        "evaluate.max_size=96 data.workers=0 device=cpu",
+        "evaluate.max_size=96 device=cpu",
     ),
 }
 
