@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -45,20 +44,12 @@ def data(tmp_path_factory):
 def _start(task: str, data: Path, output: Path) -> subprocess.Popen:
     recipe, settings = TASKS[task]
     rendezvous = "--rdzv-backend c10d --rdzv-endpoint localhost:0"
-    if task == "detection":  # as torchrun does where nothing is said
-        rendezvous = f"--master-port {_free_port()}"
     torchrun = f"-m torch.distributed.run {rendezvous} --nproc-per-node 2 --max-restarts 1 -m tools"
     train = f"train {task} -r {recipe} -b se_resnet_tiny --data-root {data} -o {output} {settings}"
     command = [sys.executable, *torchrun.split(), *train.split()]
     # torch 2.15 would give the restarted processes the addresses of those that are gone.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _children(pid: int) -> list[int]:
