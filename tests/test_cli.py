@@ -377,3 +377,12 @@ def test_a_closed_terminal_stops_a_command_unless_nohup_says_otherwise():
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stdout == said
         assert ("stopped; go on" in done.stderr) == (mode == "plain")
+
+
+def test_a_message_that_is_cut_keeps_what_is_wrong_with_a_name(sebench):
+    code, _, err = sebench(
+        "train", "scene", "-r", "places365-short", f"evaluate.images={'x' * 9000}"
+    )
+    assert code == 1
+    assert len(err) < 2100
+    assert err.rstrip().endswith("File name too long")

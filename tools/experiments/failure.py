@@ -8,7 +8,7 @@ import re
 from backbones.config import printable
 from backbones.device import OUT_OF_MEMORY
 
-_LONGEST = 2000  # characters of a message
+_LONGEST, _TAIL = 2000, 500  # characters of a message, and of its end
 
 # How torch and safetensors, which raise errors of their own, tell of the machine.
 _RESOURCES = (
@@ -45,7 +45,9 @@ def describe_failure(error: BaseException) -> str:
     """
     text = _describe(error)
     text = "\n".join(printable(line) for line in text.splitlines())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - _TAIL]} ... {text[-_TAIL:]}"  # what is wrong with a name follows it
 
 
 class StartAgain(RuntimeError):
