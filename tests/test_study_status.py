@@ -240,5 +240,9 @@ def test_a_store_keeps_a_run_and_never_a_checkpoint_before_its_curve(tmp_path, m
         (there / files.CHECKPOINT).write_text("later")
     place.fetch(here, tmp_path / "here")
     assert (here / files.CHECKPOINT).read_text() == "later"
+    (tmp_path / "here" / files.PLAN_LOCK).write_text("the plan")
+    place.put(tmp_path / "here", tmp_path / "here", {})
+    place.fetch(tmp_path / "there", tmp_path / "there")  # a node that shares no folder
+    assert (tmp_path / "there" / files.PLAN_LOCK).read_text() == "the plan"
     with pytest.raises(ValueError, match="store=nowhere://x"):
         Store("nowhere://x")

@@ -163,8 +163,8 @@ def _compare(
         half_width,
         detectable,
         wanted,
-        _seeds_needed(wanted, noise) if wanted else None,
-        _images_needed(wanted, seeds, noise) if wanted else None,
+        _seeds_needed(wanted, noise, confidence) if wanted else None,
+        _images_needed(wanted, seeds, noise, confidence) if wanted else None,
     )
 
 
@@ -179,18 +179,19 @@ def expect(seeds: int, noise: Noise, confidence: float = CONFIDENCE) -> tuple[fl
     return planning.expected_of_one_pair(math.hypot(noise.churn_sd, noise.image_sd))
 
 
-def _seeds_needed(wanted: float, noise: Noise) -> int | None:
-    return planning.seeds_needed(wanted, noise.seed_sd, noise.churn_sd, noise.image_sd)
+def _seeds_needed(wanted: float, noise: Noise, confidence: float) -> int | None:
+    parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
+    return planning.seeds_needed(wanted, *parts, confidence=confidence)
 
 
-def _images_needed(wanted: float, seeds: int, noise: Noise) -> int | None:
+def _images_needed(wanted: float, seeds: int, noise: Noise, confidence: float) -> int | None:
     """The smallest set, to a hundredth, on which these seeds show a difference."""
     low, high = 1, _MOST_IMAGES
-    if expect(seeds, noise.on(high))[1] > wanted:
+    if expect(seeds, noise.on(high), confidence)[1] > wanted:
         return None
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
-        if expect(seeds, noise.on(middle))[1] > wanted:
+        if expect(seeds, noise.on(middle), confidence)[1] > wanted:
             low = middle
         else:
             high = middle

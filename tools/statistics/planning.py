@@ -136,7 +136,12 @@ def _expected_variance(
 
 
 def seeds_needed(
-    difference: float, seed_sd: float, churn_sd: float, image_sd: float, power: float = POWER
+    difference: float,
+    seed_sd: float,
+    churn_sd: float,
+    image_sd: float,
+    power: float = POWER,
+    confidence: float = CONFIDENCE,
 ) -> int | None:
     """Seeds a side that show ``difference`` in ``power`` of cases; None: no number of them does.
 
@@ -148,7 +153,8 @@ def seeds_needed(
     if difference == 0:
         raise ValueError("difference 0: a difference to be seen is not 0")
     for seeds in range(2, _MOST_SEEDS + 1):
-        if detectable_with_seeds(seeds, seed_sd, churn_sd, image_sd, power) <= abs(difference):
+        seen = detectable_with_seeds(seeds, seed_sd, churn_sd, image_sd, power, confidence)
+        if seen <= abs(difference):
             return seeds
     return None
 

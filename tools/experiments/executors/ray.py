@@ -59,6 +59,7 @@ class RayExecutor:
             raise ValueError(f"no Ray cluster at address={address}: {reason}") from None
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray ends the process there and then
         self._tasks: dict[Any, Job] = {}
+        self._seen: dict[str, tuple[int, int]] = {}  # of the study's own files, in the store
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = {kind: max(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory")}
         self._needs = {cell.directory: _resources(cell, most) for cell in cells}
@@ -70,6 +71,8 @@ class RayExecutor:
         # nothing again: the scheduler does.
         task = self._ray.remote(max_calls=1, max_retries=0)(_run)
         task = task.options(name=job.cell.name, **self._needs[job.cell.directory])
+        if self._store is not None:  # the plan, which records name
+            self._store.put(job.output, job.output, self._seen)
         self._tasks[task.remote(job, os.getcwd(), self._store)] = job
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -152,6 +155,7 @@ def _run(job: Job, folder: str, store: Store | None) -> Failure | None:
     os.chdir(folder)
     with ExitStack() as stack:
         if store is not None:
+            store.fetch(job.output, job.output)
             if job.cell.source is not None:
                 store.fetch(job.cell.source, job.output)
             stack.enter_context(store.kept(job.cell.directory, job.output))

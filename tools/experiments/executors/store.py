@@ -42,9 +42,9 @@ class Store:
             raise ValueError(f"store={self.url}: {error}") from None
 
     def fetch(self, directory: Path, output: Path) -> None:
-        """Bring what is kept of a run's folder here; each file whole."""
+        """Bring the files kept of a run's folder, or of the study's own, here; each file whole."""
         system, root = self._open()
-        place = f"{root}/{directory.relative_to(output).as_posix()}"
+        place = _place(root, directory, output)
         if not system.exists(place):
             return
         system.invalidate_cache()
@@ -57,7 +57,7 @@ class Store:
     def fetch_heartbeat(self, directory: Path, output: Path) -> None:
         """Bring what a run that goes on elsewhere tells of itself, if it does."""
         system, root = self._open()
-        name = f"{root}/{directory.relative_to(output).as_posix()}/{files.HEARTBEAT}"
+        name = f"{_place(root, directory, output)}/{files.HEARTBEAT}"
         with suppress(FileNotFoundError):
             directory.mkdir(parents=True, exist_ok=True)
             _get(system, name, directory / files.HEARTBEAT)
@@ -75,21 +75,21 @@ class Store:
         finally:
             done.set()
             put.join()
-            self._put(directory, output, seen)
+            self.put(directory, output, seen)
 
     def _put_while(self, directory: Path, output: Path, done: threading.Event, seen: dict) -> None:
         while not done.wait(EVERY):
             try:
-                self._put(directory, output, seen)
+                self.put(directory, output, seen)
             except OSError as error:  # the next look tries again, and the last one must succeed
                 logger.warning("store=%s: %s", self.url, error)
 
-    def _put(self, directory: Path, output: Path, seen: dict[str, tuple[int, int]]) -> None:
-        """Put the files that have changed since the last time."""
+    def put(self, directory: Path, output: Path, seen: dict[str, tuple[int, int]]) -> None:
+        """Put the files of a folder, without those below it, that have changed since they were seen."""
         if not directory.is_dir():
             return
         system, root = self._open()
-        place = f"{root}/{directory.relative_to(output).as_posix()}"
+        place = _place(root, directory, output)
         system.makedirs(place, exist_ok=True)
         held: list[tuple[str, Path]] = []
         try:
@@ -115,6 +115,10 @@ class Store:
         finally:
             for _, link in held:
                 link.unlink(missing_ok=True)
+
+
+def _place(root: str, directory: Path, output: Path) -> str:
+    return "/".join((root, *directory.relative_to(output).parts))
 
 
 def _get(system: Any, name: str, target: Path) -> None:
