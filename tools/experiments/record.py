@@ -414,7 +414,10 @@ _PACKAGES = ("sebench", "torch", "torchvision", "timm", "numpy", "pillow", "pyco
 
 
 def read_git() -> Git:
-    """Commit of the checkout this package lies in; a foreign repository around it is not ours."""
+    """Commit of the checkout this package lies in; a foreign repository around it is not ours.
+
+    An image has none: SEBENCH_COMMIT says there what it was made of.
+    """
     home = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -428,7 +431,7 @@ def read_git() -> Git:
 
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != home:
-        return Git()
+        return Git(os.environ.get("SEBENCH_COMMIT") or None)
     status = git("status", "--porcelain", "--untracked-files=no")
     return Git(git("rev-parse", "HEAD"), None if status is None else bool(status))
 
