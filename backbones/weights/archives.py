@@ -20,7 +20,7 @@ from backbones.weights.pickled_objects import (
     count_elements,
     storage_type,
 )
-from backbones.weights.pickles import PickleMachine, interpret
+from backbones.weights.pickles import interpret
 
 # What the first pickle of a `torch.save` stream holds (PyTorch before 1.6), as protocol 2 writes it.
 TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -85,10 +85,10 @@ def read_pickled(content: bytes) -> Any:
         ValueError: it is damaged, or not a pickle.
     """
     if content.startswith(TORCH_MAGIC):
-        return read_torch_stream(content)
+        return _read_torch_stream(content)
     if content[257:262] == b"ustar":
         raise ValueError("a tar archive (PyTorch before 0.2, or an unopened download)")
-    return interpret(PickleMachine(content, nested=_read_nested))
+    return interpret(io.BytesIO(content), nested=_read_nested)
 
 
 # torch.save ----------------------------------------------------------------------------------------
@@ -121,29 +121,27 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
             raise ValueError(f"storage {name} is shorter than it is said to be")
         return Storage(found[name], dtype)
 
-    content = bytes(read_part(archive, f"{root}data.pkl"))
-    held = interpret(PickleMachine(content, persistent=storage))
+    held = interpret(io.BytesIO(read_part(archive, f"{root}data.pkl")), persistent=storage)
     for name in names:  # what nothing refers to is compared with its sum as well
         if name != f"{root}data.pkl" and name.removeprefix(f"{root}data/") not in found:
             read_part(archive, name)
     return held
 
 
-def read_torch_stream(content: bytes) -> Any:
+def _read_torch_stream(content: bytes) -> Any:
     """Read what `torch.save` wrote before PyTorch 1.6: pickles, and the storages after them.
 
     Raises:
         UnsafePickle: (a ValueError) it asks for code to be run.
         ValueError: it is damaged.
     """
-    position = len(TORCH_MAGIC)
-    for _ in range(2):  # the version, and what machine wrote it
-        machine = PickleMachine(content, position)
-        about = interpret(machine)
-        position = machine.position
-    if isinstance(about, dict) and not about.get("little_endian", True):
+    file = io.BytesIO(content)
+    file.seek(len(TORCH_MAGIC))
+    interpret(file)  # the version
+    machine = interpret(file)  # that wrote it
+    if isinstance(machine, dict) and not machine.get("little_endian", True):
         raise ValueError("its numbers are in big-endian order")
-    found: dict[str, tuple[Tensor, int, torch.dtype]] = {}
+    found: dict[str, tuple[Tensor, int]] = {}  # bytes, and how many elements
 
     def storage(key: Any) -> Storage | Reference:
         if isinstance(key, tuple) and len(key) == 4 and key[0] == "module":
@@ -151,10 +149,10 @@ def read_torch_stream(content: bytes) -> Any:
         kind, name, count, view = _storage_key(key)
         dtype = storage_type(kind)
         if name not in found:
-            taken = sum(len(tensor) for tensor, _, _ in found.values())
+            taken = sum(len(tensor) for tensor, _ in found.values())
             if taken + count * dtype.itemsize > len(content):
                 raise ValueError("its storages are longer than the file")
-            found[name] = torch.empty(count * dtype.itemsize, dtype=torch.uint8), count, dtype
+            found[name] = torch.empty(count * dtype.itemsize, dtype=torch.uint8), count
         whole = found[name][0]
         if view is not None:
             _, offset, length = view
@@ -162,36 +160,24 @@ def read_torch_stream(content: bytes) -> Any:
             whole = whole[offset * dtype.itemsize : (offset + length) * dtype.itemsize]
         return Storage(whole, dtype)
 
-    machine = PickleMachine(content, position, storage)
-    result = interpret(machine)
-    machine = PickleMachine(content, machine.position)
-    order = interpret(machine)
-    _fill(content, machine.position, order, found)
-    return result
-
-
-def _fill(
-    content: bytes, position: int, order: Any, found: dict[str, tuple[Tensor, int, torch.dtype]]
-) -> None:
-    """Copy each storage's bytes from behind the pickles: a count, then so many elements."""
+    held = interpret(file, persistent=storage)
+    order = interpret(file)
     if not isinstance(order, list) or {str(name) for name in order} != set(found):
         raise ValueError("its list of storages is damaged")
-    for name in order:
-        tensor, count, _ = found[str(name)]
-        if content[position : position + 8] != struct.pack("<q", count):
+    for name in order:  # the bytes of each: a count, then so many elements
+        tensor, count = found[str(name)]
+        if file.read(8) != struct.pack("<q", count):
             raise ValueError("cut short or damaged between its storages")
-        position += 8
-        if position + len(tensor) > len(content):
+        if file.readinto(tensor.numpy().data) < len(tensor):
             raise ValueError("cut short")
-        tensor.numpy()[:] = np.frombuffer(content, np.uint8, len(tensor), position)
-        position += len(tensor)
+    return held
 
 
 def _read_nested(content: Any) -> Storage:
     """Read the storage of a tensor that `pickle.dump`, not `torch.save`, wrote."""
     if not isinstance(content, bytes) or not content.startswith(TORCH_MAGIC):
         raise ValueError("a tensor that is none")
-    return read_torch_stream(content)
+    return _read_torch_stream(content)
 
 
 def _storage_key(key: Any) -> tuple[Any, str, int, Any]:

@@ -317,10 +317,6 @@ def _tensor_v3(
     return _tensor(storage, offset, size, stride, dtype=DTYPES[dtype.name])
 
 
-def _parameter(data: Any, *rest: Any) -> Any:
-    return data
-
-
 def _subclass(build: Any, cls: Any, arguments: Any, state: Any) -> Any:
     """Stand for torch's `_rebuild_from_type_v2`: the tensor without its subclass."""
     if not isinstance(build, Reference) or not isinstance(arguments, tuple):
@@ -338,18 +334,6 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _ordered(items: Any = ()) -> OrderedDict:
-    return OrderedDict(items)
-
-
-def _dictionary(items: Any = ()) -> dict:
-    return dict(items)
-
-
-def _default_dictionary(default: Any = None, items: Any = ()) -> dict:
-    return dict(items)
-
-
 def _bytes(content: Any = b"", encoding: Any = None) -> bytes:
     """Bytes, never of a number, which would be that many."""
     if isinstance(content, str):
@@ -357,10 +341,6 @@ def _bytes(content: Any = b"", encoding: Any = None) -> bytes:
     if not isinstance(content, (bytes, bytearray, list, tuple)):
         raise TypeError("bytes of a number")
     return bytes(content)
-
-
-def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
-    return bytearray(_bytes(content, encoding))
 
 
 def _number(make: type) -> Callable[..., Any]:
@@ -381,41 +361,36 @@ def _collection(make: type) -> Callable[..., Any]:
     return build
 
 
-def _class(*arguments: Any) -> NoReturn:
-    raise UnsafePickle("the pickle makes classes; it is not executed")
+def _refuse(what: str) -> Callable[..., NoReturn]:
+    def build(*arguments: Any) -> NoReturn:
+        raise UnsafePickle(f"the pickle makes {what}")
 
-
-def _raw_array(*arguments: Any) -> NoReturn:
-    raise UnsafePickle("the pickle makes arrays of raw memory, as numpy's own never do")
-
-
-def _name_of_device(*arguments: Any) -> str:
-    return ":".join(str(argument)[:20] for argument in arguments)
+    return build
 
 
 _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): _ordered,
-    ("collections", "defaultdict"): _default_dictionary,
-    ("collections", "Counter"): _dictionary,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): lambda default=None, items=(): dict(items),
+    ("collections", "Counter"): dict,
     ("_codecs", "encode"): _latin1,
     ("copyreg", "_reconstructor"): _reconstruct_object,
     ("copyreg", "__newobj__"): _reconstruct_object,
-    ("builtins", "dict"): _dictionary,
+    ("builtins", "dict"): dict,
     ("builtins", "bytes"): _bytes,
-    ("builtins", "bytearray"): _bytearray,
-    ("builtins", "type"): _class,
+    ("builtins", "bytearray"): lambda *given: bytearray(_bytes(*given)),
+    ("builtins", "type"): _refuse("classes; it is not executed"),
     ("numpy._core.multiarray", "_reconstruct"): ArrayShell,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
     ("numpy", "dtype"): ArrayType,
-    ("numpy", "ndarray"): _raw_array,
+    ("numpy", "ndarray"): _refuse("arrays of raw memory, as numpy's own never do"),
     ("torch", "Size"): _collection(tuple),
-    ("torch", "device"): _name_of_device,
+    ("torch", "device"): lambda *parts: ":".join(str(part)[:20] for part in parts),
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
     ("torch._tensor", "_rebuild_from_type_v2"): _subclass,
     **{("builtins", kind.__name__): _collection(kind) for kind in (list, tuple, set, frozenset)},
     **{("builtins", kind.__name__): _number(kind) for kind in (int, float, complex, bool)},
