@@ -82,6 +82,7 @@ def setting(
     unit: str | None = None,
     identity: bool = True,
     names_files: bool = False,
+    came_later: bool = False,
 ) -> Any:
     """A field of a settings class.
 
@@ -92,12 +93,15 @@ def setting(
         identity: False where it cannot change a result (where data lie, how many processes read
             them): experiments that differ in it are the same.
         names_files: True where it is a path, or a list of them, whose content is what counts.
+        came_later: True where the default is what was done before there was such a setting: it
+            counts only where it differs, so that earlier experiments stay the same.
     """
     metadata = {
         "meaning": meaning,
         "unit": unit,
         "identity": identity,
         "names_files": names_files,
+        "came_later": came_later,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)

@@ -164,6 +164,7 @@ class TrainSettings(Settings):
     iterations: Count | None = setting(
         None, "optimizer steps; takes the place of epochs", unit="steps"
     )
+    smallest_part: ClassVar[int] = 2  # images of a micro-batch: batch norms need more than one
     batch_size: Count = setting(128, "images per optimizer step, over all processes", unit="images")
     accumulate: Count = setting(1, "gradient-accumulation micro-batches per process and step")
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -99,16 +99,18 @@ def _check_training(config: DetectionConfig, device: torch.device) -> Weights | 
             "GN) and detector.freeze_at=0"
         )
     processes = int(os.environ.get("WORLD_SIZE", config.processes))
-    if train.batch_size % processes:
+    parts = processes * train.accumulate
+    if train.batch_size % parts:
+        among = f" x {train.accumulate} parts (train.accumulate)" if train.accumulate > 1 else ""
         raise ValueError(
-            f"train.batch_size={train.batch_size} does not divide among {processes} processes"
+            f"train.batch_size={train.batch_size} does not divide among {processes} processes{among}"
         )
     smallest = min(*train.min_size, train.max_size)
-    if train.batch_size == processes and detector.norm == "BN" and smallest <= _STRIDE:
+    if train.batch_size == parts and detector.norm == "BN" and smallest <= _STRIDE:
         raise ValueError(
             f"train.batch_size={train.batch_size} with train.min_size={smallest}: res5 of one image "
-            f"a process may be a single pixel, of which detector.norm=BN has no statistics; give "
-            f"images above {_STRIDE} pixels, more of them, or another norm"
+            f"at a time may be a single pixel, of which detector.norm=BN has no statistics; give "
+            f"images above {_STRIDE} pixels, more of them at a time, or another norm"
         )
     if train.precision != "float32" and device.type == "cpu":
         raise ValueError(f"train.precision={train.precision}: needs a CUDA device; use float32")

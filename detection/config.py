@@ -128,7 +128,14 @@ class TrainSettings(Settings):
 
     group: ClassVar[str] = "train."
     schedule: Literal["1x", "2x", "3x"] = setting("1x", "Detectron's schedules")
+    smallest_part: ClassVar[int] = 1  # image of a batch that is taken in parts
     batch_size: Count = setting(16, "images an iteration, over all processes", unit="images")
+    accumulate: Count = setting(
+        1,
+        "parts of a process's batch that the backbone takes one after the other, for the gradient "
+        "of the whole",
+        came_later=True,
+    )
     iterations: Count | None = setting(
         None, "optimizer steps; learning-rate steps keep their places in proportion", unit="steps"
     )

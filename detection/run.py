@@ -33,7 +33,7 @@ from backbones import (
     prepare_for_inference,
 )
 from backbones.checkpoint import StopRequest
-from backbones.device import choose_device, peak_memory
+from backbones.device import StepOutOfMemory, choose_device, peak_memory
 from backbones.files import CURVE, DETECTIONS, LOG, WEIGHTS, log_to, sha256, write_whole
 from backbones.heartbeat import keep_heartbeat
 from backbones.result import (
@@ -151,7 +151,8 @@ def _launch(config: DetectionConfig, directory: Path, resume: bool) -> Result:
             if stop.asked is None and not error.exists():
                 raise
         if error.exists():
-            raise ValueError(error.read_text(encoding="utf-8"))
+            kind, text = error.read_text(encoding="utf-8").split("\n", 1)
+            raise StepOutOfMemory(text) if kind == StepOutOfMemory.__name__ else ValueError(text)
         if not result.exists():
             raise KeyboardInterrupt(
                 f"stopped by {stop.asked}; --resume goes on from the checkpoint"
@@ -178,8 +179,8 @@ def _launched(
                 stack.enter_context(log_to(directory / LOG, loggers))
                 stack.enter_context(keep_heartbeat(directory))
             found = _train(config, directory, resume)
-    except ValueError as wrong:
-        error.write_text(str(wrong), encoding="utf-8")
+    except (ValueError, StepOutOfMemory) as wrong:
+        error.write_text(f"{type(wrong).__name__}\n{wrong}", encoding="utf-8")
         raise
     if found is not None:
         result.write_bytes(TypeAdapter(Result).dump_json(found))

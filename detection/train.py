@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
+from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT, CURVE, cut_curve
 from backbones.heartbeat import tell
 from backbones.result import Timing
@@ -40,6 +41,7 @@ from backbones.tracker import Tracker
 
 from .config import DetectionConfig, reader_processes
 from .detector import ImageMapper
+from .pyramid import Pyramid
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def train_detector(
     Raises:
         ValueError: the loss is not finite (iteration and learning rate are named), or the
             checkpoint to go on from is damaged or of another model or data set.
+        StepOutOfMemory: an iteration needs more memory than there is.
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the checkpoint is saved.
     """
     records = get_detection_dataset_dicts(
@@ -103,18 +106,37 @@ def _finite_loss(trainer: SimpleTrainer) -> Iterator[None]:
         ) from error
 
 
+class _ToldMemory(SimpleTrainer):
+    """Says that it was an iteration, not an evaluation, for which memory was short."""
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise StepOutOfMemory(str(error)) from None
+            raise
+
+
+class _AMPTrainer(_ToldMemory, AMPTrainer):
+    pass
+
+
 def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> SimpleTrainer:
+    images = config.train.batch_size // comm.get_world_size()
+    assert isinstance(model.backbone, Pyramid)
+    model.backbone.images_at_a_time = images // config.train.accumulate
     optimizer = build_optimizer(cfg, model)
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     parallel = create_ddp_model(
         model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
     )
     if config.train.precision == "float32":
-        return SimpleTrainer(parallel, None, optimizer)
+        return _ToldMemory(parallel, None, optimizer)
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
     # bfloat16 has float32's range: nothing to scale.
     scaler = torch.amp.GradScaler("cuda", enabled=precision == torch.float16)
-    return AMPTrainer(parallel, None, optimizer, precision=precision, grad_scaler=scaler)
+    return _AMPTrainer(parallel, None, optimizer, precision=precision, grad_scaler=scaler)
 
 
 # Data ----------------------------------------------------------------------------------------------

@@ -310,8 +310,9 @@ def _within(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 def _identity_fields(settings: Any, contents: Mapping[str, str]) -> dict[str, Any]:
     fields = {}
     for field in dataclasses.fields(settings):
-        if field.metadata.get("identity", True):
-            value = getattr(settings, field.name)
+        value = getattr(settings, field.name)
+        unsaid = field.metadata.get("came_later", False) and value == field.default
+        if field.metadata.get("identity", True) and not unsaid:
             if dataclasses.is_dataclass(value):
                 value = _identity_fields(value, contents)
             elif field.metadata.get("names_files"):

@@ -1,7 +1,7 @@
 """Runs that do not fit into memory: smaller parts of the same batch, and a note that it was so.
 
 Halving the micro-batch keeps the images of every optimiser step, their order and the learning rate; batch norms
-take their statistics over fewer images, as with `train.accumulate` in a recipe.
+that are not frozen take their statistics over fewer images, as with `train.accumulate` in a recipe.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from backbones.config import Count, printable
 from backbones.device import OUT_OF_MEMORY, StepOutOfMemory, is_out_of_memory
 
 logger = logging.getLogger("tools.experiments.memory")
-
-_FEWEST = 2  # images of a micro-batch: batch norms need more than one
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ def make_fit(config: Any, error: BaseException, directory: Path) -> bool:
     noted = read_fitted(directory) or Fitted()
     evaluate_size = getattr(config.evaluate, "batch_size", None)
     if isinstance(error, StepOutOfMemory):
-        images = config.train.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
-        size = images // config.train.accumulate
-        if size % 2 or size < 2 * _FEWEST:
+        processes = int(os.environ.get("WORLD_SIZE", getattr(config, "processes", 1)))
+        size = config.train.batch_size // processes // config.train.accumulate
+        if size % 2 or size < 2 * config.train.smallest_part:
             raise MemoryError(
                 f"{reason}; with train.accumulate={config.train.accumulate} a part of a batch has "
                 f"{size} images, which cannot be halved: use smaller images or a larger machine"
@@ -92,8 +90,8 @@ def make_fit(config: Any, error: BaseException, directory: Path) -> bool:
         )
     else:
         raise MemoryError(
-            f"{reason}; this task cannot take a batch in parts: lower train.batch_size, with train.lr "
-            "in proportion, use smaller images, or more GPUs"
+            f"{reason}; this evaluation has one image at a time already: use smaller images or a "
+            "larger machine"
         ) from None
     files.write_whole(directory / files.MEMORY, json.dumps(asdict(noted)))
     return True
