@@ -11,7 +11,6 @@ from written_runs import write_classifier
 
 from backbones import files
 from tools.experiments import executors, probe
-from tools.experiments.executors import Ended
 from tools.experiments.experiment import load_experiment
 from tools.experiments.plan import read_lock
 from tools.experiments.record import read_record, write_record
@@ -77,7 +76,7 @@ class _Writer:
         self.ran.append(cell.directory.name)
 
     def wait(self, seconds):
-        ended, self.jobs = [Ended(job, None) for job in self.jobs], []
+        ended, self.jobs = [(job, None) for job in self.jobs], []
         return ended
 
     def close(self):
@@ -222,7 +221,7 @@ def test_a_study_runs_look_by_look_and_stops_when_the_rule_says(
     sebench, tmp_path, study, monkeypatch, gain, seeds
 ):
     output, writer = tmp_path / "runs", _Writer(gain)
-    monkeypatch.setattr(executors, "open_executor", lambda *_: writer)
+    monkeypatch.setattr(executors, "find_executor", lambda *_: lambda *_: writer)
     fix(sebench, study, output, "--lock")
     code, _, err = sebench("run", study, "-o", output)
     assert code == 0, err

@@ -14,7 +14,6 @@ from backbones import files, heartbeat
 from tools.experiments import cells as scheduler
 from tools.experiments.array_jobs import EXAMPLES
 from tools.experiments.cells import run_cells
-from tools.experiments.executors import Ended
 from tools.experiments.job import Failure, Job, keep_failure
 from tools.experiments.plan import describe_missing
 from tools.experiments.record import Git
@@ -108,7 +107,7 @@ class _Unlucky:
         ended = []
         for job in self.queue:
             left = self.failures.get(job.cell.name, [])
-            ended.append(Ended(job, left.pop() if left else Failure("for good")))
+            ended.append((job, left.pop() if left else Failure("for good")))
         self.queue = []
         return ended
 

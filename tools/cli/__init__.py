@@ -11,11 +11,12 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from tools.cli import costs, doctor, experiments, lookup, plan, proof, reproduce, study
+from tools.cli import costs, doctor, experiments, lookup, plan, proof, reproduce, study, weights
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -42,22 +43,24 @@ def _options(
     """`main` takes --debug out of the arguments; here it is only explained."""
 
 
-for command in (experiments.train, experiments.evaluate, study.run, study.status, study.demo):
-    app.command(rich_help_panel="Experiments")(command)
-app.command(rich_help_panel="Experiments")(plan.plan)
-app.command(rich_help_panel="Experiments")(doctor.doctor)
-app.command(rich_help_panel="Experiments")(reproduce.reproduce)
-app.command(rich_help_panel="Results")(lookup.report)
-app.command(rich_help_panel="Results")(proof.bundle)
-app.command(rich_help_panel="Results")(proof.verify)
-app.command(rich_help_panel="Results")(lookup.reference)
-app.command(rich_help_panel="Results")(lookup.benchmark)
-app.command("statistics-check", rich_help_panel="Results")(lookup.statistics_check)
-app.command(rich_help_panel="Data and networks")(costs.measure)
-app.command(rich_help_panel="Data and networks")(costs.twin)
-app.command("list", rich_help_panel="Data and networks")(lookup.list_)
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Experiments": {
+        "train": experiments.train, "evaluate": experiments.evaluate, "run": study.run,
+        "status": study.status, "demo": study.demo, "plan": plan.plan, "doctor": doctor.doctor,
+        "reproduce": reproduce.reproduce,
+    },
+    "Results": {
+        "report": lookup.report, "bundle": proof.bundle, "verify": proof.verify,
+        "reference": lookup.reference, "benchmark": lookup.benchmark,
+        "statistics-check": lookup.statistics_check,
+    },
+    "Data and networks": {"measure": costs.measure, "twin": costs.twin, "list": lookup.list_},
+}  # fmt: skip
+for panel, commands in _PANELS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 app.add_typer(lookup.data_app, name="data", rich_help_panel="Data and networks")
-app.add_typer(lookup.weights_app, name="weights", rich_help_panel="Data and networks")
+app.add_typer(weights.weights_app, name="weights", rich_help_panel="Data and networks")
 
 
 def main() -> None:

@@ -1,11 +1,14 @@
-"""Arguments that several commands share, with the names that a shell completes."""
+"""What several commands share: arguments, with the names that a shell completes, and how results are printed."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +27,44 @@ def check_file(path: str | Path) -> None:
 
     if not str(path).startswith(EXTERNAL) and not Path(path).exists():
         raise ValueError(f"no such file or folder: {path}")
+
+
+def show(found: Any, as_json: bool, print_text: Callable[[Any], None] | None = None) -> None:
+    """Print what a command found: for programs, or for people.
+
+    Args:
+        found: plain values, or dataclasses anywhere among them.
+        print_text: default: a table of rows, or a line for every value of a mapping.
+    """
+    if as_json:
+        print(json.dumps(found, indent=1, default=_as_plain))
+        return
+    from tools.cli.display import print_nested, print_rows  # needs rich
+
+    (print_text or (print_rows if isinstance(found, list) else print_nested))(found)
+
+
+def _as_plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
+
+
+def load_imports(paths: Iterable[Path] | None) -> None:
+    """Run the files that register networks of one's own."""
+    from backbones.registry import load_user_module
+
+    for path in paths or ():
+        load_user_module(path)
+
+
+def read_pairs(texts: Iterable[str] | None, mend: str) -> dict[str, str]:
+    """KEY=VALUE texts as a mapping; a ValueError for another text, which `mend` ends."""
+    pairs = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"{text!r}: {mend}")
+        pairs[key] = value
+    return pairs
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -98,7 +139,6 @@ DataRootOption = Annotated[Path | None, typer.Option(help="Folder of the data se
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/...")
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of weights and data order.")]
 SkipOption = Annotated[
     int | None,
     typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
@@ -112,4 +152,5 @@ NoCacheOption = Annotated[
 AllowMissingOption = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Tensors that --weights may lack.")
 ]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.cli.arguments import ImportOption, JsonOption, complete_backbones, say
+from tools.cli.arguments import (
+    ImportOption,
+    JsonOption,
+    complete_backbones,
+    load_imports,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from tools.experiments.measured import Measured, Ratio
@@ -77,37 +82,30 @@ def measure(
     found = run(*networks, how)
     if path:
         write_measured(found, path)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
-    else:
-        _print(found)
-        if path:
-            print(path)
-
-
-TwinOfArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="SE network: NAME, or 'NAME option=value ...' in quotes.",
-        autocompletion=complete_backbones,
-    ),
-]
-MatchOption = Annotated[
-    str, typer.Option(help="parameters, multiply_adds, or latency, which is measured.")
-]
-ByOption = Annotated[
-    str | None,
-    typer.Option(
-        help="wider or deeper.", show_default="the plain twin as it is, if equal; wider; deeper"
-    ),
-]
+    show(found, as_json, _print)
+    if path and not as_json:
+        print(path)
 
 
 def twin(
-    name: TwinOfArgument,
-    match: MatchOption,
-    by: ByOption = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="SE network: NAME, or 'NAME option=value ...' in quotes.",
+            autocompletion=complete_backbones,
+        ),
+    ],
+    match: Annotated[
+        str, typer.Option(help="parameters, multiply_adds, or latency, which is measured.")
+    ],
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="wider or deeper.",
+            show_default="the plain twin as it is, if equal; wider; deeper",
+        ),
+    ] = None,
     within: Annotated[float, typer.Option(min=0.0, help="Percent.")] = 1.0,
     size: SizeOption = None,
     device: DeviceOption = "auto",
@@ -137,7 +135,7 @@ def twin(
         how = How(1, _pixels(size), device, rounds, seconds, mode, classes)
         found = find_equal_latency(network.name, network.options, by, within, how, say)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
+        show(found, as_json)
         return
     spelled = spell(found.name, found.options)
     what = match.replace("_", "-")
@@ -150,12 +148,11 @@ def twin(
 
 def _read(text: str, imports: list[Path] | None) -> Network:
     """A network as it is given on the command line."""
-    from backbones.registry import describe_backbone, load_user_module
+    from backbones.registry import describe_backbone
     from tools.experiments.record import Network, read_record
     from tools.experiments.settings import parse_override
 
-    for path in imports or ():
-        load_user_module(path)
+    load_imports(imports)
     if (record := Path(text) / "record.json").is_file():
         backbone = read_record(record).backbone
         return Network(backbone.name, backbone.options)

@@ -22,7 +22,6 @@ from tools.experiments.tasks import TASKS
 
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
-    from tools.experiments.experiment import Experiment
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell
 
@@ -66,20 +65,6 @@ def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]
         note = missing.get(name) or (kind.label if kind else "")
         table.add_row(name, shown, escape(note))
     _stdout().print(table)
-
-
-def describe_check(experiment: Experiment, summary: dict[str, Any], output: Path) -> dict[str, Any]:
-    """What a dry run found."""
-    dataset = {k: v for k, v in summary["dataset"].items() if k != "class_names"}
-    return {
-        "task": experiment.task,
-        "action": experiment.action,
-        "experiment": experiment.hash,
-        "output": str(output),
-        **{key: value for key, value in summary.items() if key != "dataset"},
-        "dataset": dataset,
-        "settings": experiment.settings,
-    }
 
 
 def print_nested(content: Mapping[str, Any]) -> None:

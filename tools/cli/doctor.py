@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.cli.arguments import ImportOption, JsonOption
+from tools.cli.arguments import ImportOption, JsonOption, show
 
 if TYPE_CHECKING:
     from tools.experiments.doctor import Finding
-
-
-ThoroughOption = Annotated[
-    bool,
-    typer.Option(
-        "--thorough",
-        help="Open every image of large sets, and compare train and val by content: minutes.",
-    ),
-]
 
 
 def doctor(
@@ -36,7 +25,13 @@ def doctor(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder that runs are to be written to.")
     ] = Path("runs"),
-    thorough: ThoroughOption = False,
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            "--thorough",
+            help="Open every image of large sets, and compare train and val by content: minutes.",
+        ),
+    ] = False,
     imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,10 +60,7 @@ def doctor(
             if planned.sample_data:
                 make_sample_data(planned, place)
         found = examine(cells, output, thorough)
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=1))
-    else:
-        _print(found, len(cells))
+    show(found, as_json, lambda found: _print(found, len(cells)))
     if any(finding.fails for finding in found):
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,47 +25,17 @@ from tools.cli.arguments import (
     OutputOption,
     OverridesArgument,
     RecipeOption,
-    SeedOption,
     SkipOption,
     TaskArgument,
     check_file,
     complete_backbones,
     say,
+    show,
 )
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.experiment import Experiment
-    from tools.experiments.record import Record
-
-WeightsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="Weights to evaluate; several times for several, which classification and scene "
-        "do in one pass over the images.",
-    ),
-]
-BackbonesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--backbone",
-        "-b",
-        help="Network; one for all weights, or one for each. Default: what the file says.",
-        autocompletion=complete_backbones,
-    ),
-]
-EvaluatorOption = Annotated[
-    str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
-]
-ResultsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
-]
-AnnotationsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
-]
 
 
 def train(
@@ -77,7 +46,7 @@ def train(
     data: DataOption = None,
     data_root: DataRootOption = None,
     output: OutputOption = None,
-    seed: SeedOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data order.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights to start from; default: random.")
     ] = None,
@@ -109,30 +78,56 @@ def train(
     """
     if weights:
         check_file(weights)
-    settings = _settings(
-        skip_bad_images, allow_missing, None, no_cache, backbone, data, data_root, weights, seed
-    )
-    if tracker:
-        settings["train"] = {"tracker": tracker}
-    experiment = _load("train", task, recipe, overrides, settings, imports)
+    given = {
+        **_options(allow_missing, data, data_root, skip_bad_images, no_cache),
+        "backbone.name": backbone,
+        "backbone.weights": weights,
+        "train.tracker": tracker or None,
+        "seed": seed,
+    }
+    experiment = _load("train", task, recipe, overrides, given, imports)
     _run([experiment], output, resume, dry_run, as_json)
 
 
 def evaluate(
+    ctx: typer.Context,
     task: TaskArgument,
     overrides: OverridesArgument = None,
-    weights: WeightsOption = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="Weights to evaluate; several times for several, which classification and scene "
+            "do in one pass over the images.",
+        ),
+    ] = None,
     recipe: RecipeOption = None,
-    backbone: BackbonesOption = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="Network; one for all weights, or one for each. Default: what the file says.",
+            autocompletion=complete_backbones,
+        ),
+    ] = None,
     data: DataOption = None,
     data_root: DataRootOption = None,
     output: OutputOption = None,
     imports: ImportOption = None,
     skip_bad_images: SkipOption = None,
     allow_missing: AllowMissingOption = None,
-    evaluator: EvaluatorOption = None,
-    results: ResultsOption = None,
-    annotations: AnnotationsOption = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
+    ] = None,
     no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -152,31 +147,52 @@ def evaluate(
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
     run = partial(_run, output=output, resume=False, dry_run=dry_run, as_json=as_json)
+    named = list(backbone or ())
     if results is None and annotations is None:
-        places = (None, data, data_root, None)
-        given = _settings(skip_bad_images, allow_missing, evaluator, no_cache, *places)
-        run(_evaluations(task, weights, recipe, backbone, overrides, given, imports))
+        given = _options(allow_missing, data, data_root, skip_bad_images, no_cache)
+        given["evaluate.evaluator"] = evaluator
+        run(_evaluations(task, list(weights or ()), recipe, named, overrides, given, imports))
         return
-    useless: dict[str, Any] = {
-        "--weights": weights, "--recipe": recipe, "--data": data, "--data-root": data_root,
-        "--skip-bad-images": skip_bad_images, "--allow-missing": allow_missing, "--no-cache": no_cache,
-        "key=value": overrides, "--output": output, "--import": imports, "--dry-run": dry_run,
-    }  # fmt: skip
-    score, *files = _check_results(task, results, annotations, useless, bool(backbone))
-    if backbone:
-        run([_scored(task, files, backbone, overrides, evaluator, imports)])
-    else:
-        _score(score, files, evaluator, as_json)
+    score = _check_results(ctx, task, results, annotations, named)
+    files = (str(results), str(annotations))
+    if named:
+        from tools.experiments.experiment import results_experiment
+
+        told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
+        run([results_experiment(task, *files, named[0], told, imports or ())])
+        return
+    from tools.cli.display import print_metrics
+    from tools.experiments.tasks import load_function
+
+    scores = load_function(score)(*files, evaluator or "hotcoco")
+    show(scores, as_json, lambda found: print_metrics(found["metrics"], found["missing"]))
 
 
 # Parts of the commands ---------------------------------------------------------------------------
 
 
+def _options(
+    allow_missing: list[str] | None,
+    data: str | None,
+    data_root: Path | None,
+    skip_bad_images: int | None,
+    no_cache: bool,
+) -> dict[str, Any]:
+    """The settings that options of both commands stand for; None: not given."""
+    return {
+        "backbone.allow_missing": allow_missing or None,
+        "data.name": data,
+        "data.root": data_root and str(data_root),
+        "data.skip_bad_images": skip_bad_images,
+        "evaluate.cache": "none" if no_cache else None,
+    }
+
+
 def _evaluations(
     task: str,
-    weights: list[str] | None,
+    weights: list[str],
     recipe: str | None,
-    backbones: list[str] | None,
+    backbones: list[str],
     overrides: list[str] | None,
     given: Mapping[str, Any],
     imports: Sequence[Path] | None,
@@ -184,61 +200,6 @@ def _evaluations(
     """An evaluation of each file of weights."""
     if not weights:
         raise ValueError("--weights is missing: name the file to evaluate")
-    experiments = []
-    for file, network in zip(weights, _networks_of(weights, backbones or []), strict=True):
-        # Weights of a run of this suite are evaluated as they were made.
-        made = Path(file).parent / SETTINGS
-        own = recipe is None and made.is_file()
-        sizes: dict[str, Any] = {}
-        if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
-            network, sizes = _network_in(file)
-        named = {"name": network, "weights": file, "options": sizes or None}
-        backbone = {**given.get("backbone", {}), **_told(named)}
-        source = str(made) if own else recipe
-        settings = {**given, "backbone": backbone}
-        experiments.append(_load("evaluate", task, source, overrides, settings, imports))
-    return experiments
-
-
-def _scored(
-    task: str,
-    files: Sequence[str],
-    backbones: list[str],
-    overrides: list[str] | None,
-    evaluator: str | None,
-    imports: Sequence[Path] | None,
-) -> Experiment:
-    """The experiment that a file of results, and its ground truth, are the outcome of."""
-    if len(backbones) > 1:
-        raise ValueError("--backbone is given twice: a results file is of one network")
-    from tools.experiments.experiment import results_experiment
-
-    told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
-    results, annotations = files
-    return results_experiment(task, results, annotations, backbones[0], told, imports or ())
-
-
-def _load(
-    action: str,
-    task: str,
-    recipe: str | None,
-    overrides: list[str] | None,
-    settings: Mapping[str, Any],
-    imports: Sequence[Path] | None,
-) -> Experiment:
-    from tools.experiments.experiment import list_recipes, load_experiment
-    from tools.experiments.tasks import find_task
-
-    find_task(task)
-    if recipe is None:
-        raise ValueError(f"--recipe is missing: choose from {', '.join(list_recipes(task))}")
-    return load_experiment(
-        task, recipe, overrides or (), settings=settings, action=action, imports=imports or ()
-    )
-
-
-def _networks_of(weights: list[str], backbones: list[str]) -> list[str | None]:
-    """The network that is named for each file of weights; None: none is."""
     if len(backbones) not in (0, 1, len(weights)):
         raise ValueError(
             f"--backbone is given {len(backbones)} times for {len(weights)} --weights: give it "
@@ -246,9 +207,41 @@ def _networks_of(weights: list[str], backbones: list[str]) -> list[str | None]:
         )
     for file in weights:
         check_file(file)
-    if len(backbones) == len(weights):
-        return list(backbones)
-    return [backbones[0] if backbones else None] * len(weights)
+    experiments = []
+    for number, file in enumerate(weights):
+        # Weights of a run of this suite are evaluated as they were made.
+        made = Path(file).parent / SETTINGS
+        own = recipe is None and made.is_file()
+        network = backbones[min(number, len(backbones) - 1)] if backbones else None
+        sizes: dict[str, Any] = {}
+        if not own and network is None and not any("backbone.name" in o for o in overrides or ()):
+            network, sizes = _network_in(file)
+        backbone = {"name": network, "weights": file, "options": sizes or None}
+        settings = {**given, **{f"backbone.{key}": value for key, value in backbone.items()}}
+        source = str(made) if own else recipe
+        experiments.append(_load("evaluate", task, source, overrides, settings, imports))
+    return experiments
+
+
+def _load(
+    action: str,
+    task: str,
+    recipe: str | None,
+    overrides: list[str] | None,
+    given: Mapping[str, Any],
+    imports: Sequence[Path] | None,
+) -> Experiment:
+    from tools.experiments.experiment import list_recipes, load_experiment
+    from tools.experiments.settings import nest
+    from tools.experiments.tasks import find_task
+
+    find_task(task)
+    if recipe is None:
+        raise ValueError(f"--recipe is missing: choose from {', '.join(list_recipes(task))}")
+    told, settings = overrides or (), nest(given)
+    return load_experiment(
+        task, recipe, told, settings=settings, action=action, imports=imports or ()
+    )
 
 
 def _network_in(file: str) -> tuple[str | None, dict[str, Any]]:
@@ -263,38 +256,6 @@ def _network_in(file: str) -> tuple[str | None, dict[str, Any]]:
     if network is None:
         return None, {}
     return network.name, {k: v for k, v in network.options.items() if k in SIZES}
-
-
-def _settings(
-    skip_bad_images: int | None,
-    allow_missing: list[str] | None,
-    evaluator: str | None,
-    no_cache: bool,
-    backbone: str | None,
-    data: str | None,
-    data_root: Path | None,
-    weights: str | None,
-    seed: int | None = None,
-) -> dict[str, Any]:
-    """The settings that options stand for, nested as in a recipe; those not given are left out."""
-    given: dict[str, dict[str, Any]] = {
-        "backbone": {"name": backbone, "weights": weights, "allow_missing": allow_missing or None},
-        "data": {
-            "name": data,
-            "root": None if data_root is None else str(data_root),
-            "skip_bad_images": skip_bad_images,
-        },
-        "evaluate": {"evaluator": evaluator, "cache": "none" if no_cache else None},
-    }
-    settings: dict[str, Any] = {} if seed is None else {"seed": seed}
-    for group, values in given.items():
-        if named := _told(values):
-            settings[group] = named
-    return settings
-
-
-def _told(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _run(
@@ -317,12 +278,11 @@ def _run(
     else:
         runs = {(output or _folder(each)) / _run_name(each): each for each in experiments}
     if dry_run:
-        _check_only(runs, single, as_json)
+        _check_only(runs, as_json)
         return
     there = [directory for directory, each in runs.items() if read_recorded(each, directory)]
     _show_log()
     keep_large_tensors_on_heap()
-    records: list[Record | None] = []
 
     def how_to_go_on() -> str:
         if single and (next(iter(runs)) / CHECKPOINT).exists():
@@ -332,34 +292,38 @@ def _run(
     with stop_hint(how_to_go_on):
         if single:
             ((directory, experiment),) = runs.items()
-            records.append(run_experiment(experiment, directory, resume=resume))
+            done = [run_experiment(experiment, directory, resume=resume)]
         else:
-            records.extend(evaluate_experiments(runs))
+            done = list(evaluate_experiments(runs))
     if not arguments.first_process:
         return
     for directory in there:
         say(f"{directory} has recorded this experiment already; nothing was run")
+    records = [record for record in done if record]
     if as_json:
-        found = [to_plain(record) for record in filter(None, records)]
-        print(json.dumps(found[0] if single else found, indent=1))
+        found = list(map(to_plain, records))
+        show(found[0] if single else found, as_json)
         return
-    for record in filter(None, records):
+    for record in records:
         print_record(record)
 
 
-def _check_only(runs: Mapping[Path, Experiment], single: bool, as_json: bool) -> None:
-    from tools.cli.display import describe_check, print_nested
-
+def _check_only(runs: Mapping[Path, Experiment], as_json: bool) -> None:
     found = []
     for directory, each in runs.items():
         summary = each.entry_points().check(each.config, training=each.action == "train")
-        found.append(describe_check(each, summary, directory))
-    if arguments.first_process and as_json:
-        print(json.dumps(found[0] if single else found, indent=1))
-    elif arguments.first_process:
-        for content in found:
-            print_nested(content)
-        print("dry run passed; nothing was executed")
+        dataset = {k: v for k, v in summary.pop("dataset").items() if k != "class_names"}
+        told: dict[str, Any] = {"task": each.task, "action": each.action, "experiment": each.hash}
+        told |= {"output": str(directory), **summary, "dataset": dataset}
+        found.append({**told, "settings": each.settings})
+    if not arguments.first_process:
+        return
+    if as_json:
+        show(found[0] if len(found) == 1 else found, as_json)
+        return
+    for content in found:
+        show(content, as_json)
+    print("dry run passed; nothing was executed")
 
 
 def _folder(experiment: Experiment) -> Path:
@@ -374,9 +338,13 @@ def _run_name(experiment: Experiment) -> str:
 
 
 def _check_results(
-    task: str, results: Path | None, annotations: Path | None, useless: dict[str, Any], record: bool
-) -> tuple[str, str, str]:
-    """The function that scores a file of results, and both files, where no more and no less is given."""
+    ctx: typer.Context,
+    task: str,
+    results: Path | None,
+    annotations: Path | None,
+    backbones: list[str],
+) -> str:
+    """The function that scores a file of results, where no more and no less is given."""
     from tools.experiments.tasks import TASKS, find_task
 
     score = find_task(task).score
@@ -386,27 +354,22 @@ def _check_results(
     if results is None or annotations is None:
         missing = "--results" if results is None else "--annotations"
         raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
-    counted = ("key=value", "--output", "--import", "--dry-run") if record else ()
-    if given := [name for name, value in useless.items() if value and name not in counted]:
+    counted = {"task", "results", "annotations", "evaluator", "backbone", "as_json"}
+    if backbones:
+        counted |= {"overrides", "output", "imports", "dry_run"}
+    others = [each for each in ctx.command.params if each.name not in counted]
+    if given := [each for each in others if ctx.params[each.name or ""]]:
+        names = ["key=value" if each.name == "overrides" else each.opts[0] for each in given]
         raise ValueError(
-            f"{', '.join(given)}: --results scores a file as it is, and no network is run; leave "
+            f"{', '.join(names)}: --results scores a file as it is, and no network is run; leave "
             "that out, or evaluate --weights. With --backbone NAME, the network it came from, it is "
             "recorded, and --output, --import and seed=N count"
         )
     check_file(results)
     check_file(annotations)
-    return score, str(results), str(annotations)
-
-
-def _score(function: str, files: Sequence[str], evaluator: str | None, as_json: bool) -> None:
-    from tools.cli.display import print_metrics
-    from tools.experiments.tasks import load_function
-
-    scores = load_function(function)(*files, evaluator or "hotcoco")
-    if as_json:
-        print(json.dumps(scores, indent=1, allow_nan=False))
-    else:
-        print_metrics(scores["metrics"], scores["missing"])
+    if len(backbones) > 1:
+        raise ValueError("--backbone is given twice: a results file is of one network")
+    return score
 
 
 def _show_log() -> None:

@@ -1,24 +1,18 @@
-"""Commands that look things up or turn them into something else.
-
-Lists, reports, references, weights, synthetic data, benchmarks; `tools.cli` puts them on the command
-line.
-"""
+"""Commands that look things up or make something of them: lists, reports, references, synthetic data, benchmarks."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.cli.arguments import ImportOption, JsonOption, check_file
+from tools.cli.arguments import ImportOption, JsonOption, check_file, load_imports, show
+
+if TYPE_CHECKING:
+    from tools.references.tables import Table
 
 data_app = typer.Typer(no_args_is_help=True, help="Make synthetic data sets.")
-weights_app = typer.Typer(
-    no_args_is_help=True, help="Inspect, convert and verify files of weights."
-)
 
 
 def list_(
@@ -57,22 +51,18 @@ def list_(
         raise ValueError(f"{task}: only settings are listed by task: sebench list settings {task}")
     if paper and what != "backbones":
         raise ValueError("--paper is for backbones: sebench list backbones --paper")
-    _import(imports)
+    load_imports(imports)
     if not paper:
-        _print(settings(task) if what == "settings" else LISTS[what](), as_json)
+        show(settings(task) if what == "settings" else LISTS[what](), as_json)
         return
-    _print_paper_costs(as_json)
-
-
-def _print_paper_costs(as_json: bool) -> None:
-    """Our costs of the paper's networks beside those it prints."""
     from tools.references.costs import paper_costs
 
-    compared = paper_costs()
-    if as_json:
-        print(json.dumps(compared, indent=1))
-        return
-    _print([_in_short(row) for row in compared], False)
+    show(paper_costs(), as_json, _print_paper_costs)
+
+
+def _print_paper_costs(compared: list[dict[str, Any]]) -> None:
+    """Our costs of the paper's networks beside those it prints."""
+    show([_in_short(row) for row in compared], as_json=False)
     print(_words_about_gating(compared))
     for row in compared:
         if row["note"]:
@@ -125,12 +115,12 @@ def reference(
 
     if name == "list":
         tables = load_references().values()
-        _print([{"name": t.name, "task": t.task, "title": t.title} for t in tables], as_json)
-        return
-    table = find(name)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(table), indent=1))
-        return
+        show([{"name": t.name, "task": t.task, "title": t.title} for t in tables], as_json)
+    else:
+        show(find(name), as_json, _print_table)
+
+
+def _print_table(table: Table) -> None:
     print(f"{table.where}: {table.title}")
     rows = []
     for row in table.rows:
@@ -138,14 +128,9 @@ def reference(
         protocols = ", ".join(dict.fromkeys(ref.protocol for ref in row.references))
         rows.append({"network": row.network, "backbone": row.backbone, **values, "on": protocols})
     columns = dict.fromkeys(key for row in rows for key in row)
-    _print([{key: row.get(key) for key in columns} for row in rows], False)
-    notes = dict.fromkeys(
-        (
-            *table.notes,
-            *(note for row in table.rows for ref in row.references for note in ref.notes),
-        )
-    )
-    for note in notes:
+    show([{key: row.get(key) for key in columns} for row in rows], as_json=False)
+    of_rows = (note for row in table.rows for ref in row.references for note in ref.notes)
+    for note in dict.fromkeys((*table.notes, *of_rows)):
         print(f"- {note}")
 
 
@@ -166,13 +151,11 @@ def benchmark(
             {"name": key, "compares": b.compares, "target": b.target_in_words}
             for key, b in BENCHMARKS.items()
         ]
-        _print(rows, as_json)
+        show(rows, as_json)
     elif name == "all":
         measure_all(output or Path("benchmarks.md"))
-    elif as_json:
-        print(json.dumps(run_benchmark(name), indent=1))
     else:
-        print_result(run_benchmark(name))
+        show(run_benchmark(name), as_json, print_result)
 
 
 def statistics_check(
@@ -228,107 +211,6 @@ def data_sample(
         print(root)
 
 
-WeightsArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")]
-
-
-@weights_app.command("inspect")
-def weights_inspect(
-    path: WeightsArgument, imports: ImportOption = None, as_json: JsonOption = False
-) -> None:
-    """Say what a file holds: format, network, tasks it can serve, input, missing and extra keys.
-
-    For the weights of a network of your own, name the file that registers it with --import.
-    """
-    check_file(path)
-    _import(imports)
-    from backbones.weights.convert import inspect_weights
-
-    _print_nested(inspect_weights(path), as_json)
-
-
-@weights_app.command("convert")
-def weights_convert(
-    path: WeightsArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
-    to: Annotated[str, typer.Option(help="safetensors, timm, torchvision or detectron2.")],
-    as_json: JsonOption = False,
-    imports: ImportOption = None,
-) -> None:
-    """Write weights under another library's names, so that they load there strictly.
-
-    [bold]Example[/]  sebench weights convert run/weights.safetensors se50.pth --to timm
-    """
-    check_file(path)
-    from backbones.weights.convert import convert_weights
-
-    _import(imports)
-    _print_nested(convert_weights(path, to, out), as_json)
-
-
-@weights_app.command("verify")
-def weights_verify(
-    path: WeightsArgument,
-    against: Annotated[str, typer.Option(help="timm:NAME or torchvision:NAME.")],
-    size: Annotated[int | None, typer.Option(help="Pixels a side; default: theirs.")] = None,
-    as_json: JsonOption = False,
-    imports: ImportOption = None,
-) -> None:
-    """Feed both networks the same picture: the largest difference of every stage and the logits.
-
-    [bold]Example[/]  sebench weights verify se50.pth --against timm:legacy_seresnet50
-    """
-    check_file(path)
-    from backbones.weights.convert import verify_weights
-
-    _import(imports)
-    found = verify_weights(path, against, size)
-    _print_nested(found, as_json)
-    if not found["equal"]:
-        raise typer.Exit(1)
-
-
-@weights_app.command("remeasure")
-def weights_remeasure(
-    weights: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FILE|timm:NAME]...",
-            help="Default: all released weights that libraries download.",
-        ),
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder of ImageNet, its val split.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the records.")] = Path(
-        "runs/remeasure"
-    ),
-    subset: Annotated[
-        bool, typer.Option("--subset", help="The folder holds some of the 1000 classes only.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Evaluate released weights on ImageNet val; print measured beside published accuracies.
-
-    [bold]Example[/]  sebench weights remeasure timm:legacy_seresnet50.in1k --data-root imagenet
-    """
-    from tools.references.remeasure import checkpoints_of, remeasure
-
-    if data_root is None:
-        raise ValueError("--data-root is missing: name the folder of ImageNet")
-    checkpoints = checkpoints_of(weights or ())
-    rows = list(remeasure(checkpoints, data_root, output, "subset" if subset else "all"))
-    _print(rows, as_json)
-    if all(row["reason"] for row in rows):
-        raise typer.Exit(1)
-
-
-def _import(paths: list[Path] | None) -> None:
-    from backbones.registry import load_user_module
-
-    for path in paths or ():
-        load_user_module(path)
-
-
 def _in_short(row: dict[str, Any]) -> dict[str, str]:
     """A row of `--paper` that fits a terminal: millions or billions, as the paper prints them."""
 
@@ -372,21 +254,3 @@ def _words_about_gating(compared: list[dict[str, Any]]) -> str:
         f" {first:.2f} % by the first, {second:.2f} % with gating; the paper prints 0.26 %,"
         " the ratio of its rounded 3.87 and 3.86 G."
     )
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    from tools.cli.display import print_rows
-
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print_rows(rows)
-
-
-def _print_nested(content: dict[str, Any], as_json: bool) -> None:
-    from tools.cli.display import print_nested
-
-    if as_json:
-        print(json.dumps(content, indent=1))
-    else:
-        print_nested(content)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.cli.arguments import JsonOption, check_file, say
+from tools.cli.arguments import JsonOption, check_file, say, show
+
+if TYPE_CHECKING:
+    from tools.proof.bundle import Bundle
+    from tools.proof.verify import Verification
 
 
 def bundle(
@@ -37,15 +39,14 @@ def bundle(
     from tools.proof.bundle import write_bundle
 
     made = write_bundle(runs, output, allow_unequal=allow_unequal, margin=margin)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(made), indent=1, default=str))
-        return
+    show(made, as_json, _print_bundle)
+
+
+def _print_bundle(made: Bundle) -> None:
     counted = f"{made.runs} run{'s' * (made.runs != 1)}"
     print(f"{made.path}: {counted}, {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
-    for text in made.notes:
+    for text in (*made.notes, *(f"begun and not recorded: {name}" for name in made.unfinished)):
         say(text)
-    for name in made.unfinished:
-        say(f"begun and not recorded: {name}")
 
 
 def verify(
@@ -71,17 +72,16 @@ def verify(
     from tools.proof.verify import verify_bundle
 
     found = verify_bundle(path, weights=weights, sha256=sha256)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=1, default=str))
-    else:
-        for text in found.checked:
-            print(f"ok: {text}")
-        for text in found.notes:
-            print(f"note: {text}")
-        for finding in found.findings:
-            print(f"FAULT: {finding.where}: {finding.what}")
+    show(found, as_json, _print_verification)
     if found.findings:
         count = len(found.findings)
         say(f"{path}: {count} fault{'s' * (count > 1)}, sha256 {found.sha256}")
         raise typer.Exit(1)
     say(f"{path}: sound, sha256 {found.sha256}")
+
+
+def _print_verification(found: Verification) -> None:
+    faults = [f"{finding.where}: {finding.what}" for finding in found.findings]
+    for kind, texts in (("ok", found.checked), ("note", found.notes), ("FAULT", faults)):
+        for text in texts:
+            print(f"{kind}: {text}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.cli.arguments import JsonOption, check_file, say
+from tools.cli.arguments import JobsOption, JsonOption, check_file, read_pairs, say, show
 
 if TYPE_CHECKING:
     from tools.experiments.study import Cell
@@ -26,47 +24,39 @@ class Scale(str, Enum):
     SMOKE = "smoke"
 
 
-WhatArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[TABLE...] [KEY=VALUE]...", help="table-2, figure-4, ..., all; and settings."
-    ),
-]
-RunsOption = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
-]
-ScaleOption = Annotated[
-    Scale, typer.Option(help="smoke: synthetic images and a few steps; shows that it works.")
-]
-RootsOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="[SET=]DIR", help="Where data lie: imagenet=DIR, coco=DIR, ..."),
-]
-InitialOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NETWORK=FILE",
-        help="Detection: ImageNet weights; without, they are trained first.",
-    ),
-]
-WhichRecipeOption = Annotated[
-    str | None, typer.Option(help="Which recipe, where a table has several.")
-]
-ListOption = Annotated[
-    bool, typer.Option("--dry-run", help="List cells, what is missing and the cost; run nothing.")
-]
-
-
 def reproduce(
-    what: WhatArgument = None,
-    output: RunsOption = Path(),
-    scale: ScaleOption = Scale.PAPER,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE...] [KEY=VALUE]...", help="table-2, figure-4, ..., all; and settings."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
+    ] = Path(),
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: synthetic images and a few steps; shows that it works.")
+    ] = Scale.PAPER,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each network.")] = 1,
-    data_root: RootsOption = None,
-    weights: InitialOption = None,
-    recipe: WhichRecipeOption = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
-    dry_run: ListOption = False,
+    data_root: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SET=]DIR", help="Where data lie: imagenet=DIR, coco=DIR, ..."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK=FILE",
+            help="Detection: ImageNet weights; without, they are trained first.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Which recipe, where a table has several.")
+    ] = None,
+    jobs: JobsOption = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List cells, what is missing and the cost; run nothing."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the networks of a table of the paper by its protocol, and print the table beside the paper's.
@@ -96,7 +86,10 @@ def reproduce(
             raise ValueError(f"{target.name}: this suite has none of its networks")
     if output == Path():
         raise ValueError("--output is missing: name the folder of all runs, e.g. -o runs")
-    wish = Wish(scale.value, seeds, _roots(data_root, targets), _weights(weights), recipe, settings)
+    initial = read_pairs(weights, "write --weights NETWORK=FILE, e.g. se_resnet50=se.pth")
+    for path in initial.values():
+        check_file(path)
+    wish = Wish(scale.value, seeds, _roots(data_root, targets), initial, recipe, settings)
     study = study_of(targets, wish)
     if dry_run:
         _look(study, output, as_json)
@@ -108,7 +101,6 @@ def reproduce(
 
 
 def _list(as_json: bool) -> None:
-    from tools.cli.display import print_rows
     from tools.references.reproduce import list_targets
 
     rows = [
@@ -122,14 +114,12 @@ def _list(as_json: bool) -> None:
         }
         for target in list_targets().values()
     ]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print_rows(rows)
-    print(
-        "Rows that are not run are of others, whose training is no recipe of this suite; "
-        "sebench reproduce TABLE --dry-run -o DIR says what a table takes"
-    )
+    show(rows, as_json)
+    if not as_json:
+        print(
+            "Rows that are not run are of others, whose training is no recipe of this suite; "
+            "sebench reproduce TABLE --dry-run -o DIR says what a table takes"
+        )
 
 
 def _roots(given: Sequence[str] | None, targets: Sequence[Target]) -> dict[str, str]:
@@ -155,17 +145,6 @@ def _roots(given: Sequence[str] | None, targets: Sequence[Target]) -> dict[str, 
     return roots
 
 
-def _weights(given: Sequence[str] | None) -> dict[str, str]:
-    weights = {}
-    for text in given or ():
-        name, sign, path = text.partition("=")
-        if not sign or not path:
-            raise ValueError(f"--weights {text}: write NETWORK=FILE, e.g. se_resnet50=se.pth")
-        check_file(path)
-        weights[name] = path
-    return weights
-
-
 def _write_study(study: dict[str, Any], path: Path) -> Path:
     import yaml
 
@@ -188,7 +167,7 @@ def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
             {"name": cell.name, "task": cell.experiment.task, "status": cell.status()}
             for cell in cells
         ]
-        print(json.dumps({"cells": listed, "costs": costs, "missing": missing}, indent=1))
+        show({"cells": listed, "costs": costs, "missing": missing}, as_json)
     else:
         print_plan(cells)
         print()
@@ -234,13 +213,8 @@ def _missing(cells: Sequence[Cell], synthetic: bool) -> dict[str, str]:
     missing: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for cell in () if synthetic else cells:
-        config = cell.experiment.config
-        if cell.source is not None:
-            config = replace(config, backbone=replace(config.backbone, weights=None))
-            if config.detector.norm == "FrozenBN":  # it has none to freeze until that cell has run
-                config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
         try:
-            cell.experiment.entry_points().check(config)
+            cell.check()
         except (ValueError, OSError) as error:
             if (cell.entry, str(error)) not in seen:
                 missing[cell.name] = str(error)
@@ -256,7 +230,7 @@ def _reproduce(
     jobs: int,
     as_json: bool,
 ) -> None:
-    from tools.cli.study import run_study
+    from tools.cli.study import run
     from tools.experiments.run import run_experiment
     from tools.experiments.study import load_study, plan
 
@@ -270,7 +244,7 @@ def _reproduce(
         )
     failure = None
     try:
-        run_study(path, output, jobs)
+        run(path, output, jobs=jobs)
         for experiment, directory in _evaluations(targets, wish, output):
             run_experiment(experiment, directory)
     except ValueError as error:  # the table has gaps then, and says which
@@ -285,7 +259,7 @@ def _write(targets: Sequence[Target], wish: Wish, output: Path, as_json: bool) -
 
     written = write_sheets(targets, wish, output)
     if as_json:
-        print(json.dumps([sheet.as_plain() for sheet, _ in written], indent=1))
+        show([sheet.as_plain() for sheet, _ in written], as_json)
     for sheet, files in written:
         if not as_json:
             print(sheet.as_markdown())

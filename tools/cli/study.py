@@ -2,73 +2,71 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.cli.arguments import ImportOption, JsonOption, first_process, say
+from tools.cli.arguments import (
+    ImportOption,
+    JobsOption,
+    JsonOption,
+    first_process,
+    read_pairs,
+    say,
+    show,
+)
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
+    from tools.experiments.executors import Executor
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Looks, Study
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATTERN", help="Only cells of this name: 'imagenet/se_*-seed0'."),
-]
-
-
-OptionsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
-]
 RunsOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of all its runs.")]
-ExecutorOption = Annotated[str, typer.Option(help="Where cells run: local, ray, slurm.")]
-AddressOption = Annotated[
-    str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
-]
-RetriesOption = Annotated[
-    int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
-]
-CellOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
-]
-CellsOption = Annotated[
-    bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
-]
-ExampleOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND",
-        help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
-    ),
-]
 PlanOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")]
+
+_DEMO_JOBS = min(2, os.cpu_count() or 1)
 
 
 def run(
-    study: StudyArgument,
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")],
     output: RunsOption,
-    options: OptionsArgument = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
-    only: OnlyOption = None,
-    executor: ExecutorOption = "local",
-    address: AddressOption = None,
-    retries: RetriesOption = 2,
-    cell: CellOption = None,
-    cells: CellsOption = False,
-    example: ExampleOption = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
+    ] = None,
+    jobs: JobsOption = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only cells of this name: 'imagenet/se_*-seed0'."),
+    ] = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: local, ray, slurm.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
+    ] = 2,
+    cell: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
+    ] = None,
+    cells: Annotated[
+        bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
+    ] = False,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
+        ),
+    ] = None,
     imports: ImportOption = None,
     dry_run: PlanOnlyOption = False,
 ) -> None:
@@ -91,30 +89,46 @@ def run(
 
     tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
     """
-    wish = _Wish(study, output, imports or (), only or ())
     if example and not cells:
         raise ValueError(f"--example {example} is for --cells: it prints a script that runs them")
     if cell is not None and (cells or only or jobs > 1 or executor != "local"):
         raise ValueError(
             f"--cell {cell} runs one cell here: leave out --cells, --only, --jobs, --executor"
         )
+    from tools.experiments.executors import find_executor
+
+    told = read_pairs(options, f"options of --executor {executor} are written key=value")
+    open_executor = find_executor(executor, told | ({"address": address} if address else {}))
+    matrix, everything, chosen = _plan(study, output, imports or (), only or ())
     if cells:
-        _print_cells(wish, example)
+        command = ["sebench", "run", str(study), "-o", str(output)]
+        command += [text for path in imports or () for text in ("--import", str(path))]
+        _print_cells(everything, chosen, output, example, command)
+        return
+    from tools.cli.display import print_plan
+    from tools.experiments.plan import check_lock  # and with it scipy
+
+    check_lock(everything, output, matrix.looks)
+    if cell is not None:
+        if cell >= len(everything):
+            raise ValueError(f"--cell {cell}: there are cells 0 to {len(everything) - 1}")
+        chosen = [everything[cell]]
+    if dry_run:
+        print_plan(chosen)
     elif cell is not None:
-        _run_one(wish, cell, dry_run)
+        _run_one(matrix, everything, chosen[0], output)
     else:
-        told = [*(options or ()), *([f"address={address}"] if address else [])]
-        _run(wish, jobs, dry_run, executor, told, retries)
+        _run(matrix, everything, chosen, output, lambda: open_executor(chosen, jobs), retries)
 
 
 def demo(
     output: RunsOption = Path("demo"),
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = None,
+    jobs: JobsOption = _DEMO_JOBS,
     dry_run: PlanOnlyOption = False,
 ) -> None:
     """Four benchmarks, plain network beside SE twin, on synthetic data, in minutes: all of sebench."""
     study = Path(__file__).parent.parent / "experiments" / "studies" / "demo.yaml"
-    _run(_Wish(study, output), jobs or min(2, os.cpu_count() or 1), dry_run)
+    run(study, output, jobs=jobs, dry_run=dry_run)
 
 
 def status(
@@ -147,85 +161,53 @@ def status(
         return read_states(planned, output, stalled_after)
 
     if as_json:
-        print(json.dumps([state.as_plain() for state in look()], indent=1))
-        return
-    watch_states(look, every if watch else None)
-
-
-def run_study(path: Path, output: Path, jobs: int = 1) -> None:
-    """Run a study's file here and report, as `sebench run` does.
-
-    Raises:
-        ValueError: the file is wrong, or a run failed.
-    """
-    _run(_Wish(path, output), jobs, dry_run=False)
+        show([state.as_plain() for state in look()], as_json)
+    else:
+        watch_states(look, every if watch else None)
 
 
 # Parts of the commands ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """Which study is to be run where."""
+def _plan(
+    path: Path, output: Path, imports: Sequence[Path], only: Sequence[str]
+) -> tuple[Study, list[Cell], list[Cell]]:
+    """A study, all its cells, and those that are asked for."""
+    from tools.experiments.study import load_study, plan, require_sources, select
 
-    path: Path
-    output: Path
-    imports: Sequence[Path] = ()
-    only: Sequence[str] = ()
-
-    def load(self) -> Study:
-        from tools.experiments.study import load_study
-
-        return load_study(self.path)
-
-    def plan(self, study: Study) -> tuple[list[Cell], list[Cell]]:
-        """All cells, and those that are asked for."""
-        from tools.experiments.study import plan, require_sources, select
-
-        try:
-            cells = plan(study, self.output, self.imports)
-        except ValueError as error:
-            named = str(self.path) in str(error)
-            raise ValueError(str(error) if named else f"{self.path}: {error}") from None
-        if not self.only:
-            return cells, cells
-        chosen = select(cells, self.only, "--only")
-        require_sources(chosen, cells)
-        return cells, chosen
+    study = load_study(path)
+    try:
+        cells = plan(study, output, imports)
+    except ValueError as error:
+        named = str(path) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from None
+    if not only:
+        return study, cells, cells
+    chosen = select(cells, only, "--only")
+    require_sources(chosen, cells)
+    return study, cells, chosen
 
 
 def _run(
-    wish: _Wish,
-    jobs: int,
-    dry_run: bool,
-    place: str = "local",
-    options: Sequence[str] = (),
-    retries: int = 2,
+    study: Study,
+    everything: list[Cell],
+    cells: list[Cell],
+    output: Path,
+    open_executor: Callable[[], Executor],
+    retries: int,
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
-    from tools.cli.display import StudyDisplay, print_plan
+    from tools.cli.display import StudyDisplay
     from tools.experiments.cells import run_cells
-    from tools.experiments.executors import open_executor, read_options
     from tools.experiments.status import write_plan
     from tools.experiments.study import REPORT, make_sample_data
 
-    study = wish.load()
-    told = read_options(place, options)
-    everything, cells = wish.plan(study)
-    from tools.experiments.plan import check_lock  # and with it scipy
-
-    output = wish.output
-    check_lock(everything, output, study.looks)
-    if dry_run:
-        print_plan(cells)
-        return
     output.mkdir(parents=True, exist_ok=True)
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
         write_plan(everything, output)
         # Closed whatever ends this, so that no run is left behind.
-        opened = closing(open_executor(place, cells, jobs, told))
-        with StudyDisplay(output) as display, opened as executor:
+        with StudyDisplay(output) as display, closing(open_executor()) as executor:
             if study.sample_data:
                 display.say("making synthetic data")
                 make_sample_data(study, output)
@@ -244,8 +226,12 @@ def _run(
 
 def _conclude(outcomes: Sequence[Outcome], count: int, report: Path) -> None:
     """Report on what was recorded, and say what failed, of so many cells."""
-    if recorded := [one.cell.directory for one in outcomes if one.record is not None]:
-        _report(recorded, report)
+    from tools.report import write_report
+
+    recorded = [one.cell.directory for one in outcomes if one.record is not None]
+    for written in write_report(recorded, report) if recorded else ():
+        if written.suffix == ".html":
+            say(f"report: {written}")
     if failed := [one for one in outcomes if one.record is None]:
         listed = "\n".join(f"  {one.cell.label}: {one.error}" for one in failed)
         raise ValueError(f"{len(failed)} of {count} runs failed:\n{listed}")
@@ -307,70 +293,51 @@ def _require_look(cells: Sequence[Cell], cell: Cell, output: Path, looks: Looks 
     raise ValueError(f"{cell.name} is outside the plan: {told[-1]}")
 
 
-def _report(recorded: Sequence[Path], directory: Path) -> None:
-    from tools.report import write_report
-
-    for written in write_report(recorded, directory):
-        if written.suffix == ".html":
-            say(f"report: {written}")
-
-
-def _print_cells(wish: _Wish, example: str | None) -> None:
+def _print_cells(
+    everything: Sequence[Cell],
+    chosen: Sequence[Cell],
+    output: Path,
+    example: str | None,
+    command: Sequence[str],
+) -> None:
     from tools.experiments.array_jobs import example_script
     from tools.experiments.status import planned_cells, read_states
 
-    everything, chosen = wish.plan(wish.load())
     numbers = {cell.number for cell in chosen}
     planned = [cell for cell in planned_cells(everything) if cell.number in numbers]
     if example is None:
-        states = read_states(planned, wish.output)
-        print(json.dumps([state.as_plain() for state in states], indent=1))
-        return
-    command = ["sebench", "run", str(wish.path), "-o", str(wish.output)]
-    for path in wish.imports:
-        command += ["--import", str(path)]
-    print(example_script(example, planned, command), end="")
+        show([state.as_plain() for state in read_states(planned, output)], as_json=True)
+    else:
+        print(example_script(example, planned, command), end="")
 
 
-def _run_one(wish: _Wish, number: int, dry_run: bool) -> None:
-    """Run the cell of a number in this process; what else there is may run elsewhere meanwhile."""
+def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> None:
+    """Run a cell in this process; what else there is may run elsewhere meanwhile."""
     from backbones.files import lock_directory
-    from tools.cli.display import print_plan, print_record
+    from tools.cli.display import print_record
     from tools.experiments.array_jobs import TRY_AGAIN
     from tools.experiments.job import Job, failure_path, read_failure, run_job
-    from tools.experiments.plan import check_lock
     from tools.experiments.record import read_git
     from tools.experiments.run import read_recorded
     from tools.experiments.status import write_plan
     from tools.experiments.study import DATA, make_sample_data
 
-    study, output = wish.load(), wish.output
-    cells, _ = wish.plan(study)
-    check_lock(cells, output, study.looks)
-    if number >= len(cells):
-        raise ValueError(f"--cell {number}: there are cells 0 to {len(cells) - 1}")
-    cell = cells[number]
-    if dry_run:
-        print_plan([cell])
-        return
     _require_look(cells, cell, output, study.looks)
+    output.mkdir(parents=True, exist_ok=True)
     if study.sample_data:
-        (output / DATA).mkdir(parents=True, exist_ok=True)
+        (output / DATA).mkdir(exist_ok=True)
         with lock_directory(output / DATA, wait=600):
             make_sample_data(study, output)
-    output.mkdir(parents=True, exist_ok=True)
     write_plan(cells, output)
-    if cell.source is not None:
-        source = next(other for other in cells if other.directory == cell.source)
-        if source.status() != "recorded":
-            failure = read_failure(failure_path(output, source.name))
-            if failure is not None and not failure.can_pass:
-                raise ValueError(f"{cell.name} waits for {source.name}: {failure.error}")
-            say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
-            raise typer.Exit(TRY_AGAIN)
-    job = Job(cell, output, _command(), read_git())
+    source = next((other for other in cells if other.directory == cell.source), None)
+    if source is not None and source.status() != "recorded":
+        failure = read_failure(failure_path(output, source.name))
+        if failure is not None and not failure.can_pass:
+            raise ValueError(f"{cell.name} waits for {source.name}: {failure.error}")
+        say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
+        raise typer.Exit(TRY_AGAIN)
     with stop_hint(lambda: "go on with the same command"):
-        failure = run_job(job)
+        failure = run_job(Job(cell, output, _command(), read_git()))
     if failure is not None:
         say(f"sebench: {cell.name}: {failure.error}")
         raise typer.Exit(TRY_AGAIN if failure.can_pass else 1)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.experiments.executors import Ended, Executor
+from tools.experiments.executors import Executor
 from tools.experiments.job import Failure, Job
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import read_recorded
@@ -85,8 +85,8 @@ class _Schedule:
         while self._ready or self._begun or self._later:
             yield from self._start_ready()
             if self._begun:
-                for ended in self._executor.wait(0.5):
-                    yield from self._end(ended)
+                for job, failure in self._executor.wait(0.5):
+                    yield from self._end(job.cell, failure)
             elif self._later and not self._ready:
                 time.sleep(max(0.0, min(0.5, self._later[0][0] - time.monotonic())))
 
@@ -103,8 +103,7 @@ class _Schedule:
             self._begun.setdefault(cell.directory, time.monotonic())
             self._executor.start(Job(cell, self._output, *self._origin))
 
-    def _end(self, ended: Ended) -> Generator[Outcome, None, None]:
-        cell, failure = ended.job.cell, ended.failure
+    def _end(self, cell: Cell, failure: Failure | None) -> Generator[Outcome, None, None]:
         seconds = time.monotonic() - self._begun.pop(cell.directory)
         record = None
         if failure is None:

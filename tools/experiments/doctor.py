@@ -138,14 +138,8 @@ def _disk(cells: Sequence[Cell], output: Path) -> Iterator[Finding]:
 
 def _examine_cell(name: str, cell: Cell) -> Iterator[Finding]:
     experiment = cell.experiment
-    config = experiment.config
-    if cell.source is not None and not Path(str(config.backbone.weights)).exists():
-        # Weights that another cell is still to write; checked are those that are there by then.
-        config = replace(config, backbone=replace(config.backbone, weights=None))
-        if getattr(getattr(config, "detector", None), "norm", None) == "FrozenBN":
-            config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
     try:
-        summary = experiment.entry_points().check(config)
+        summary = cell.check()
     except (ValueError, OSError) as error:
         yield _finding(name, str(error), fails=True)
         return

@@ -7,7 +7,7 @@ import difflib
 import functools
 import re
 import typing
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,22 @@ def parse_override(text: str) -> dict[str, Any]:
         content = _parse(value.encode())
     except ValueError as error:
         raise ValueError(f"{text!r}: the value is not readable as YAML") from error
+    return _under(names, content)
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings from values by dotted names; those that are None are left out."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is not None:
+            _merge(nested, _under(key.split("."), value))
+    return nested
+
+
+def _under(names: Sequence[str], value: Any) -> Any:
     for name in reversed(names):
-        content = {name: content}
-    return content
+        value = {name: value}
+    return value
 
 
 # YAML --------------------------------------------------------------------------------------------

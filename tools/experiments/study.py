@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from backbones.registry import load_user_module
 from tools.experiments.experiment import Experiment, check_imports, load_experiment
 from tools.experiments.networks import expand, folder_name, read_twin
 from tools.experiments.run import read_recorded
-from tools.experiments.settings import build_settings, merge, read_yaml
+from tools.experiments.settings import build_settings, merge, nest, read_yaml
 
 DATA, LOGS, REPORT = "data", "logs", "report"  # folders beside the entries'
 
@@ -136,12 +135,34 @@ class Cell:
         """For people: its entry in the study and its folder."""
         return f"{self.entry} · {self.directory.name}"
 
+    def gpus(self, there: bool) -> int:
+        """How many it takes: as it needs, or one for each process where there are any."""
+        config = self.experiment.config
+        if self.needs.gpus is not None:
+            return self.needs.gpus
+        if config.device == "cpu" or not there:
+            return 0
+        return max(self.needs.processes, getattr(config, "processes", 1))
+
     def status(self) -> str:
         """'recorded', 'interrupted' or 'to run'."""
         if read_recorded(self.experiment, self.directory):
             return "recorded"
         started = (self.directory / files.CHECKPOINT).exists()
         return "interrupted" if started else "to run"
+
+    def check(self) -> dict[str, Any]:
+        """Check settings and data, but for weights that another cell is still to write.
+
+        Raises:
+            ValueError: what is wrong.
+        """
+        config = self.experiment.config
+        if self.source is not None and not (self.source / files.WEIGHTS).exists():
+            config = replace(config, backbone=replace(config.backbone, weights=None))
+            if getattr(getattr(config, "detector", None), "norm", None) == "FrozenBN":
+                config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
+        return self.experiment.entry_points().check(config)
 
 
 def load_study(path: Path) -> Study:
@@ -164,7 +185,7 @@ def load_study(path: Path) -> Study:
             if key not in entry:
                 raise ValueError(f"{where}: lacks {key!r}")
         built.extend(_variants(build_settings(StudyEntry, [(where, entry)]), where))
-    return dataclasses.replace(study, experiments=built)
+    return replace(study, experiments=built)
 
 
 def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list[Cell]:
@@ -269,7 +290,7 @@ def _variants(entry: StudyEntry, where: str) -> Iterator[StudyEntry]:
         for variant, settings in (entry.variants or {"": {}}).items():
             if not isinstance(settings, Mapping):
                 raise ValueError(f"{where}: variants.{variant}={settings!r}: give settings")
-            yield dataclasses.replace(
+            yield replace(
                 entry,
                 recipe=recipe,
                 name="-".join(filter(None, [*parts, variant])),
@@ -326,12 +347,7 @@ def _experiment(
     if source is not None:
         backbone["weights"] = str(source / files.WEIGHTS)
     root = _data_root(entry, study, directory.parent.parent)
-    data = {"name": entry.data, "root": root}
-    named = {
-        "backbone": backbone,
-        "data": {key: value for key, value in data.items() if value is not None},
-        "seed": seed,
-    }
+    named = nest({"backbone": backbone, "data.name": entry.data, "data.root": root, "seed": seed})
     cell = f"{directory.parent.name}/{directory.name}"
     settings = entry.settings
     for pattern, changes in study.overrides.items():
@@ -370,4 +386,4 @@ def _chosen(study: Study, cells: list[Cell]) -> list[Cell]:
                 f"{cell.name} starts from the weights of {cell.source.parent.name}/"
                 f"{cell.source.name}, which include or exclude leave out"
             )
-    return [dataclasses.replace(cell, number=number) for number, cell in enumerate(chosen)]
+    return [replace(cell, number=number) for number, cell in enumerate(chosen)]

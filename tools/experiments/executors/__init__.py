@@ -6,22 +6,16 @@ starts what failed by chance again. An executor only runs what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import ClassVar, Protocol
 
 from backbones.config import unknown
 from tools.experiments.job import Failure, Job
 from tools.experiments.study import Cell
 from tools.experiments.tasks import load_function
 
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that runs no longer."""
-
-    job: Job
-    failure: Failure | None  # None: its record lies in its directory, here
+Ended = tuple[Job, Failure | None]  # a job that runs no longer; None: its record lies here
 
 
 class Executor(Protocol):
@@ -29,9 +23,21 @@ class Executor(Protocol):
 
     Attributes:
         room: how many jobs it takes at the same time; one with a queue of its own takes many.
+        OPTIONS: what the command line may tell it as KEY=VALUE.
     """
 
     room: int
+    OPTIONS: ClassVar[Sequence[str]]
+
+    def __init__(self, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> None:
+        """Make ready for cells.
+
+        Args:
+            jobs: how many run at a time, of `--jobs`.
+
+        Raises:
+            ValueError: what is wrong with an option, or with the place, before anything runs.
+        """
 
     def start(self, job: Job) -> None:
         """Begin with a job, or queue it, and return at once."""
@@ -46,37 +52,25 @@ class Executor(Protocol):
         """Let what still runs save its checkpoint, end it, and give back what was taken."""
 
 
-# Name -> "module:function" of (cells, jobs, options) -> Executor. `jobs` is `--jobs`, options are what
-# the command line has as KEY=VALUE; a ValueError says what is wrong with them before anything runs.
-EXECUTORS = {
-    "local": "tools.experiments.executors.local:open_local",
-    "ray": "tools.experiments.executors.ray:open_ray",
-    "slurm": "tools.experiments.executors.slurm:open_slurm",
+EXECUTORS = {  # name -> "module:class"
+    "local": "tools.experiments.executors.local:LocalExecutor",
+    "ray": "tools.experiments.executors.ray:RayExecutor",
+    "slurm": "tools.experiments.executors.slurm:SlurmExecutor",
 }
 
 
-def read_options(executor: str, texts: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE texts as a mapping. Raises ValueError for another text, or an unknown executor."""
-    if executor not in EXECUTORS:
-        raise ValueError(unknown("executor", executor, EXECUTORS))
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{text!r}: options of --executor {executor} are written key=value")
-        options[key] = value
-    return options
+def find_executor(
+    name: str, options: Mapping[str, str]
+) -> Callable[[Sequence[Cell], int], Executor]:
+    """What opens an executor for cells and a number of jobs.
 
-
-def open_executor(
-    name: str, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]
-) -> Executor:
-    """An executor by its name. Raises ValueError for options it has not."""
-    return load_function(EXECUTORS[name])(cells, jobs, options)
-
-
-def check_options(executor: str, options: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise a ValueError, with near matches, for an option that an executor does not have."""
+    Raises:
+        ValueError: an unknown executor, or an option that it has not, with near matches.
+    """
+    if name not in EXECUTORS:
+        raise ValueError(unknown("executor", name, EXECUTORS))
+    kind: type[Executor] = load_function(EXECUTORS[name])
     for key in options:
-        if key not in allowed:
-            raise ValueError(unknown(f"option of --executor {executor}", key, allowed))
+        if key not in kind.OPTIONS:
+            raise ValueError(unknown(f"option of --executor {name}", key, kind.OPTIONS))
+    return partial(kind, options=options)

@@ -17,16 +17,10 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tools.experiments.executors import Ended, check_options
+from tools.experiments.executors import Ended
 from tools.experiments.job import GRACE, Failure, Job, keep_failure, run_logged_job
 from tools.experiments.study import Cell
 from tools.experiments.tasks import TASKS
-
-
-def open_local(cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> LocalExecutor:
-    """Processes of this machine, ``jobs`` at a time. Raises ValueError for any option."""
-    check_options("local", options, ())
-    return LocalExecutor((cell.experiment.task for cell in cells), jobs)
 
 
 def start_workers(tasks: Iterable[str]) -> Any:
@@ -52,11 +46,13 @@ class _Running:
 
 
 class LocalExecutor:
-    """A process for each job; see `Executor`."""
+    """A process for each job, so many at a time; see `Executor`."""
 
-    def __init__(self, tasks: Iterable[str], jobs: int) -> None:
+    OPTIONS = ()
+
+    def __init__(self, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> None:
         self.room = jobs
-        self._context = start_workers(tasks)
+        self._context = start_workers(cell.experiment.task for cell in cells)
         self._running: list[_Running] = []
         asked = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
@@ -100,12 +96,12 @@ def _finish(ended: _Running) -> Ended:
         if ended.receiver.poll():
             failure = ended.receiver.recv()
             ended.process.join()
-            return Ended(ended.job, failure)
+            return ended.job, failure
     ended.process.join()
     how = _how_it_ended(ended.process.exitcode)
     failure = Failure(f"{how}; see {ended.job.log}", can_pass=ended.process.exitcode < 0)
     keep_failure(ended.job, failure)
-    return Ended(ended.job, failure)
+    return ended.job, failure
 
 
 def _how_it_ended(code: int) -> str:

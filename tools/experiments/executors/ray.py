@@ -20,36 +20,30 @@ from pathlib import Path
 from typing import Any
 
 from backbones import files
-from tools.experiments.executors import Ended, check_options
+from tools.experiments.executors import Ended
 from tools.experiments.executors.store import EVERY, Store
 from tools.experiments.failure import can_pass, describe_failure
 from tools.experiments.job import GRACE, Failure, Job, keep_failure, run_logged_job
 from tools.experiments.study import Cell
 
-OPTIONS = ("address", "store")
-
-
-def open_ray(cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> RayExecutor:
-    """Join the cluster at `address` (host:port; default: the one of this machine, or RAY_ADDRESS).
-
-    Raises:
-        ValueError: no cluster is there, it lacks what a cell needs, or an unknown option.
-    """
-    check_options("ray", options, OPTIONS)
-    store = Store(options["store"]) if "store" in options else None
-    return RayExecutor(cells, options.get("address", "auto"), store)
-
 
 class RayExecutor:
-    """A task of the cluster for each job; see `Executor`."""
+    """A task of the cluster for each job; see `Executor`.
 
+    Options: `address` of the cluster, host:port (default: the one of this machine, or RAY_ADDRESS),
+    and `store`.
+    """
+
+    OPTIONS = ("address", "store")
     room = 1_000  # Ray has a queue of its own; more than any cluster runs at a time
 
-    def __init__(self, cells: Sequence[Cell], address: str, store: Store | None) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> None:
+        address = options.get("address", "auto")
+        self._store = Store(options["store"]) if "store" in options else None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        self._ray, self._store = ray, store
+        self._ray = ray
         _require_reachable(address)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -106,7 +100,7 @@ class RayExecutor:
             (job.cell.directory / files.HEARTBEAT).unlink(missing_ok=True)
         if failure is not None:
             keep_failure(job, failure)
-        return Ended(job, failure)
+        return job, failure
 
 
 def _require_reachable(address: str) -> None:
@@ -132,11 +126,7 @@ def _resources(cell: Cell, most: Mapping[str, float]) -> dict[str, Any]:
     Raises:
         ValueError: no node has as much.
     """
-    config = cell.experiment.config
-    gpus = cell.needs.gpus
-    if gpus is None:  # one for each process, where there are any
-        on_cpu = config.device == "cpu" or not most["GPU"]
-        gpus = 0 if on_cpu else max(cell.needs.processes, getattr(config, "processes", 1))
+    gpus = cell.gpus(there=bool(most["GPU"]))
     cores = cell.needs.cores or cell.needs.processes
     memory = int((cell.needs.memory_gb or 0) * 1e9)
     for kind, asked in (("CPU", cores), ("GPU", gpus), ("memory", memory)):

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from tools.experiments.executors import Ended, check_options
+from tools.experiments.executors import Ended
 from tools.experiments.job import (
     GRACE,
     Failure,
@@ -33,32 +33,11 @@ from tools.experiments.job import (
 )
 from tools.experiments.study import LOGS, Cell
 
-# As sbatch has them, but for `notice`: seconds before its time is over at which a run is told to save.
-OPTIONS = ("partition", "time", "account", "qos", "constraint", "reservation", "exclude", "notice")
 NOTICE = "120"
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d?){0,2}")
 _LOOK_EVERY = 5.0  # seconds between two looks at the queue
 _PATIENCE = 30.0  # seconds after which a job that left the queue without a word counts as lost
 _AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING")
-
-
-def open_slurm(cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> SlurmExecutor:
-    """Submit to the cluster that this machine's `sbatch` knows.
-
-    Raises:
-        ValueError: there is none, its controller does not answer, or a wrong option.
-    """
-    check_options("slurm", options, OPTIONS)
-    if "time" in options and not _TIME.fullmatch(options["time"]):
-        raise ValueError(f"time={options['time']}: write minutes, HH:MM:SS or D-HH:MM:SS")
-    if not options.get("notice", NOTICE).isdecimal():
-        raise ValueError(f"notice={options['notice']}: write seconds, e.g. {NOTICE}")
-    if shutil.which("sbatch") is None:
-        raise ValueError("--executor slurm needs sbatch: run this on a login node of the cluster")
-    states = _queue()
-    if isinstance(states, str):
-        raise ValueError(f"Slurm does not answer: {states}")
-    return SlurmExecutor(cells, dict(options))
 
 
 @dataclass
@@ -70,17 +49,26 @@ class _Submitted:
 
 
 class SlurmExecutor:
-    """A job of Slurm for each job; see `Executor`."""
+    """A job of Slurm for each job; see `Executor`.
 
+    Options are sbatch's, but for `notice`: seconds before its time is over at which a run is told to
+    save.
+    """
+
+    OPTIONS = (
+        *("partition", "time", "account", "qos", "constraint", "reservation", "exclude"),
+        "notice",
+    )
     room = 1_000  # Slurm has a queue of its own
 
-    def __init__(self, cells: Sequence[Cell], options: dict[str, str]) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> None:
+        _check(options)
         import submitit
 
         self._submitit = submitit
-        notice = options.pop("notice", NOTICE)
+        told = {"notice": NOTICE, **options}
         # For time limits the signal of pre-emption too: one that reading processes do not heed.
-        self._options = {**options, "signal": f"TERM@{notice}", "requeue": True}
+        self._options = {"signal": f"TERM@{told.pop('notice')}", "requeue": True, **told}
         self._submitted: list[_Submitted] = []
         self._refused: list[Ended] = []
         self._looked = 0.0
@@ -89,14 +77,10 @@ class SlurmExecutor:
     def start(self, job: Job) -> None:
         """Submit a job; what Slurm refuses has failed by the next `wait`."""
         needs = job.cell.needs
-        gpus = needs.gpus
-        if gpus is None:  # one for each process, where there are any
-            on_cpu = job.cell.experiment.config.device == "cpu" or not self._has_gpus
-            gpus = 0 if on_cpu else needs.processes
         folder = (job.output / LOGS / "slurm").resolve()
         slurm = self._submitit.SlurmExecutor(folder)
         resources: dict[str, Any] = {"cpus_per_task": needs.cores or needs.processes}
-        if gpus:
+        if gpus := job.cell.gpus(self._has_gpus):
             resources["gpus_per_node"] = gpus
         if needs.memory_gb:
             resources["mem_gb"] = needs.memory_gb
@@ -109,7 +93,7 @@ class SlurmExecutor:
             lines = str(error).strip().splitlines() or ["sbatch failed"]
             failure = Failure(f"Slurm refuses it: {lines[-1]}")
             keep_failure(job, failure)
-            self._refused.append(Ended(job, failure))
+            self._refused.append((job, failure))
             return
         result = Path(submitted.paths.result_pickle)
         self._submitted.append(_Submitted(job, str(submitted.job_id), result))
@@ -128,10 +112,8 @@ class SlurmExecutor:
         for each in ended:
             self._submitted.remove(each)
         # Failures were noted beside the log, where the job ran.
-        notes = [failure_path(each.job.output, each.job.cell.name) for each in ended]
-        return [
-            Ended(each.job, read_failure(note)) for each, note in zip(ended, notes, strict=True)
-        ]
+        jobs = [each.job for each in ended]
+        return [(job, read_failure(failure_path(job.output, job.cell.name))) for job in jobs]
 
     def close(self) -> None:
         """Cancel what is queued or runs; runs save their checkpoints first."""
@@ -165,6 +147,18 @@ class SlurmExecutor:
                 keep_failure(each.job, Failure(told, can_pass=True))
                 lost.append(each)
         return lost
+
+
+def _check(options: Mapping[str, str]) -> None:
+    if "time" in options and not _TIME.fullmatch(options["time"]):
+        raise ValueError(f"time={options['time']}: write minutes, HH:MM:SS or D-HH:MM:SS")
+    if not options.get("notice", NOTICE).isdecimal():
+        raise ValueError(f"notice={options['notice']}: write seconds, e.g. {NOTICE}")
+    if shutil.which("sbatch") is None:
+        raise ValueError("--executor slurm needs sbatch: run this on a login node of the cluster")
+    states = _queue()
+    if isinstance(states, str):
+        raise ValueError(f"Slurm does not answer: {states}")
 
 
 def _queue() -> dict[str, str] | str:
