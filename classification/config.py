@@ -179,6 +179,11 @@ class TrainSettings(Settings):
         "float32", "'float32', or autocast to another"
     )
     channels_last: bool = setting(True, "memory format of images and weights")
+    synced_norm: bool = setting(
+        False,
+        "whether batch norms take statistics over the images of all processes, as one process does",
+        came_later=True,
+    )
     freeze_norms_epochs: WholeNumber = setting(
         0, "batch statistics stay frozen for so many last epochs", unit="epochs"
     )

@@ -20,6 +20,7 @@ from backbones import InputFormat
 from backbones.checkpoint import StopRequest
 from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
+from backbones.synced_norm import sync_norms
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
     TrainingState,
@@ -71,7 +72,8 @@ class TrainStep:
         self._shared: DistributedDataParallel | None = None
         if processes.count > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self._shared = DistributedDataParallel(self.network, device_ids=ids)
+            spread = sync_norms(self.network) if train.synced_norm else self.network
+            self._shared = DistributedDataParallel(spread, device_ids=ids)
         self._forward = self._shared or self.network
         # After DDP has given every process the same weights.
         self._average = ModelEmaV3(self.network, decay=train.ema_decay) if train.ema_decay else None
@@ -100,7 +102,7 @@ class TrainStep:
         self._frozen_norms = []
         if freeze_norms:
             self._frozen_norms.extend(
-                module for module in self.network.modules() if isinstance(module, _BATCH_NORMS)
+                module for module in self._forward.modules() if isinstance(module, _BATCH_NORMS)
             )
             for norm in self._frozen_norms:
                 norm.eval()

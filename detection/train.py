@@ -37,6 +37,7 @@ from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT, CURVE, cut_curve
 from backbones.heartbeat import tell
 from backbones.result import Timing
+from backbones.synced_norm import sync_norms
 from backbones.tracker import Tracker
 
 from .config import DetectionConfig, reader_processes
@@ -128,8 +129,11 @@ def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> S
     model.backbone.images_at_a_time = images // config.train.accumulate
     optimizer = build_optimizer(cfg, model)
     on_cpu = cfg.MODEL.DEVICE == "cpu"
+    synced = config.detector.norm == "SyncBN" and comm.get_world_size() > 1
     parallel = create_ddp_model(
-        model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
+        sync_norms(model) if synced else model,
+        broadcast_buffers=False,
+        **({"device_ids": None} if on_cpu else {}),
     )
     if config.train.precision == "float32":
         return _ToldMemory(parallel, None, optimizer)

@@ -267,16 +267,22 @@ def test_several_processes_give_the_numbers_of_one(photos, files, odd, tmp_path,
     assert samples(tmp_path / "many") == samples(tmp_path / "one")
 
 
-def test_training_in_two_processes_gives_the_weights_of_one(photos, odd, tmp_path):
-    # Without batch statistics the mean gradient of two halves is that of the whole.
+@pytest.mark.parametrize(
+    "norms",
+    [
+        # Without batch statistics the mean gradient of parts is that of the whole.
+        {"freeze_norms_epochs": 2, "accumulate": 2},
+        {"synced_norm": True},
+    ],
+)
+def test_training_in_two_processes_gives_the_weights_of_one(norms, photos, odd, tmp_path):
     settings = replace(
         config(photos, images=odd),
         augment=AugmentSettings(size=32),
         train=TrainSettings(
             epochs=2,
             batch_size=8,
-            accumulate=2,
-            freeze_norms_epochs=2,
+            **norms,
             ema_decay=0.5,
             optimizer=OptimizerSettings(lr=0.01),
             tensorboard=False,

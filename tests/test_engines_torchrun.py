@@ -1,4 +1,4 @@
-"""One run in two processes of torchrun, of which one is killed: `make engines`."""
+"""One run in two processes of torchrun, as in one, and when one of them is killed: `make engines`."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from backbones import files
 from tools import sample_data
@@ -41,12 +43,16 @@ def data(tmp_path_factory):
     }
 
 
-def _start(task: str, data: Path, output: Path) -> subprocess.Popen:
+def _start(
+    task: str, data: Path, output: Path, *changes: str, processes: int = 2
+) -> subprocess.Popen:
     recipe, settings = TASKS[task]
     rendezvous = "--rdzv-backend c10d --rdzv-endpoint localhost:0"
-    torchrun = f"-m torch.distributed.run {rendezvous} --nproc-per-node 2 --max-restarts 1 -m tools"
+    torchrun = (
+        f"-m torch.distributed.run {rendezvous} --nproc-per-node {processes} --max-restarts 1"
+    )
     train = f"train {task} -r {recipe} -b se_resnet_tiny --data-root {data} -o {output} {settings}"
-    command = [sys.executable, *torchrun.split(), *train.split()]
+    command = [sys.executable, *torchrun.split(), "-m", "tools", *train.split(), *changes]
     # torch 2.15 would give the restarted processes the addresses of those that are gone.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -83,3 +89,39 @@ def test_a_run_of_which_torchrun_lost_a_process_ends_as_one_that_lost_none(task,
     if task != "detection":
         assert "resumed at step" in (tmp_path / "run" / files.LOG).read_text()
     assert _results(tmp_path / "run") == _results(tmp_path / "whole")
+
+
+_FEW = ("train.iterations=5", "train.optimizer.lr=0.01", "train.synced_norm=true")
+LIVE = {
+    "classification": _FEW,
+    "scene": (*_FEW, "train.precision=float32"),
+    # What depends on the other images of a process is left out: boxes drawn at random, their number.
+    "detection": (
+        *(
+            "detector.norm=SyncBN",
+            "train.iterations=4",
+            "train.batch_size=4",
+            "train.min_size=[64,80]",
+        ),
+        *(
+            "detectron2.MODEL.RPN.BATCH_SIZE_PER_IMAGE=100000",
+            "detectron2.MODEL.RPN.POST_NMS_TOPK_TRAIN=4",
+        ),
+        "detectron2.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=64",
+        "detectron2.MODEL.ROI_HEADS.POSITIVE_FRACTION=1.0",
+        "detectron2.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT=false",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_with_live_norms_give_the_weights_of_one(task, data, tmp_path):
+    for count in (1, 2):
+        run = _start(task, data[task], tmp_path / str(count), *LIVE[task], processes=count)
+        _, err = run.communicate(timeout=300)
+        assert run.returncode == 0, err
+    one, two = (load_file(tmp_path / name / files.WEIGHTS) for name in "12")
+    assert one.keys() == two.keys()
+    assert any("running_var" in name for name in one)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
