@@ -27,7 +27,14 @@ from tools.experiments.experiment import load_experiment
 from tools.experiments.record import Network, Record, read_record
 from tools.experiments.tasks import TASKS, settings_class
 from tools.references.tables import Reference, Row, Table, load_references
-from tools.statistics.published import UNDECIDED, judge_released, judge_trained
+from tools.statistics.published import (
+    NOT_COMPARABLE,
+    UNDECIDED,
+    Verdict,
+    judge_released,
+    judge_trained,
+    prediction_interval,
+)
 
 # Settings that cannot change a result, or whose effect is compared elsewhere.
 MAY_DIFFER = {
@@ -51,16 +58,6 @@ DEFAULT_OPTIONS = {
     "stem_pool": "padded",
 }
 _COCO_VAL = ("minival", "minival2014", "val2017")  # the same 5,000 images
-
-NOT_COMPARABLE = "not comparable"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``word``: reproduced, not reproduced, undecided or not comparable; ``reason`` in a sentence."""
-
-    word: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -135,21 +132,22 @@ def judge(
         values.append(metric.value)
     mean, digits = sum(values) / len(values), digits_of(reference)
     if published.table.initial == "released":
-        judged = judge_released(mean, reference.value, digits)
-    elif len(values) == 1 and run_sd is None:
-        change = f"{mean - reference.value:+.2f}"
+        return judge_released(mean, reference.value, digits)
+    if len(values) > 1:
+        return judge_trained(values, reference.value, margin, digits=digits)
+    if run_sd is None:
         return Verdict(
             UNDECIDED,
-            f"differs by {change}: one run does not tell the noise of training; state it by --run-sd",
+            f"differs by {mean - reference.value:+.2f}: one run does not tell the noise of training;"
+            " state it by --run-sd",
         )
-    else:
-        sd = run_sd if len(values) == 1 else None
-        judged = judge_trained(values, reference.value, margin, digits=digits, sd=sd)
-        if sd is not None:
-            expected = f"the next is expected at {judged.next_low:.2f} to {judged.next_high:.2f}"
-            said = f"{expected}; one run, {sd:g} points over seeds stated"
-            return Verdict(judged.word, f"{judged.reason}; {said}")
-    return Verdict(judged.word, judged.reason)
+    verdict = judge_trained(values, reference.value, margin, digits=digits, sd=run_sd)
+    low, high = prediction_interval(values, run_sd, digits)
+    return Verdict(
+        verdict.word,
+        f"{verdict.reason}; the next is expected at {low:.2f} to {high:.2f}; one run,"
+        f" {run_sd:g} points over seeds stated",
+    )
 
 
 def digits_of(reference: Reference) -> int:

@@ -12,13 +12,13 @@ import yaml
 from tools.experiments.measured import RATIOS, Ratio
 from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
-from tools.references.verdicts import NOT_COMPARABLE
 from tools.report import wording
 from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex
 from tools.report.sharing import protocol_line
 from tools.report.table import Table, published_rows
 from tools.statistics import Difference
+from tools.statistics.published import NOT_COMPARABLE
 
 
 def differences_csv(table: Table) -> str:

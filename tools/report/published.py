@@ -9,11 +9,11 @@ import numpy as np
 
 from tools.experiments.record import Record
 from tools.references import Published, judge, not_comparable, references_of, training_of
-from tools.references.verdicts import NOT_COMPARABLE, Verdict, digits_of
+from tools.references.verdicts import digits_of
 from tools.report.pairs import Pair, describe_network
 from tools.statistics import Difference
 from tools.statistics.outcomes import margin_of
-from tools.statistics.published import UNDECIDED, judge_effect
+from tools.statistics.published import NOT_COMPARABLE, Verdict, judge_effect
 
 
 @dataclass(frozen=True)
@@ -94,36 +94,13 @@ def effects_beside(
         digits = digits_of(candidate.reference)
         effect = round(candidate.reference.value - plain.reference.value, digits)
         found = differences.get(metric)
-        verdict = (
-            Verdict(NOT_COMPARABLE, refused[0])
-            if refused
-            else _judge_effect(found, effect, margin or margin_of(metric), candidate, run_sd)
-        )
+        verdict = judge_effect(found, effect, margin or margin_of(metric), digits=digits, sd=run_sd)
+        if refused:
+            verdict = Verdict(NOT_COMPARABLE, refused[0])
         network = f"{describe_network(pair.candidate[0].backbone)} minus plain"
         measured = found.difference if found is not None else None
         rows.append(_row(network, candidate, measured, verdict, plain, effect))
     return sorted(rows, key=lambda row: (row.where, row.metric))
-
-
-def _judge_effect(
-    found: Difference | None,
-    effect: float,
-    margin: float,
-    published: Published,
-    run_sd: float | None,
-) -> Verdict:
-    if found is None or found.difference is None:
-        return Verdict(NOT_COMPARABLE, "not measured in both twins")
-    digits, stated, said = digits_of(published.reference), None, ""
-    if found.seed_sd is not None and found.churn_sd is not None:
-        noise = float(np.hypot(found.seed_sd, found.churn_sd))  # of one pair of runs, as theirs is
-    elif run_sd is not None:
-        noise, stated = run_sd * 2**0.5, run_sd
-        said = f"; one seed, {stated:g} points over seeds stated"
-    else:
-        return Verdict(UNDECIDED, "one seed: the noise of training is unknown")
-    judged = judge_effect(found, effect, margin, digits=digits, published_error=noise, sd=stated)
-    return Verdict(judged.word, judged.reason + said)
 
 
 def _mean(runs: Sequence[Record], metric: str) -> float | None:

@@ -17,6 +17,7 @@ from scipy import special
 from tools.statistics.differences import CONFIDENCE, Difference
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+NOT_COMPARABLE = "not comparable"
 DECODER_TOLERANCE = 0.1  # percent points: what other decoders and resizers were seen to change
 _TELESCOPE_POWER = 1 / 3
 _KNOWN = 1e9  # degrees of freedom of a stated standard deviation
@@ -24,22 +25,11 @@ _UNEXPLAINED = "the noise of training does not explain it"
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A word on a published number, and the numbers it stands on.
-
-    ``difference``: measured minus published, in the unit of both; ``low`` and ``high`` the 90 %
-    interval of it (equal to it for released weights); ``margin``: within what "reproduced" is
-    said; ``next_low`` and ``next_high``: where one more run is expected in 95 % of cases.
-    """
+class Verdict:
+    """``word``: reproduced, not reproduced, undecided or not comparable; ``reason`` in a sentence."""
 
     word: str
-    difference: float
-    low: float
-    high: float
-    margin: float
-    next_low: float | None = None
-    next_high: float | None = None
-    reason: str = ""
+    reason: str
 
 
 def rounding(digits: int) -> float:
@@ -49,7 +39,7 @@ def rounding(digits: int) -> float:
 
 def judge_released(
     measured: float, published: float, digits: int, tolerance: float = DECODER_TOLERANCE
-) -> Judgement:
+) -> Verdict:
     """Judge released weights: "reproduced" within rounding and tolerance, else "not reproduced".
 
     Args:
@@ -60,12 +50,11 @@ def judge_released(
     difference = measured - published
     margin = rounding(digits) + tolerance
     inside = abs(difference) <= margin + 1e-9
-    reason = (
+    return Verdict(
+        REPRODUCED if inside else NOT_REPRODUCED,
         f"differs by {difference:+.2f}, {'within' if inside else 'beyond'} {margin:.2f}"
-        " of rounding and decoder"
+        " of rounding and decoder",
     )
-    word = REPRODUCED if inside else NOT_REPRODUCED
-    return Judgement(word, difference, difference, difference, margin, reason=reason)
 
 
 def prediction_interval(
@@ -95,8 +84,7 @@ def judge_trained(
     *,
     digits: int,
     sd: float | None = None,
-    published_runs: int = 1,
-) -> Judgement:
+) -> Verdict:
     """Judge runs trained anew against a published run, on the same images.
 
     Args:
@@ -104,7 +92,6 @@ def judge_trained(
         margin: a difference that does not matter, in the unit of the values.
         digits: decimal digits that the published number is printed with.
         sd: standard deviation over seeds, where it is stated; needed for a single run.
-        published_runs: how many the published number is the mean of.
 
     "reproduced": the 90 % interval of the difference lies within ``margin`` (two one-sided tests).
     "not reproduced": the 95 % interval of the difference leaves out 0. Else "undecided".
@@ -112,33 +99,26 @@ def judge_trained(
     Raises:
         ValueError: no run, one run without ``sd``, or a margin that is not above 0.
     """
-    _check_margin(margin)
-    error, degrees = _error_of_another(values, sd, published_runs)
     difference = float(np.mean(values)) - published
-    room = rounding(digits)
-    inner = float(special.stdtrit(degrees, 0.95) * error) + room
-    outer = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2) * error) + room
-    if abs(difference) + inner <= margin:
-        word, said = REPRODUCED, f"within ±{margin:g}"
-    elif abs(difference) > outer:
-        word, said = NOT_REPRODUCED, _UNEXPLAINED
-    else:
-        word, said = UNDECIDED, f"up to {abs(difference) + inner:.2f} is possible"
-    low, high = difference - inner, difference + inner
-    reason = f"differs by {difference:+.2f} [{low:+.2f}, {high:+.2f}]: {said}"
-    expected = prediction_interval(values, sd, digits)
-    return Judgement(word, difference, low, high, margin, *expected, reason)
+    word, interval, most = _decide(
+        difference, *_error_of_another(values, sd), rounding(digits), margin
+    )
+    said = {
+        REPRODUCED: f"within ±{margin:g}",
+        NOT_REPRODUCED: _UNEXPLAINED,
+        UNDECIDED: f"up to {most:.2f} is possible",
+    }
+    return Verdict(word, f"differs by {interval}: {said[word]}")
 
 
 def judge_effect(
-    measured: Difference,
+    measured: Difference | None,
     published: float,
     margin: float,
     *,
     digits: int,
-    published_error: float,
     sd: float | None = None,
-) -> Judgement:
+) -> Verdict:
     """Judge the effect, candidate minus plain: what images and recipe do to both sides cancels.
 
     Args:
@@ -146,45 +126,74 @@ def judge_effect(
         published: the published candidate minus the published plain network.
         margin: a difference between the effects that does not matter.
         digits: decimal digits that the two published numbers are printed with.
-        published_error: standard error of the published effect, from a stated noise of training.
-        sd: standard deviation over seeds of one network, where it is stated; needed for one seed.
+        sd: standard deviation over seeds of one network, stated for twins of one seed.
 
-    "reproduced" and "not reproduced" as for ``judge_trained``. And where the measured effect is
-    smaller than one that the original study could have seen in a third of cases (one-sided, 5 %):
-    "not reproduced", after "small telescopes".
+    The published effect is of one pair of runs: the noise of training in it is that of one of our
+    pairs, or as stated. "reproduced" and "not reproduced" as for ``judge_trained``. And where the
+    measured effect is smaller than one that the original study could have seen in a third of cases
+    (one-sided, 5 %): "not reproduced", after "small telescopes".
 
     Source: Simonsohn, "Small telescopes: detectability and the evaluation of replication results",
     2015.
 
     Raises:
-        ValueError: the measured difference has no standard error and ``sd`` is not stated, or
-            ``margin`` is not above 0.
+        ValueError: ``margin`` is not above 0.
     """
-    _check_margin(margin)
-    effect, own, degrees = _effect(measured, sd)
-    error = float(np.hypot(own, published_error))
-    difference = effect - published
-    inner, outer = _half_widths(error, degrees, 2 * rounding(digits))
-    telescope = _least_seen(published_error)
-    toward = effect if published >= 0 else -effect
-    highest = toward + float(special.stdtrit(degrees, 0.95)) * own
-    if abs(difference) + inner <= margin:
-        word, said = REPRODUCED, f"within ±{margin:g} of the published effect"
-    elif highest < telescope:
-        word, said = NOT_REPRODUCED, f"less than {telescope:.2f}, the least the original could see"
-    elif abs(difference) > outer:
-        word, said = NOT_REPRODUCED, _UNEXPLAINED
+    if measured is None or measured.difference is None:
+        return Verdict(NOT_COMPARABLE, "not measured in both twins")
+    here, degrees, stated = measured.on_these_images, measured.degrees_of_freedom, ""
+    if measured.seed_sd is not None and measured.churn_sd is not None and here and degrees:
+        noise = float(np.hypot(measured.seed_sd, measured.churn_sd))
+        # Both studies measured on the same images: their noise is in neither effect.
+        own = (here.high - here.low) / 2
+        own /= float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    elif sd is not None:
+        noise, own, degrees = sd * 2**0.5, sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
+        stated = f"; one seed, {sd:g} points over seeds stated"
     else:
-        word, said = UNDECIDED, f"effects may differ by up to {abs(difference) + inner:.2f}"
-    low, high = difference - inner, difference + inner
+        return Verdict(UNDECIDED, "one seed: the noise of training is unknown")
+    effect, difference = measured.difference, measured.difference - published
+    telescope = _least_seen(noise)
+    toward = effect if published >= 0 else -effect
+    too_small = toward + float(special.stdtrit(degrees, 0.95)) * own < telescope
+    error = float(np.hypot(own, noise))
+    word, interval, most = _decide(
+        difference, error, degrees, 2 * rounding(digits), margin, too_small
+    )
+    unseen = f"less than {telescope:.2f}, the least the original could see"
+    said = {
+        REPRODUCED: f"within ±{margin:g} of the published effect",
+        NOT_REPRODUCED: unseen if too_small else _UNEXPLAINED,
+        UNDECIDED: f"effects may differ by up to {most:.2f}",
+    }
     told = f"effect {effect:+.2f}, published {published:+.2f}"
-    reason = f"{told}: {difference:+.2f} [{low:+.2f}, {high:+.2f}]; {said}"
-    return Judgement(word, difference, low, high, margin, reason=reason)
+    return Verdict(word, f"{told}: {interval}; {said[word]}{stated}")
 
 
-def _check_margin(margin: float) -> None:
+def _decide(
+    difference: float,
+    error: float,
+    degrees: float,
+    room: float,
+    margin: float,
+    too_small: bool = False,
+) -> tuple[str, str, float]:
+    """A word, the difference with its 90 % interval, and how large it may be.
+
+    ``room``: what rounding adds to the intervals on either side.
+    """
     if not margin > 0:
         raise ValueError(f"margin {margin}: a difference that does not matter is above 0")
+    inner = float(special.stdtrit(degrees, 0.95)) * error + room
+    outer = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
+    most = abs(difference) + inner
+    word = UNDECIDED
+    if most <= margin:
+        word = REPRODUCED
+    elif too_small or abs(difference) > outer:
+        word = NOT_REPRODUCED
+    interval = f"{difference:+.2f} [{difference - inner:+.2f}, {difference + inner:+.2f}]"
+    return word, interval, most
 
 
 def _least_seen(error: float) -> float:
@@ -193,33 +202,8 @@ def _least_seen(error: float) -> float:
     return float(z) * error
 
 
-def _half_widths(error: float, degrees: float, room: float) -> tuple[float, float]:
-    """Of the 90 % and the 95 % interval."""
-    inner = float(special.stdtrit(degrees, 0.95)) * error + room
-    return inner, float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error + room
-
-
-def _effect(measured: Difference, sd: float | None) -> tuple[float, float, float]:
-    """A difference, its standard error and its degrees of freedom, on these images.
-
-    Both studies measured on the same images: their noise is in neither effect.
-    """
-    if measured.difference is None:
-        raise ValueError("no effect was measured")
-    if sd is not None:
-        return measured.difference, sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
-    here, degrees = measured.on_these_images, measured.degrees_of_freedom
-    if degrees is None or here is None:
-        raise ValueError("the measured effect has one seed or none: training noise is unknown")
-    half = (here.high - here.low) / 2
-    own = half / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
-    return measured.difference, own, degrees
-
-
-def _error_of_another(
-    values: Sequence[float], sd: float | None, others: int = 1
-) -> tuple[float, float]:
-    """Standard error of the mean less that of ``others`` more runs, and its degrees of freedom."""
+def _error_of_another(values: Sequence[float], sd: float | None) -> tuple[float, float]:
+    """Standard error of the mean less one more run, and its degrees of freedom."""
     count = len(values)
     if count == 0 or (count == 1 and sd is None):
         raise ValueError(
@@ -228,4 +212,4 @@ def _error_of_another(
         )
     spread = float(np.std(values, ddof=1)) if sd is None else sd
     degrees = float(count - 1) if sd is None else _KNOWN
-    return spread * float(np.sqrt(1 / count + 1 / others)), degrees
+    return spread * float(np.sqrt(1 / count + 1)), degrees
