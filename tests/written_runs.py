@@ -190,7 +190,7 @@ def write_classifier(directory, network, *, seed=0, accuracy=0.7, names=CLASSES,
 def write_detector(directory, network, annotations, *, shift, seed=0, **changes):
     """A detector's run on `write_coco`'s set, its boxes off by about ``shift`` pixels."""
     from detection.annotations import read_annotations, read_results
-    from tools.statistics import MatchedDetections
+    from detection.scoring import score
 
     directory.mkdir(parents=True)
     content = json.loads(annotations.read_text())
@@ -207,7 +207,7 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
     (directory / "detections.json").write_text(json.dumps(found))
     truth = read_annotations(annotations)
     results = read_results(directory / "detections.json", truth)
-    metrics, classes = MatchedDetections(truth, results).point()
+    scores = score(truth, results)
     dataset = {
         "annotations": str(annotations),
         "reported_sha256": truth.sha256,
@@ -220,12 +220,9 @@ def write_detector(directory, network, annotations, *, shift, seed=0, **changes)
         seed=seed,
         metrics={
             name: Metric(value, "percent", True, 8, None if value is not None else "no such box")
-            for name, value in metrics.items()
+            for name, value in scores.metrics.items()
         },
-        per_class=[
-            {"name": entry["name"], "images": 8, "value": ap}
-            for entry, ap in zip(content["categories"], classes, strict=True)
-        ],
+        per_class=[{"name": row.name, "images": 8, "value": row.value} for row in scores.per_class],
         files={"samples": None, "detections": "detections.json", "curve": None},
         dataset=dataset,
         **changes,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from detection.annotations import Annotations, Results, read_annotations, read_results
-from detection.scoring import match
+from detection.scoring import match, score
 from tools import statistics
 from tools.experiments.record import Record
 from tools.report.compared import Compared, file_of
@@ -51,7 +51,8 @@ def recompute(record: Record) -> tuple[dict[str, float | None], list[float | Non
     expected = record.dataset.reported_sha256
     if expected and truth.sha256 != expected:
         raise ValueError("the annotation file is not the one that is recorded")
-    return statistics.MatchedDetections(truth, _results(record, truth)).point()
+    scores = score(truth, _results(record, truth))
+    return scores.metrics, [row.value for row in scores.per_class]
 
 
 def find_pictures(plain: Record, candidate: Record) -> list[Picture]:

@@ -1,4 +1,4 @@
-"""COCO's twelve numbers of a result and of its bootstrap resamples, from one matching pass.
+"""COCO's twelve numbers of bootstrap resamples of the images, from one matching pass.
 
 Whether a detection is a true positive depends on its own image alone, so detections are matched
 to the ground truth once. A resample of the images is then a vector of multiplicities.
@@ -9,9 +9,9 @@ matters, so runs of them are added up by one sparse product for a block of resam
 Average recall: the order does not matter, so the weighted true positives over the weighted boxes
 are two such products in all.
 
-Source: COCOeval of pycocotools 2.0 (``evaluateImg``, ``accumulate``, ``summarize``), whose point
-estimates these equal to the bit. Libraries that count an image drawn twice once (hotcoco 1.3)
-give intervals that are too narrow.
+Source: COCOeval of pycocotools 2.0 (``evaluateImg``, ``accumulate``, ``summarize``). The estimates
+themselves are hotcoco's, which are pycocotools' to the bit; but it counts an image drawn twice once
+(1.3), which makes intervals too narrow, so resamples are scored here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from detection.annotations import Annotations, Results
+from detection.scoring import METRICS, score
 from tools.statistics.differences import (
     RESAMPLES,
     Difference,
@@ -55,7 +56,7 @@ AVERAGE_RECALLS = {
     "ARm": (2, 100),
     "ARl": (3, 100),
 }
-METRICS = (*AVERAGE_PRECISIONS, *AVERAGE_RECALLS)  # in the order of COCOeval's stats
+assert (*AVERAGE_PRECISIONS, *AVERAGE_RECALLS) == tuple(METRICS)
 RESAMPLES_AT_ONCE = 125
 _RECALL_AREAS = [area for area, _ in AVERAGE_RECALLS.values()]
 
@@ -79,65 +80,25 @@ class MatchedDetections:
 
     def __init__(self, truth: Annotations, results: Results):
         self.truth = truth
-        found = match_detections(truth, results)
+        found, counted = match_detections(truth, results), _counted(truth)
         by_category = np.lexsort((-found.score, found.category))
         categories = range(len(truth.category_ids))
         bounds = np.searchsorted(found.category[by_category], np.arange(len(categories) + 1))
         self._blocks = {
             (category, area): _block(
-                truth, found, category, area, by_category[bounds[category] : bounds[category + 1]]
+                found,
+                truth.image_ids,
+                area,
+                by_category[bounds[category] : bounds[category + 1]],
             )
+            if (counted[area] & (truth.category == category)).any()
+            else None
             for category in categories
             for area in range(len(AREA_RANGES))
         }
-        self._boxes = _counted_boxes(truth)
+        area, box = np.nonzero(counted)
+        self._boxes = _tally(truth, len(AREA_RANGES), area, truth.category[box], truth.image[box])
         self._found = _true_positives(truth, found)
-        self._found_in_all = sum(self._found)  # over the IoU thresholds
-
-    def precision(self) -> np.ndarray:
-        """Interpolated precision, (IoU thresholds, 101, categories, areas), -1 where undefined."""
-        truth = self.truth
-        shape = (
-            len(IOU_THRESHOLDS),
-            len(RECALL_THRESHOLDS),
-            len(truth.category_ids),
-            len(AREA_RANGES),
-        )
-        result = np.full(shape, -1.0)
-        weights = np.ones((1, len(truth.image_ids)))
-        boxes = self._per_category(self._boxes, weights.T)
-        for (category, area), block in self._blocks.items():
-            if block is None:
-                continue
-            curves = _curves(block, boxes[area, category], weights, weights.T)
-            for t, (envelope, reached) in enumerate(curves):
-                values = np.repeat(envelope[0], np.diff(reached[0], prepend=0))
-                result[t, :, category, area] = np.r_[values, np.zeros(101 - len(values))]
-        return result
-
-    def recall(self) -> np.ndarray:
-        """Recall, (IoU thresholds, categories, len(AVERAGE_RECALLS)), -1 where undefined."""
-        once = np.ones((len(self.truth.image_ids), 1))
-        boxes = self._per_category(self._boxes, once)[_RECALL_AREAS]
-        by_threshold = [
-            np.divide(found, boxes, out=np.full(boxes.shape, -1.0), where=boxes > 0)
-            for found in (self._per_category(rows, once) for rows in self._found)
-        ]
-        return np.concatenate(by_threshold, axis=2).transpose(2, 1, 0)
-
-    def point(self) -> tuple[dict[str, float | None], list[float | None]]:
-        """The metrics and each category's AP in percent; None where no box counts."""
-        precision, recall = self.precision(), self.recall()
-
-        def mean(values: np.ndarray) -> float | None:
-            values = values[values > -1]
-            return float(np.mean(values) * 100) if len(values) else None
-
-        metrics = {
-            name: mean(precision[t, :, :, area]) for name, (area, t) in AVERAGE_PRECISIONS.items()
-        }
-        metrics |= {name: mean(recall[:, :, row]) for row, name in enumerate(AVERAGE_RECALLS)}
-        return metrics, [mean(precision[:, :, k, 0]) for k in range(precision.shape[2])]
 
     def resampled(self, weights: np.ndarray) -> np.ndarray:
         """METRICS and each category's AP in percent of resamples, NaN where undefined.
@@ -171,7 +132,7 @@ class MatchedDetections:
 
     def _resampled_recall(self, by_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Recall over the IoU thresholds, percent: (len(AVERAGE_RECALLS), categories, resamples)."""
-        found = self._per_category(self._found_in_all, by_image)
+        found = self._per_category(self._found, by_image)
         found *= 100 / len(IOU_THRESHOLDS)
         return np.divide(found, boxes, out=np.full(boxes.shape, np.nan), where=boxes > 0)
 
@@ -251,13 +212,10 @@ def _compare_column(
 
 def _images_holding(truth: Annotations) -> list[int]:
     """How many images hold a box that counts, for each of METRICS, then for each category."""
-    counted = ~truth.crowd
-    inside = [
-        counted & (truth.area >= low) & (truth.area <= high) for low, high in AREA_RANGES.values()
-    ]
+    counted = _counted(truth)
     areas = [area for area, _ in (*AVERAGE_PRECISIONS.values(), *AVERAGE_RECALLS.values())]
-    of_metrics = [len(np.unique(truth.image[inside[area]])) for area in areas]
-    category, image = truth.category[inside[0]], truth.image[inside[0]]
+    of_metrics = [len(np.unique(truth.image[counted[area]])) for area in areas]
+    category, image = truth.category[counted[0]], truth.image[counted[0]]
     pairs = np.unique(category.astype(np.int64) * len(truth.image_ids) + image)
     categories = np.bincount(pairs // len(truth.image_ids), minlength=len(truth.category_ids))
     return [*of_metrics, *categories.tolist()]
@@ -272,32 +230,31 @@ def _centred_bootstrap(
     image drawn twice agrees with itself, which flatters AP.
     """
     matched = [MatchedDetections(truth, result) for result in results]
-    points = [result.point() for result in matched]
-    values = np.array([[*metrics.values(), *each] for metrics, each in points], dtype=float)
+    scores = [score(truth, result) for result in results]
+    values = np.array(
+        [[*one.metrics.values(), *(row.value for row in one.per_class)] for one in scores],
+        dtype=float,
+    )
     boot = bootstrap_coco_metrics(matched, resamples, seed)
     scored = ~np.isnan(boot).all(axis=1)
     boot -= np.where(scored, _mean(boot, 1) - values, 0.0)[:, None]
     return values, boot
 
 
-def _counted_boxes(truth: Annotations) -> sparse.csr_matrix:
-    """Boxes that count, (areas x categories, images)."""
+def _counted(truth: Annotations) -> np.ndarray:
+    """Which boxes count in which of AREA_RANGES, (areas, boxes) bool."""
     inside = [(truth.area >= low) & (truth.area <= high) for low, high in AREA_RANGES.values()]
-    area, box = np.nonzero(np.stack(inside) & ~truth.crowd)
-    return _tally(truth, len(AREA_RANGES), area, truth.category[box], truth.image[box])
+    return np.stack(inside) & ~truth.crowd
 
 
-def _true_positives(truth: Annotations, found: Detections) -> list[sparse.csr_matrix]:
-    """What is found of each of AVERAGE_RECALLS, a threshold: (recalls x categories, images)."""
-    area, threshold, detection = np.nonzero(found.matched & ~found.ignored)
+def _true_positives(truth: Annotations, found: Detections) -> sparse.csr_matrix:
+    """What is found of each of AVERAGE_RECALLS, over the IoU thresholds: (recalls x categories, images)."""
+    area, _, detection = np.nonzero(found.matched & ~found.ignored)
     rank = found.rank[detection]
     hits = [(area == wanted) & (rank < most) for wanted, most in AVERAGE_RECALLS.values()]
-    tallies = []
-    for t in range(len(IOU_THRESHOLDS)):
-        row, hit = np.nonzero(np.stack(hits) & (threshold == t))
-        which = detection[hit]
-        tallies.append(_tally(truth, len(hits), row, found.category[which], found.image[which]))
-    return tallies
+    row, hit = np.nonzero(np.stack(hits))
+    which = detection[hit]
+    return _tally(truth, len(hits), row, found.category[which], found.image[which])
 
 
 def _tally(
@@ -311,15 +268,9 @@ def _tally(
     )
 
 
-def _block(
-    truth: Annotations, found: Detections, category: int, area: int, detections: np.ndarray
-) -> _Block | None:
-    """``detections``: those of the category, by falling score."""
+def _block(found: Detections, image_ids: np.ndarray, area: int, detections: np.ndarray) -> _Block:
+    """``detections``: those of a category that has boxes, by falling score."""
     low, high = list(AREA_RANGES.values())[area]
-    counted = (truth.category == category) & ~truth.crowd
-    counted &= (truth.area >= low) & (truth.area <= high)
-    if not counted.any():
-        return None
     images = found.image[detections]
     inside = (found.area[detections] >= low) & (found.area[detections] <= high)
     seen = np.cumsum(inside)  # detections of the area range up to and with this one
@@ -331,7 +282,7 @@ def _block(
     last = int(ends[-1]) if len(ends) else 0  # no later false positive can matter
     runs = sparse.csr_matrix(
         (np.ones(last), images[inside][:last], np.r_[0, ends]),
-        shape=(len(ends), len(truth.image_ids)),
+        shape=(len(ends), len(image_ids)),
     )
     rows = [
         (images[row], np.searchsorted(ends, seen[row]), positive[row, t], removed[row, t])
