@@ -1,9 +1,12 @@
 """Residual blocks with a place for attention."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from backbones.features import Backbone, FeatureSpec
 from backbones.residual_sum import applies_to, normed_residual_sum
 from backbones.slot import Slot
 from backbones.squeeze_excite import SEBlock
@@ -22,105 +25,17 @@ class ResidualBlock(nn.Module):
 
     That `identity` follows the projection and that `3x3` follows norm and ReLU are choices: the
     paper does not say.
-    """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        slot: Slot,
-        stage: int,
-        map_stride: int,
-        inner_channels: int | None,
-        projection_kernel: int = 1,
-    ) -> None:
-        """`map_stride` is the stride of the block's output from the image, `stride` its own."""
-        super().__init__()
-        self.placement = slot.placement
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            kernel = projection_kernel if stride != 1 else 1
-            self.shortcut = projection(in_channels, out_channels, stride, kernel)
-        self.se = slot.build_in_block(
-            in_channels=in_channels,
-            inner_channels=inner_channels,
-            out_channels=out_channels,
-            stage=stage,
-            map_stride=map_stride,
-            stride=stride,
-        )
-        self.relu = nn.ReLU()
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """The residual branch up to its last convolution; `last_norm` follows."""
-        raise NotImplementedError
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The norm after the last convolution."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        convolved = self.convolve(self.se(x) if self.placement == "pre" else x)
-        norm, se = self.last_norm, self.se
-        if (
-            self.placement == "standard"
-            and isinstance(se, SEBlock)
-            and applies_to(convolved, norm, se)
-        ):
-            # Equal to what follows, for training on CPUs.
-            return normed_residual_sum(convolved, norm, se, self.shortcut(x))
-        residual = self.last_norm(convolved)
-        if self.placement == "standard":
-            residual = self.se(residual)
-        shortcut = self.shortcut(x)
-        if self.placement == "identity":
-            shortcut = self.se(shortcut)
-        y = self.relu(residual + shortcut)
-        return self.se(y) if self.placement == "post" else y
-
-
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions, the first with the stride."""
-
-    def __init__(
-        self, in_channels: int, width: int, stride: int, *, slot: Slot, stage: int, map_stride: int
-    ) -> None:
-        super().__init__(
-            in_channels,
-            width,
-            stride,
-            slot=slot,
-            stage=stage,
-            map_stride=map_stride,
-            inner_channels=None,
-        )
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """Both convolutions: (N, in_channels, H, W) -> (N, width, H / stride, W / stride)."""
-        return self.conv2(self.relu(self.norm1(self.conv1(x))))
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The norm after the last convolution."""
-        return self.norm2
-
-
-class Bottleneck(ResidualBlock):
-    """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions to 4 * width channels.
+    Its convolutions are two of 3x3, the first with the stride, or, as a bottleneck, of 1x1, 3x3 and
+    1x1 to 4 * width channels.
 
     Args:
-        width: a quarter of the output's channels: 64, 128, 256, 512 in all published networks.
-        groups, group_width: cardinality and channels of a group at width 64, e.g. 32 and 4. At
-            widths of one's own a group has the nearest whole number of channels.
-        stride_in_1x1: whether the stride is in the first 1x1 or in the 3x3 convolution.
+        map_stride: of the block's output from the image; `stride` is the block's own.
+        bottleneck, width: 64, 128, 256, 512 in all published networks; a bottleneck's output has
+            four times as many channels.
+        groups, group_width: of a bottleneck's 3x3: cardinality and channels of a group at width 64,
+            e.g. 32 and 4 in ResNeXt. At widths of one's own a group has the nearest whole number.
+        stride_in_1x1: whether a bottleneck's stride is in its first 1x1 or in its 3x3 convolution.
         halve_first: halve the output of the first 1x1 convolution (SENet-154, appendix (a)).
         projection_kernel: 3 for a strided 3x3 projection (SENet-154, appendix (c)).
     """
@@ -134,46 +49,105 @@ class Bottleneck(ResidualBlock):
         slot: Slot,
         stage: int,
         map_stride: int,
+        bottleneck: bool = True,
         groups: int = 1,
         group_width: int = 64,
         stride_in_1x1: bool = True,
         halve_first: bool = False,
         projection_kernel: int = 1,
     ) -> None:
+        super().__init__()
         least = 2 * groups if halve_first else groups  # what `inner` must be a multiple of
         inner = least * max(1, round(groups * group_width * width / (64 * least)))
-        first = inner // 2 if halve_first else inner
-        out_channels = 4 * width
-        super().__init__(
-            in_channels,
-            out_channels,
-            stride,
-            slot=slot,
+        # (channels, kernel, stride, groups) of each convolution
+        plan = [(width, 3, stride, 1), (width, 3, 1, 1)]
+        if bottleneck:
+            strides = (stride, 1) if stride_in_1x1 else (1, stride)
+            plan = [
+                (inner // 2 if halve_first else inner, 1, strides[0], 1),
+                (inner, 3, strides[1], groups),
+                (4 * width, 1, 1, 1),
+            ]
+        self.depth = len(plan)
+        self.out_channels = plan[-1][0]
+        self.placement = slot.placement
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != self.out_channels:
+            kernel = projection_kernel if stride != 1 else 1
+            self.shortcut = projection(in_channels, self.out_channels, stride, kernel)
+        self.se = slot.build_in_block(
+            in_channels=in_channels,
+            inner_channels=inner if bottleneck else None,
+            out_channels=self.out_channels,
             stage=stage,
             map_stride=map_stride,
-            inner_channels=inner,
-            projection_kernel=projection_kernel,
+            stride=stride,
         )
-        stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False)
-        self.norm1 = nn.BatchNorm2d(first)
-        self.conv2 = nn.Conv2d(first, inner, 3, stride2, padding=1, groups=groups, bias=False)
-        self.norm2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(out_channels)
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """The three convolutions: (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride)."""
-        x = self.relu(self.norm1(self.conv1(x)))
-        x = self.relu(self.norm2(self.conv2(x)))
-        if self.placement == "3x3":
-            x = self.se(x)
-        return self.conv3(x)
+        self.relu = nn.ReLU()
+        channels = in_channels
+        for index, (out, kernel, step, split) in enumerate(plan, start=1):
+            conv = nn.Conv2d(channels, out, kernel, step, kernel // 2, groups=split, bias=False)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"norm{index}", nn.BatchNorm2d(out))
+            channels = out
 
     @property
-    def last_norm(self) -> nn.Module:
-        """The norm after the last convolution."""
-        return self.norm3
+    def layers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each convolution and the norm after it."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{i}"), getattr(self, f"norm{i}")) for i in numbers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        se, placement = self.se, self.placement
+        *layers, (last, last_norm) = self.layers
+        y = se(x) if placement == "pre" else x
+        for conv, norm in layers:
+            y = self.relu(norm(conv(y)))
+        y = last(se(y) if placement == "3x3" else y)
+        if placement == "standard" and isinstance(se, SEBlock) and applies_to(y, last_norm, se):
+            # Equal to what follows, for training on CPUs.
+            return normed_residual_sum(y, last_norm, se, self.shortcut(x))
+        residual = last_norm(y)
+        if placement == "standard":
+            residual = se(residual)
+        shortcut = self.shortcut(x)
+        if placement == "identity":
+            shortcut = se(shortcut)
+        y = self.relu(residual + shortcut)
+        return se(y) if placement == "post" else y
+
+
+def add_stages(
+    backbone: Backbone,
+    channels: int,
+    map_stride: int,
+    layers: Sequence[int],
+    widths: Sequence[int],
+    build_block: Callable[..., Any],
+) -> int:
+    """Add the stages `res2`, `res3`, ... of residual blocks; each but the first halves the maps.
+
+    Args:
+        channels, map_stride: of the stem.
+        layers, widths: number of blocks in each stage, and their width.
+        build_block: of (in channels, width, stride, stage=..., map_stride=...), a module that tells
+            its `out_channels`.
+
+    Returns:
+        The channels of the last stage.
+    """
+    for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):
+        blocks = nn.Sequential()
+        for index in range(depth):
+            stride = 2 if index == 0 and stage > 2 else 1
+            map_stride *= stride
+            block = build_block(channels, width, stride, stage=stage, map_stride=map_stride)
+            blocks.append(block)
+            channels = block.out_channels
+        backbone.add_module(f"res{stage}", blocks)
+        backbone.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)
+    return channels
 
 
 def conv_norm_relu(

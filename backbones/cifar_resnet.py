@@ -1,10 +1,13 @@
 """Pre-activation residual networks for 32x32 images: ResNet-110, -164, Wide ResNet."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.blocks import add_stages
 from backbones.features import (
     MOST_BLOCKS,
     WIDEST,
@@ -21,7 +24,7 @@ class PreActivationBlock(nn.Module):
 
     The shortcut carries x itself, with two exceptions. Where the shape changes, it projects the
     activated x by a 1x1 convolution, or, without `project`, subsamples x and pads it with zero
-    channels. And the first block of a network activates before the split (`first`).
+    channels. And the first block of a network activates before the split (`activate_shortcut`).
 
     Attention has the places of `blocks.ResidualBlock`, as far as there is a norm or ReLU to be
     after: `post` follows the sum, `3x3` the bare convolution. For CIFAR the paper says only that SE
@@ -48,15 +51,15 @@ class PreActivationBlock(nn.Module):
         map_stride: int,
         bottleneck: bool,
         project: bool,
-        first: bool,
     ) -> None:
         super().__init__()
         self.placement = slot.placement
         self.stride = stride
         self.bottleneck = bottleneck
         out_channels = 4 * width if bottleneck else width
+        self.out_channels = out_channels
         changes = stride != 1 or in_channels != out_channels
-        self.activate_shortcut = first or (changes and project)
+        self.activate_shortcut = changes and project
         self.pad_channels = out_channels - in_channels if changes and not project else 0
         # (kernel, out channels, stride) of each convolution
         if bottleneck:
@@ -126,6 +129,7 @@ class CifarResNet(Backbone):
     """
 
     placements = PLACEMENTS
+    res2: nn.Sequential
     res4: nn.Sequential
 
     def __init__(
@@ -145,30 +149,15 @@ class CifarResNet(Backbone):
                 f"widths {list(widths)}: shapes change by zero channels here, which add and do not"
                 " take away; give widths from 16 on that do not fall"
             )
-        channels = 16
         self.stem = nn.Sequential()
-        self.stem.add_module("conv1", nn.Conv2d(3, channels, 3, padding=1, bias=False))
-        self.feature_specs = {"stem": FeatureSpec(channels, 1)}
-        for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):
-            map_stride = 2 ** (stage - 2)
-            sequence = nn.Sequential()
-            for index in range(depth):
-                stride = 2 if index == 0 and stage > 2 else 1
-                block = PreActivationBlock(
-                    channels,
-                    width,
-                    stride,
-                    slot=slot,
-                    stage=stage,
-                    map_stride=map_stride,
-                    bottleneck=bottleneck,
-                    project=project,
-                    first=index == 0 and stage == 2,
-                )
-                sequence.append(block)
-                channels = 4 * width if bottleneck else width
-            self.add_module(f"res{stage}", sequence)
-            self.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)
+        self.stem.add_module("conv1", nn.Conv2d(3, 16, 3, padding=1, bias=False))
+        self.feature_specs = {"stem": FeatureSpec(16, 1)}
+        build_block = functools.partial(
+            PreActivationBlock, slot=slot, bottleneck=bottleneck, project=project
+        )
+        channels = add_stages(self, 16, 1, layers, widths, build_block)
+        first: Any = self.res2[0]
+        first.activate_shortcut = True
         # The activation after the last addition.
         self.res4.add_module("norm", nn.BatchNorm2d(channels))
         self.res4.add_module("relu", nn.ReLU())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones.blocks import BasicBlock, Bottleneck, ResidualBlock
+from backbones.blocks import ResidualBlock
 from backbones.config import unknown
 from backbones.features import Backbone, Network
 from backbones.inception import InceptionResidualBlock
@@ -253,17 +253,14 @@ def _rewrite_blocks(root: nn.Module) -> None:
 
 def _rewrite_residual_block(block: ResidualBlock) -> nn.Module:
     """Sum, gate and ReLU in one, for SE at any place; other attentions and norms keep their block."""
-    if type(block) not in (BasicBlock, Bottleneck):  # a subclass may compute otherwise
+    if type(block) is not ResidualBlock:  # a subclass may compute otherwise
         return block
-    assert isinstance(block, (BasicBlock, Bottleneck))
     if type(block.se) not in (nn.Identity, SEBlock):
         return block
-    inner, norms = [block.conv1, block.conv2], [block.norm1, block.norm2]
-    if isinstance(block, Bottleneck):
-        inner, norms = [*inner, block.conv3], [*norms, block.norm3]
-    if not all(type(norm) is nn.Identity for norm in norms):
+    if not all(type(norm) is nn.Identity for _, norm in block.layers):
         return block
-    last = inner.pop()
+    *inner, last = [conv for conv, _ in block.layers]
+    assert isinstance(last, nn.Conv2d)
     body = nn.Sequential()
     if block.placement == "pre":
         body.append(block.se)

@@ -2,11 +2,11 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
-from backbones.blocks import BasicBlock, Bottleneck
+from backbones.blocks import ResidualBlock, add_stages
 from backbones.features import (
     MOST_BLOCKS,
     WIDEST,
@@ -27,7 +27,7 @@ class ResNet(Backbone):
         layers: blocks in each stage, e.g. (3, 4, 6, 3).
         bottleneck: bottleneck blocks (ResNet-50 and deeper) or basic ones.
         widths: width of the 3x3 convolutions of each stage before ResNeXt widens them.
-        groups, group_width, halve_first, projection_kernel: see `blocks.Bottleneck`.
+        groups, group_width, halve_first, projection_kernel: see `blocks.ResidualBlock`.
         stride_in_1x1: the stride of a bottleneck is in its first 1x1 convolution. The paper's
             3.86, 7.58 and 11.30 G multiply-adds of ResNet-50, -101 and -152 and the released
             SE-ResNet weights have it there; torchvision and timm have it in the 3x3, and so has
@@ -64,31 +64,19 @@ class ResNet(Backbone):
             raise ValueError(f"stride_in_1x1 is true or false, not {stride_in_1x1!r}")
         layers = check_stages("layers", layers, 4, MOST_BLOCKS)
         widths = check_stages("widths", widths, 4, WIDEST)
-        build_block: Callable[..., nn.Module] = BasicBlock
-        if bottleneck:
-            build_block = functools.partial(
-                Bottleneck,
-                groups=groups,
-                group_width=group_width,
-                stride_in_1x1=stride_in_1x1,
-                halve_first=halve_first,
-                projection_kernel=projection_kernel,
-            )
         self.stem, channels = _build_stem(stem_width, deep_stem, stem_pool)
         self.feature_specs = {"stem": FeatureSpec(channels, 4)}
-        for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=2):
-            map_stride = 2**stage
-            blocks = []
-            for index in range(depth):
-                stride = 2 if index == 0 and stage > 2 else 1
-                blocks.append(
-                    build_block(
-                        channels, width, stride, slot=slot, stage=stage, map_stride=map_stride
-                    )
-                )
-                channels = 4 * width if bottleneck else width
-            self.add_module(f"res{stage}", nn.Sequential(*blocks))
-            self.feature_specs[f"res{stage}"] = FeatureSpec(channels, map_stride)
+        build_block = functools.partial(
+            ResidualBlock,
+            slot=slot,
+            bottleneck=bottleneck,
+            groups=groups,
+            group_width=group_width,
+            stride_in_1x1=stride_in_1x1,
+            halve_first=halve_first,
+            projection_kernel=projection_kernel,
+        )
+        add_stages(self, channels, 4, layers, widths, build_block)
         initialize_he(self)
 
 

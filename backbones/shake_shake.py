@@ -1,12 +1,13 @@
 """Shake-Shake networks for 32x32 images."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.blocks import projection
+from backbones.blocks import add_stages, projection
 from backbones.features import MOST_BLOCKS, Backbone, FeatureSpec, check_stages, initialize_he
 from backbones.slot import PLAIN, Slot
 
@@ -38,20 +39,21 @@ class ShakeBlock(nn.Module):
         cardinality: int,
         slot: Slot,
         stage: int,
+        map_stride: int,
     ) -> None:
         super().__init__()
         self.even = mode == "shake_even"
         build_branch = _resnext_branch if cardinality else _basic_branch
         self.branch1 = build_branch(in_channels, width, stride, cardinality)
         self.branch2 = build_branch(in_channels, width, stride, cardinality)
-        out_channels = 4 * width if cardinality else width
+        self.out_channels = out_channels = 4 * width if cardinality else width
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             if cardinality:
                 self.shortcut = projection(in_channels, out_channels, stride)
             else:
                 self.shortcut = ShiftedShortcut(in_channels, out_channels, stride)
-        self.se = slot.build(out_channels, stage, 2 ** (stage - 2))
+        self.se = slot.build(out_channels, stage, map_stride)
         self.relu = nn.ReLU() if cardinality else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,24 +125,8 @@ class ShakeShake(Backbone):
         if cardinality:
             self.stem.add_module("relu1", nn.ReLU())
         self.feature_specs = {"stem": FeatureSpec(channels, 1)}
-        for stage, depth in enumerate(layers, start=2):
-            sequence = nn.Sequential()
-            for index in range(depth):
-                stride = 2 if index == 0 and stage > 2 else 1
-                block = ShakeBlock(
-                    channels,
-                    width,
-                    stride,
-                    mode=mode,
-                    cardinality=cardinality,
-                    slot=slot,
-                    stage=stage,
-                )
-                sequence.append(block)
-                channels = 4 * width if cardinality else width
-            self.add_module(f"res{stage}", sequence)
-            self.feature_specs[f"res{stage}"] = FeatureSpec(channels, 2 ** (stage - 2))
-            width *= 2
+        build_block = functools.partial(ShakeBlock, mode=mode, cardinality=cardinality, slot=slot)
+        add_stages(self, channels, 1, layers, [width, 2 * width, 4 * width], build_block)
         if not cardinality:
             self.res4.add_module("relu", nn.ReLU())
         initialize_he(self)

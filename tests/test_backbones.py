@@ -11,7 +11,7 @@ from torch import nn
 import backbones
 from backbones import build_backbone, build_network
 from backbones import registry as registry_module
-from backbones.blocks import Bottleneck
+from backbones.blocks import ResidualBlock
 from backbones.cifar_resnet import CifarResNet
 from backbones.features import Backbone, FeatureSpec
 from backbones.resnet import ResNet
@@ -128,7 +128,7 @@ def test_convolutions_start_from_he_and_gates_from_their_own():
 
 def bottleneck(placement):
     slot = build_slot({"placement": placement}, 224)
-    block = Bottleneck(64, 16, 1, slot=slot, stage=2, map_stride=4).double().eval()
+    block = ResidualBlock(64, 16, 1, slot=slot, stage=2, map_stride=4).double().eval()
     for parameter in block.se.parameters():
         nn.init.zeros_(parameter)
     return block
@@ -148,7 +148,7 @@ def test_only_post_and_identity_gate_the_shortcut(placement, factor):
 def test_each_placement_gates_what_it_is_named_after():
     torch.manual_seed(0)
     x = torch.randn(2, 64, 6, 6).double()
-    state = Bottleneck(64, 16, 1, slot=PLAIN, stage=2, map_stride=4).double().state_dict()
+    state = ResidualBlock(64, 16, 1, slot=PLAIN, stage=2, map_stride=4).double().state_dict()
     outputs = {}
     for placement in PLACEMENTS:
         block = bottleneck(placement)

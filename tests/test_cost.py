@@ -171,7 +171,7 @@ def _residual_additions(network, size):
         if not strided_shuffle:
             elements.append(output.numel())
 
-    names = ("BasicBlock", "PreActivationBlock", "ShuffleUnit")
+    names = ("ResidualBlock", "PreActivationBlock", "ShuffleUnit")
     for module in network.modules():
         if type(module).__name__ in names:
             module.register_forward_hook(hook)
