@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,16 +78,23 @@ def assert_equal(directory, whole):
     assert records[0]["metrics"] == records[1]["metrics"]
 
 
-def test_a_run_killed_at_once_and_resumed_has_the_curve_and_weights_of_a_whole_one(
-    coco, whole, tmp_path
-):
-    directory = tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(coco, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("killed") / "run"
     process = start(coco, directory)
     interrupt(process, directory, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     assert not (directory / "record.json").exists()
+    return directory
+
+
+def test_a_run_killed_at_once_and_resumed_has_the_curve_and_weights_of_a_whole_one(
+    coco, whole, killed, tmp_path
+):
+    directory = shutil.copytree(killed, tmp_path / "run")
     finish(start(coco, directory, "--resume"))
     assert_equal(directory, whole)
+    assert not (directory / "checkpoint.pt").exists()  # a finished run keeps none
     steps = [row["step"] for row in curve(directory)]
     assert steps == [3, 5, 6, 9, 10, 12]
 
@@ -114,13 +122,11 @@ def test_processes_of_one_run_stop_together_with_one_checkpoint(coco, tmp_path):
     assert 4 <= torch.load(directory / "checkpoint.pt", weights_only=True)["step"] < 12
 
 
-def test_a_checkpoint_with_one_wrong_bit_is_refused(coco, whole, tmp_path):
-    (tmp_path / "run").mkdir()
-    for name in ("settings.yaml", "checkpoint.pt"):
-        content = bytearray((whole / name).read_bytes())
-        if name == "checkpoint.pt":
-            content[len(content) // 2] ^= 1
-        (tmp_path / "run" / name).write_bytes(content)
+def test_a_checkpoint_with_one_wrong_bit_is_refused(coco, killed, tmp_path):
+    shutil.copytree(killed, tmp_path / "run")
+    content = bytearray((killed / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(content)
     errors = finish(start(coco, tmp_path / "run", "--resume"), 1)
     assert "checkpoint.pt is damaged" in errors
     assert "Traceback" not in errors

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -236,9 +237,12 @@ def test_a_store_keeps_a_run_and_never_a_checkpoint_before_its_curve(tmp_path, m
     with place.kept(there, tmp_path / "there"):
         names = {path.name for path in there.iterdir()}
         assert names == {files.CHECKPOINT, files.RECORD, files.CURVE}
-        (there / files.CHECKPOINT).write_text("later")
+        (there / files.CURVE).write_text("later")
+        (there / files.CHECKPOINT).unlink()  # the run is over
+    shutil.rmtree(here)
     place.fetch(here, tmp_path / "here")
-    assert (here / files.CHECKPOINT).read_text() == "later"
+    assert (here / files.CURVE).read_text() == "later"
+    assert not (here / files.CHECKPOINT).exists()
     (tmp_path / "here" / files.PLAN_LOCK).write_text("the plan")
     place.put(tmp_path / "here", tmp_path / "here", {})
     place.fetch(tmp_path / "there", tmp_path / "there")  # a node that shares no folder

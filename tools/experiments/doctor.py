@@ -21,7 +21,7 @@ from tools.experiments.study import Cell
 
 _CLOCK = 60.0  # seconds by which the clocks of a machine and of its disk may differ
 _OLDEST = 1_764_547_200  # 2025-12-01, seconds: no run is of before that
-_KEPT = 3  # times the weights that a run keeps: checkpoint with momentum, and the weights
+_CHECKPOINT = 2  # times the weights, with momentum; it is there while a run lasts
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def _disk(cells: Sequence[Cell], output: Path) -> Iterator[Finding]:
         )
     waiting = [cell for cell in cells if cell.status() != "recorded"]
     names = [cell.experiment.config.backbone.name for cell in waiting]
-    needed = sum(4 * _KEPT * describe_backbone(name).parameters for name in names)
+    weights = [4 * describe_backbone(name).parameters for name in names]
+    needed = sum(weights) + _CHECKPOINT * max(weights, default=0)
     free = shutil.disk_usage(folder).free
     if needed > free:
         yield Finding(

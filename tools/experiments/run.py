@@ -74,6 +74,8 @@ def run_experiment(
         return None
     record = build_record(experiment, result, directory, command, git)
     write_record(record, directory)
+    # Nothing goes on from it any more, and it is twice as large as the weights.
+    (directory / files.CHECKPOINT).unlink(missing_ok=True)
     return record
 
 

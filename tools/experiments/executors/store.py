@@ -108,6 +108,14 @@ class Store:
                 partial = f"{place}/.{name}.partial"
                 system.put_file(str(link), partial)
                 system.mv(partial, f"{place}/{name}")
+            checkpoint = f"{place}/{files.CHECKPOINT}"
+            is_over = (directory / files.RECORD).is_file()
+            if (
+                is_over
+                and not (directory / files.CHECKPOINT).exists()
+                and system.exists(checkpoint)
+            ):
+                system.rm(checkpoint)
         except BaseException:
             for name, _ in held:
                 seen.pop(name, None)
