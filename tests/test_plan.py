@@ -17,7 +17,13 @@ from tools.experiments.record import read_record, write_record
 from tools.report import write_report
 from tools.sample_data import make_cifar10
 from tools.statistics.differences import Noise, differences_over_seeds
-from tools.statistics.planning import detectable_with_seeds, expected_half_width, look_levels
+from tools.statistics.planning import (
+    detectable_with_seeds,
+    expected_half_width,
+    half_width_range,
+    look_levels,
+    one_pair_range,
+)
 
 ENTRY = {"task": "classification", "recipe": "cifar-preact", "backbones": ["se_resnet20"]}
 
@@ -89,7 +95,7 @@ def report_of(output, name="report"):
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_expected_interval_is_the_mean_of_those_that_studies_find(seeds):
+def test_the_planned_interval_and_its_range_are_those_that_studies_find(seeds):
     seed, churn, image = 0.4, 0.2, 0.12
     rng, found = np.random.default_rng(0), []
     noise = [image**2 + churn**2 / seeds, 0.1, 0.1, churn**2 / 2, churn**2 / 2, churn**2]
@@ -98,8 +104,24 @@ def test_the_expected_interval_is_the_mean_of_those_that_studies_find(seeds):
         parts = Noise(*(np.array([value]) for value in noise))
         (row,) = differences_over_seeds(one, other, parts, np.array([1e9]), np.array([10_000]))
         found.append((row.high - row.low) / 2)
-    expected = expected_half_width(seeds, seed, churn, image)
+    found, expected = np.array(found), expected_half_width(seeds, seed, churn, image)
     assert expected == pytest.approx(np.mean(found), rel=0.05)
+    low, high = half_width_range(seeds, seed, churn, image)
+    assert np.mean((low <= found) & (found <= high)) == pytest.approx(0.8, abs=0.05)
+    wider = half_width_range(seeds, seed, churn, image, degrees=2)  # known from three runs a side
+    assert wider[1] > high > low
+
+
+@pytest.mark.parametrize(("images", "pairs"), [(300, 1), (300, 5), (20_000, 1)])
+def test_a_single_pair_finds_its_interval_in_the_range_planned_from_earlier_pairs(images, pairs):
+    rng, inside = np.random.default_rng(0), []
+    for _ in range(1000):
+        share = 0.2 * np.exp(rng.normal(0, 0.1, pairs + 1))  # on which twins disagree
+        disagree = rng.binomial(images, share) / images
+        earlier = 100 * np.sqrt(disagree[:pairs].mean() / images)
+        low, high = one_pair_range(earlier, images, pairs)
+        inside.append(low <= 1.96 * 100 * np.sqrt(disagree[-1] / images) <= high)
+    assert np.mean(inside) == pytest.approx(0.8, abs=0.05)
 
 
 def test_a_plan_says_what_it_sees_and_needs_before_data_are_there(sebench, tmp_path):
@@ -112,6 +134,7 @@ def test_a_plan_says_what_it_sees_and_needs_before_data_are_there(sebench, tmp_p
     assert detectable_with_seeds(row["seeds_needed"] - 1, *noise) > 0.5
     assert row["images_needed"] > 10_000
     assert "assumed" in row["noise"]["source"]
+    assert row["half_width_range"] is None
     assert not (tmp_path / "runs" / files.PLAN_LOCK).exists()
     table = fix(sebench, study, tmp_path / "runs", "--detect", "0.5")
     assert f"{row['seeds_needed']} seeds, or {row['images_needed']:,} images" in table
@@ -158,6 +181,8 @@ def test_the_noise_of_earlier_runs_is_expected_again(sebench, tmp_path, study):
     assert noise["seed_sd"] == pytest.approx(found["seed_sd"])
     assert noise["image_sd"] == pytest.approx(found["image_sd"])
     assert "recorded, 4 seeds" in noise["source"]
+    low, high = row["half_width_range"]
+    assert low < row["half_width"] < high
 
 
 def test_a_fixed_plan_refuses_a_changed_study_until_it_is_amended(sebench, tmp_path):

@@ -269,6 +269,7 @@ def _print_comparisons(comparisons: Sequence[PlannedComparison]) -> None:
             "images": f"{each.images:,}",
             f"sees of {each.metric}": f"{each.detectable:.2f} points",
             "interval": f"±{each.half_width:.2f}",
+            "80 % of such studies": _range(each.half_width_range),
             "about": "networks" if each.seeds > 1 else "these weights",
         }
         if each.wanted is not None:
@@ -314,6 +315,10 @@ def _print_networks(shown: Mapping[str, Any]) -> None:
             f"{_size(shown['disk_bytes'])} of disk"
             + (f"; without {unknown} networks that were not probed" if unknown else "")
         )
+
+
+def _range(found: tuple[float, float] | None) -> str:
+    return "not known" if found is None else f"±{found[0]:.2f} to ±{found[1]:.2f}"
 
 
 def _count(number: int | None) -> str:

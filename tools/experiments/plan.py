@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
-from backbones.config import Count, NonNegative
+from backbones.config import Count, NonNegative, WholeNumber
 from tools.experiments.networks import network_label
 from tools.experiments.probe import Cost
 from tools.experiments.run import describe_settings_network
@@ -45,6 +45,8 @@ class Noise:
     image_sd: _Points  # which images there are
     images: Count
     source: str
+    pairs: WholeNumber = 0  # of runs that churn and images are known from; 0: assumed
+    degrees: WholeNumber = 0  # of freedom that the spread of seeds is known on; 0: assumed
 
     def on(self, images: int) -> Noise:
         """The same on a set of another size."""
@@ -84,6 +86,7 @@ class PlannedComparison:
     wanted: NonNegative | None = None  # a difference asked for
     seeds_needed: Count | None = None  # to see it in 80 %; None: no number of seeds does
     images_needed: Count | None = None  # with these seeds; None: no number of images does
+    half_width_range: tuple[NonNegative, NonNegative] | None = None  # of 80 % of such studies
 
     @property
     def images(self) -> int:
@@ -165,6 +168,7 @@ def _compare(
         wanted,
         _seeds_needed(wanted, noise, confidence) if wanted else None,
         _images_needed(wanted, seeds, noise, confidence) if wanted else None,
+        expect_range(seeds, noise, confidence),
     )
 
 
@@ -177,6 +181,20 @@ def expect(seeds: int, noise: Noise, confidence: float = CONFIDENCE) -> tuple[fl
             planning.detectable_with_seeds(seeds, *parts, confidence=confidence),
         )
     return planning.expected_of_one_pair(math.hypot(noise.churn_sd, noise.image_sd))
+
+
+def expect_range(
+    seeds: int, noise: Noise, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Between which half-widths 80 % of such studies find theirs; None: the noise is only assumed."""
+    if seeds > 1 and noise.degrees:
+        parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
+        return planning.half_width_range(seeds, *parts, confidence, noise.degrees)
+    if seeds == 1 and noise.pairs:
+        return planning.one_pair_range(
+            math.hypot(noise.churn_sd, noise.image_sd), noise.images, noise.pairs
+        )
+    return None
 
 
 def _seeds_needed(wanted: float, noise: Noise, confidence: float) -> int | None:

@@ -12,6 +12,7 @@ from tools.experiments.plan import Noise, default_noise
 from tools.experiments.study import Looks
 from tools.report.planned import ends, read_plans
 from tools.report.table import build_table
+from tools.statistics import planning
 
 
 def read_noise(paths: Iterable[str | Path]) -> dict[tuple[str, str], Noise]:
@@ -28,14 +29,13 @@ def read_noise(paths: Iterable[str | Path]) -> dict[tuple[str, str], Noise]:
             if difference.image_sd is None:
                 continue
             data, seeds = compared.pair.plain[0].dataset.name, difference.seeds
-            assumed = default_noise(compared.task, data).on(images)
-            noise = Noise(
-                assumed.seed_sd if difference.seed_sd is None else difference.seed_sd,
-                difference.churn_sd or 0.0,
-                difference.image_sd,  # with one seed churn is in it
-                images,
-                f"recorded, {seeds} seed{'s' if seeds > 1 else ''}",
-            )
+            told = (difference.seed_sd or 0.0, difference.churn_sd or 0.0, difference.image_sd)
+            if seeds == 1:  # churn is in what the images tell: parted as where all is assumed
+                assumed = default_noise(compared.task, data).on(images)
+                share = difference.image_sd / math.hypot(assumed.churn_sd, assumed.image_sd)
+                told = (assumed.seed_sd, share * assumed.churn_sd, share * assumed.image_sd)
+            source = f"recorded, {seeds} seed{'s' if seeds > 1 else ''}"
+            noise = Noise(*told, images, source, seeds, planning.seed_degrees(seeds))
             groups.setdefault((compared.task, data), []).append(noise)
     if not groups:
         where = ", ".join(map(str, paths))
@@ -51,7 +51,8 @@ def _mean(rows: Sequence[Noise]) -> Noise:
         return math.sqrt(sum(getattr(row, name) ** 2 for row in rows) / len(rows))
 
     source = f"{rows[0].source}, {len(rows)} pair{'s' if len(rows) > 1 else ''}"
-    return Noise(mean("seed_sd"), mean("churn_sd"), mean("image_sd"), images, source)
+    known = (sum(row.pairs for row in rows), sum(row.degrees for row in rows))
+    return Noise(mean("seed_sd"), mean("churn_sd"), mean("image_sd"), images, source, *known)
 
 
 def take_look(output: Path, runs: Sequence[Path], looks: Looks) -> tuple[bool, list[str]]:

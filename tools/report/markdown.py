@@ -91,12 +91,21 @@ def _notes(table: Table) -> str:
 
 
 def _plan(plan: FixedPlan) -> str:
-    heads = ["Benchmark", "Network", "Interval, planned:", "found:", "Seconds, planned:", "taken:"]
+    heads = [
+        "Benchmark",
+        "Network",
+        "Interval, planned:",
+        "80 % of studies:",
+        "found:",
+        "Seconds, planned:",
+        "taken:",
+    ]
     cells = [
         [
             e(row.benchmark),
             e(row.candidate),
             f"± {wording.number(row.half_width_planned)}",
+            wording.planned_range(row.half_width_range),
             "–" if row.half_width is None else f"± {wording.number(row.half_width)}",
             wording.number(row.seconds_planned),
             wording.number(row.seconds),

@@ -71,6 +71,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "number": wording.number,
+        "planned_range": wording.planned_range,
         "signed": wording.signed,
         "interval": wording.interval,
         "count": wording.count,

@@ -16,6 +16,7 @@ from tools.experiments.plan import (
     Lock,
     PlannedComparison,
     expect,
+    expect_range,
     read_lock,
 )
 from tools.experiments.record import Record
@@ -33,6 +34,7 @@ class PlannedRow:
     candidate: str
     benchmark: str
     half_width_planned: float  # of the 95 % interval, points
+    half_width_range: tuple[float, float] | None  # of 80 % of such studies; None: noise was assumed
     half_width: float | None
     seconds_planned: float | None  # of one run of the candidate, training and evaluation
     seconds: float | None  # mean over its runs
@@ -110,14 +112,12 @@ def _rows(digest: str, locked: Lock, comparisons: Sequence[Comparison]) -> Itera
             continue
         difference = compared.headline.difference
         known = difference.low is not None and difference.high is not None
+        noise, confidence = planned.noise.on(compared.images), 1 - _level(locked.looks, compared)
         yield PlannedRow(
             compared.candidate,
             compared.benchmark,
-            expect(
-                len(compared.seeds),
-                planned.noise.on(compared.images),
-                1 - _level(locked.looks, compared),
-            )[0],
+            expect(len(compared.seeds), noise, confidence)[0],
+            expect_range(len(compared.seeds), noise, confidence),
             (difference.high - difference.low) / 2 if known else None,  # type: ignore[operator]
             _planned_seconds(locked, planned.entry, compared.pair.candidate[0]),
             _seconds(compared.pair.candidate),

@@ -59,6 +59,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def planned_range(found: tuple[float, float] | None) -> str:
+    """Between which half-widths a plan expects a study's."""
+    return "not known" if found is None else f"± {number(found[0])} to ± {number(found[1])}"
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """With a true minus sign, and no sign for zero."""
     if value is None:

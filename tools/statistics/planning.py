@@ -20,6 +20,9 @@ from tools.statistics.differences import (
     variance_of_mean,
 )
 
+IN_RANGE = 0.8  # of studies find a half-width in the range that is planned
+# Of the share of images on which trained twins disagree, its standard deviation over pairs of runs.
+_NETWORKS_VARY = 0.1
 _MOST_SEEDS = 1000
 _QUANTILES = 200  # of what seeds may tell of their spread
 _SPENT_OF_LOOKS = 0.7
@@ -98,10 +101,39 @@ def expected_half_width(
     Few seeds tell their own spread badly, and what they tell makes the interval: this is the mean over
     all that they may tell (chi-squared), more than what their true spread would lead to.
     """
-    degrees = _seed_degrees(seeds)
-    told = special.chdtri(degrees, (np.arange(_QUANTILES) + 0.5) / _QUANTILES) / degrees
-    variance, own = _expected_variance(seeds, (seed_sd, churn_sd, image_sd), told)
-    return float(np.mean(special.stdtrit(own, (1 + confidence) / 2) * np.sqrt(variance)))
+    parts = (seed_sd, churn_sd, image_sd)
+    return float(np.mean(_half_widths(seeds, parts, confidence, None)))
+
+
+def half_width_range(
+    seeds: int,
+    seed_sd: float,
+    churn_sd: float,
+    image_sd: float,
+    confidence: float = CONFIDENCE,
+    degrees: int | None = None,
+) -> tuple[float, float]:
+    """Between which half-widths ``IN_RANGE`` of such studies find theirs; at least two seeds a side.
+
+    Args:
+        degrees: of freedom that the seeds' spread is known on; None: it is known.
+    """
+    found = _half_widths(seeds, (seed_sd, churn_sd, image_sd), confidence, degrees)
+    low, high = np.quantile(found, ((1 - IN_RANGE) / 2, (1 + IN_RANGE) / 2))
+    return float(low), float(high)
+
+
+def _half_widths(
+    seeds: int, parts: tuple[float, float, float], confidence: float, known: int | None
+) -> np.ndarray:
+    """At quantiles of what the seeds may tell of their spread, of which ``known`` seeds told before."""
+    degrees, shares = seed_degrees(seeds), (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    if known is None:
+        told = special.chdtri(degrees, shares) / degrees
+    else:
+        told = special.fdtri(degrees, known, shares)
+    variance, own = _expected_variance(seeds, parts, told)
+    return special.stdtrit(own, (1 + confidence) / 2) * np.sqrt(variance)
 
 
 def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, float]:
@@ -110,7 +142,24 @@ def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, 
     return float(z * image_sd), float((z + z_power) * image_sd)
 
 
-def _seed_degrees(seeds: int) -> int:
+def one_pair_range(image_sd: float, images: int, pairs: int) -> tuple[float, float]:
+    """Between which half-widths ``IN_RANGE`` of single pairs of weights find theirs.
+
+    Args:
+        image_sd: of the difference on as many ``images``, points, as ``pairs`` of runs told it.
+
+    Counts of images on which twins disagree vary as counts do, and with the networks that came of the
+    training.
+    """
+    disagree = max(1.0, (images * image_sd / 100) ** 2)
+    spread = np.sqrt((1 / disagree + _NETWORKS_VARY**2) * (1 + 1 / pairs)) / 2
+    expected, _ = expected_of_one_pair(image_sd)
+    off = np.exp(special.ndtri((1 + IN_RANGE) / 2) * spread)
+    return float(expected / off), float(expected * off)
+
+
+def seed_degrees(seeds: int) -> int:
+    """Degrees of freedom on which ``seeds`` runs a side tell their spread; 0 of one."""
     return seeds - 1 if seeds >= PAIR_SEEDS_FROM else 2 * (seeds - 1)
 
 
@@ -132,7 +181,7 @@ def _expected_variance(
     image = images + churn / seeds if parts[2] else None
     many = np.full(len(told), np.inf)
     between = (seed + churn) * told
-    return variance_of_mean(between, churn, image, seeds, _seed_degrees(seeds), many)
+    return variance_of_mean(between, churn, image, seeds, seed_degrees(seeds), many)
 
 
 def seeds_needed(
