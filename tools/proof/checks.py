@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from tools.report.pairs import describe_network
 from tools.report.planned import ends
 from tools.report.table import Table
 
-_WHOLE = "bundle the whole folder of its study"
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,17 +36,35 @@ class Finding:
     what: str
 
 
-def check_record(record: Record) -> tuple[list[str], list[Finding]]:
-    """Check one run: what could not be looked at, and what is wrong."""
-    notes = []
-    if _contents(record) is None:
-        notes.append(f"{record.name}: of a version that did not keep what its hash was made from")
-    if record.dataset.reported_sha256 is None:
-        notes.append(f"{record.name}: of a version that did not keep the hash of its images alone")
-    if record.git.dirty:
-        notes.append(f"{record.name}: made with uncommitted changes to the suite")
-    checks = (_identity, _network, _protocol, _weights_of, _kinds, _numbers)
-    return notes, [Finding(record.name, text) for check in checks for text in check(record)]
+@dataclass
+class Verification:
+    """What was looked at in a bundle, and what is wrong with it."""
+
+    sha256: str  # of the bundle
+    checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be looked at
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, where: str, what: str) -> None:
+        """Note that something is not as it must be."""
+        self.findings.append(Finding(where, what))
+
+
+def check_record(record: Record, found: Verification) -> None:
+    """Check one run."""
+    for is_so, text in (
+        (_contents(record) is None, "of a version that did not keep what its hash was made from"),
+        (
+            record.dataset.reported_sha256 is None,
+            "of a version that did not keep the hash of its images alone",
+        ),
+        (record.git.dirty, "made with uncommitted changes to the suite"),
+    ):
+        if is_so:
+            found.notes.append(f"{record.name}: {text}")
+    for check in (_identity, _network, _protocol, _weights_of, _kinds, _numbers):
+        for text in check(record):
+            found.add(record.name, text)
 
 
 def _identity(record: Record) -> Iterator[str]:
@@ -71,12 +86,8 @@ def _identity(record: Record) -> Iterator[str]:
     except ValueError as error:
         yield printable(str(error).replace(str(path), files.SETTINGS))
         return
-    told = {
-        "task": setup.task,
-        "action": setup.action,
-        "experiment": setup.hash,
-        "comparison_hash": setup.comparison_hash,
-    }
+    told = {key: getattr(setup, key) for key in ("task", "action", "comparison_hash")}
+    told["experiment"] = setup.hash
     config = written.get("config")
     ours = told | flatten(setup.settings)
     theirs = {key: written.get(key) for key in told}
@@ -102,15 +113,11 @@ def _named_weights(record: Record) -> Iterator[tuple[str | None, WeightsFile | N
     """The files of weights that settings name, as they are recorded."""
     settings, weights = record.experiment.settings, record.weights
     others = settings.get("evaluate", {}).get("ensemble")
-    paths = [
-        path if isinstance(path, str) else None
-        for path in (
-            settings.get("backbone", {}).get("weights"),
-            *(others if isinstance(others, list) else ()),
-        )
-    ]
+    paths = [settings.get("backbone", {}).get("weights")]
+    paths += others if isinstance(others, list) else ()
     first = weights.initial if record.experiment.action == "train" else weights
-    yield from zip(paths, (first, *weights.ensemble), strict=False)
+    named = [path if isinstance(path, str) else None for path in paths]
+    yield from zip(named, (first, *weights.ensemble), strict=False)
 
 
 def _network(record: Record) -> Iterator[str]:
@@ -199,80 +206,73 @@ def _shown(value: Any) -> str:
 # Between records ---------------------------------------------------------------------------------
 
 
-def check_together(records: Sequence[Record]) -> Iterator[Finding]:
+def check_together(records: Sequence[Record], found: Verification) -> None:
     """Find what records of one study say of each other that cannot be."""
-    yield from _same_rows(records)
-    yield from _one_training_each(records)
+    _same_rows(records, found)
+    _one_training_each(records, found)
 
 
-def _check_fixed(path: Path, recorded: Sequence[Record]) -> list[Finding]:
-    """Whether the fixed plan that runs name is the one that is there, or was amended to it."""
-    named = [record for record in recorded if record.locked_plan]
-    try:
-        locked = read_lock(path.parent)
-    except ValueError:
-        return [Finding(path.name, "is damaged")]
-    known = {each.sha256_before for each in locked.amendments} if locked else set()
-    known |= {files.sha256(path)} if locked else set()
-    return [
-        Finding(record.name, "names a fixed plan that is not here, or was changed since")
-        for record in named
-        if record.locked_plan not in known
-    ]
-
-
-def check_plans(
-    plans: Mapping[Path, str], records: Sequence[Record]
-) -> tuple[list[str], list[Finding]]:
-    """Check that every planned cell is there: what could not be looked at, and what is wrong.
+def check_plans(plans: Mapping[Path, str], records: Sequence[Record], found: Verification) -> None:
+    """Check that every planned cell is there.
 
     Args:
         plans: files of plans, with the names of their folders.
     """
-    notes: list[str] = []
-    findings: list[Finding] = []
     by_name = {record.name: record for record in records}
     for path, folder in plans.items():
-        where = "/".join(filter(None, [folder, files.PLAN]))
-        digest = files.sha256(path)
+        where = _inside(folder, files.PLAN)
         try:
             cells = read_plan(path.parent)
         except ValueError:
-            findings.append(Finding(where, "is damaged"))
+            found.add(where, "is damaged")
             continue
-        recorded = []
-        found = {c.name: by_name.get("/".join(filter(None, [folder, c.name]))) for c in cells}
-        later = beyond_look(path.parent, cells, {name for name, one in found.items() if one})
+        runs = {cell.name: by_name.get(_inside(folder, cell.name)) for cell in cells}
+        recorded = {name: record for name, record in runs.items() if record}
+        later = beyond_look(path.parent, cells, set(recorded))
+        recorded = {name: record for name, record in recorded.items() if name not in later}
         for cell in cells:
-            record = found[cell.name]
-            if cell.name in later:
-                continue
-            if record is None:
-                findings.append(
-                    Finding(where, f"{printable(cell.name)} is planned and not recorded")
-                )
-                continue
-            recorded.append(record)
-            if (record.task, record.backbone.name, record.seed) != (
-                cell.task,
-                cell.backbone,
-                cell.seed,
-            ):
-                findings.append(Finding(record.name, "is not the run that was planned"))
-        findings += _check_fixed(path.with_name(files.PLAN_LOCK), recorded)
-        others = sum(record.plan != digest for record in recorded)
+            run = recorded.get(cell.name)
+            if run is None and cell.name not in later:
+                found.add(where, f"{printable(cell.name)} is planned and not recorded")
+            planned = (cell.task, cell.backbone, cell.seed)
+            if run is not None and (run.task, run.backbone.name, run.seed) != planned:
+                found.add(run.name, "is not the run that was planned")
+        _check_fixed(path.with_name(files.PLAN_LOCK), recorded.values(), found)
+        digest = files.sha256(path)
+        others = sum(record.plan != digest for record in recorded.values())
         if recorded and others == len(recorded):
-            findings.append(Finding(where, "is not the plan of any run: it was changed since"))
+            found.add(where, "is not the plan of any run: it was changed since")
         elif others:
-            notes.append(f"{where}: {others} runs were recorded under an earlier plan")
+            found.notes.append(f"{where}: {others} runs were recorded under an earlier plan")
     lost = [record.name for record in records if record.plan and not plans]
-    findings += [Finding(name, f"was planned, and its plan is not here: {_WHOLE}") for name in lost]
+    for name in lost:
+        found.add(
+            name, "was planned, and its plan is not here: bundle the whole folder of its study"
+        )
     if not plans and not lost:
-        notes.append("no plan: nothing says which runs there should be")
-    return notes, findings
+        found.notes.append("no plan: nothing says which runs there should be")
 
 
-def check_end(plans: Mapping[Path, str], table: Table) -> Iterator[Finding]:
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _check_fixed(path: Path, recorded: Iterable[Record], found: Verification) -> None:
+    """Whether the fixed plan that runs name is the one that is there, or was amended to it."""
+    try:
+        locked = read_lock(path.parent)
+    except ValueError:
+        found.add(path.name, "is damaged")
+        return
+    known: set[str | None] = {None}
+    if locked:
+        known |= {files.sha256(path), *(each.sha256_before for each in locked.amendments)}
+    for record in recorded:
+        if record.locked_plan not in known:
+            found.add(record.name, "names a fixed plan that is not here, or was changed since")
+
+
+def check_end(plans: Mapping[Path, str], table: Table, found: Verification) -> None:
     """Check that a study by looks that ended early did so by its own rule.
 
     Args:
@@ -285,57 +285,45 @@ def check_end(plans: Mapping[Path, str], table: Table) -> Iterator[Finding]:
             continue  # `check_plans` has said so
         if locked is None or locked.looks is None:
             continue
-        last, inside = locked.looks.looks[-1], f"{folder}/" if folder else ""
+        last, inside = locked.looks.looks[-1], _inside(folder, "")
         own = [c for c in table.comparisons if all(r.name.startswith(inside) for r in c.pair.runs)]
-        early = [c for c in own if len(c.seeds) < last]
-        if early and not all(ends(locked.looks, c) for c in own):
-            where = "/".join(filter(None, [folder, files.PLAN_LOCK]))
-            text = f"ended before {last} seeds, and not every comparison is {locked.looks.stop}"
-            yield Finding(where, text)
-
-
-def _same_rows(records: Sequence[Record]) -> Iterator[Finding]:
-    """The same data have the same images and labels in every run."""
-    groups: dict[tuple[str | None, tuple[str, ...]], list[Record]] = defaultdict(list)
-    for record in records:
-        data = record.dataset
-        if record.file("samples"):
-            groups[data.sha256, tuple(data.skipped_images)].append(record)
-    for group in groups.values():
-        first = None
-        for record in group:
-            path = record.file("samples")
-            assert path is not None
-            try:
-                rows = statistics.load_predictions(path, record.dataset.images)
-            except ValueError:
-                continue  # `check_record` has said so
-            if first is None:
-                first = record, rows
-            elif not np.array_equal(rows.image, first[1].image):
-                yield Finding(record.name, f"its rows name other images than {first[0].name}")
-            elif not np.array_equal(rows.label, first[1].label):
-                yield Finding(record.name, f"its rows have other labels than {first[0].name}")
-
-
-def _one_training_each(records: Sequence[Record]) -> Iterator[Finding]:
-    """Weights come from one training, and are evaluated as the network that was trained."""
-    trained: dict[str, Record] = {}
-    for record in records:
-        digest = record.weights.sha256
-        if record.experiment.action != "train" or not digest:
-            continue
-        first = trained.setdefault(digest, record)
-        if first.hash != record.hash:
-            yield Finding(record.name, f"its weights are those of {first.name}, another experiment")
-    for record in records:
-        first = trained.get(record.weights.sha256 or "", record)
-        if (first.backbone.name, first.backbone.options) != (
-            record.backbone.name,
-            record.backbone.options,
-        ):
-            yield Finding(
-                record.name,
-                f"evaluates the weights that {first.name} trained as "
-                f"{describe_network(first.backbone)}",
+        if any(len(c.seeds) < last for c in own) and not all(ends(locked.looks, c) for c in own):
+            found.add(
+                _inside(folder, files.PLAN_LOCK),
+                f"ended before {last} seeds, and not every comparison is {locked.looks.stop}",
             )
+
+
+def _same_rows(records: Sequence[Record], found: Verification) -> None:
+    """The same data have the same images and labels in every run."""
+    firsts: dict[tuple[str | None, tuple[str, ...]], tuple[str, Any]] = {}
+    for record in records:
+        path = record.file("samples")
+        if path is None:
+            continue
+        try:
+            rows = statistics.load_predictions(path, record.dataset.images)
+        except ValueError:
+            continue  # `check_record` has said so
+        data = (record.dataset.sha256, tuple(record.dataset.skipped_images))
+        name, first = firsts.setdefault(data, (record.name, rows))
+        if not np.array_equal(rows.image, first.image):
+            found.add(record.name, f"its rows name other images than {name}")
+        elif not np.array_equal(rows.label, first.label):
+            found.add(record.name, f"its rows have other labels than {name}")
+
+
+def _one_training_each(records: Sequence[Record], found: Verification) -> None:
+    """Weights come from one training, and are evaluated as the network that was trained."""
+    trained: dict[str | None, Record] = {}
+    for record in records:
+        if record.experiment.action == "train" and record.weights.sha256:
+            first = trained.setdefault(record.weights.sha256, record)
+            if first.hash != record.hash:
+                found.add(record.name, f"its weights are those of {first.name}, another experiment")
+    for record in records:
+        first = trained.get(record.weights.sha256, record)
+        ours, theirs = record.backbone, first.backbone
+        if (ours.name, ours.options) != (theirs.name, theirs.options):
+            told = describe_network(theirs)
+            found.add(record.name, f"evaluates the weights that {first.name} trained as {told}")

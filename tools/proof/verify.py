@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,19 @@ from tools.experiments.archive import (
 )
 from tools.experiments.measured import load_measured
 from tools.experiments.record import Record, find_files, load_records
-from tools.proof.checks import Finding, check_end, check_plans, check_record, check_together
+from tools.proof.checks import (
+    Verification,
+    check_end,
+    check_plans,
+    check_record,
+    check_together,
+)
 from tools.report import document
 from tools.report.planned import read_plans
 from tools.report.table import build_table
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".pkl", ".npz", ".npy", ".bin", ".ckpt", ".json"}
 _TOLERANCE = 1e-6  # relative, of numbers of a report: machines differ in rounding
-
-
-@dataclass
-class Verification:
-    """What was looked at in a bundle, and what is wrong with it."""
-
-    sha256: str  # of the bundle
-    checked: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what could not be looked at
-    findings: list[Finding] = field(default_factory=list)
 
 
 def verify_bundle(
@@ -63,77 +58,76 @@ def verify_bundle(
     if sha256 is not None:
         found.checked.append("the bundle's SHA-256 against the given one")
         if sha256.lower() != found.sha256:
-            found.findings.append(Finding(str(path), f"its SHA-256 is {found.sha256}"))
+            found.add(str(path), f"its SHA-256 is {found.sha256}")
     try:
         with unpacked(path) as folder:
             _verify(folder, found, weights)
     except ValueError as error:
-        found.findings.append(Finding(str(path), printable(str(error))))
+        found.add(str(path), printable(str(error)))
     return found
 
 
 def _verify(folder: Path, found: Verification, weights: Path | None) -> None:
     manifest = read_manifest(folder)
-    found.findings += _check_files(folder, manifest)
+    _check_files(folder, manifest, found)
     found.checked.append(f"{len(manifest.files)} files against their hashes")
     records, damaged = load_records([folder / RUNS])
     records = [with_annotations(record, folder) for record in records]
-    found.findings += [Finding(RUNS, text.replace(f"{folder}/", "")) for text in damaged]
+    for text in damaged:
+        found.add(RUNS, text.replace(f"{folder}/", ""))
     found.notes += map(printable, manifest.skipped)
     found.notes += [f"begun and not recorded: {printable(name)}" for name in manifest.unfinished]
     for record in records:
-        notes, findings = check_record(record)
-        found.notes += notes
-        found.findings += findings
+        check_record(record, found)
     found.checked.append(f"settings, metrics and classes of {len(records)} runs, computed anew")
-    found.findings += check_together(records)
+    check_together(records, found)
     found.checked.append("images, labels and weights of all runs against each other")
-    notes, findings = check_plans(find_files([folder / RUNS], files.PLAN), records)
-    found.notes += notes
-    found.findings += findings
+    plans = find_files([folder / RUNS], files.PLAN)
+    check_plans(plans, records, found)
     if weights is None:
         found.notes.append("hashes of weights are those of the records; --weights DIR checks files")
     else:
-        count, findings = _check_weights(records, weights)
-        found.checked.append(f"weights of {count} of {len(records)} runs")
-        found.findings += findings
-    found.findings += _check_report(folder, records, manifest, found)
+        _check_weights(records, weights, found)
+    _check_report(folder, records, manifest, plans, found)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+def _check_files(folder: Path, manifest: Manifest, found: Verification) -> None:
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     for name in sorted(there - set(manifest.files) - {MANIFEST}):
-        yield Finding(name, "is not listed in the bundle")
+        found.add(name, "is not listed in the bundle")
     for name, entry in manifest.files.items():
         if name not in there:
-            yield Finding(printable(name), "is listed and not in the bundle")
+            found.add(printable(name), "is listed and not in the bundle")
         elif files.sha256(folder / name) != entry.sha256:
-            yield Finding(name, "was changed after the bundle was made")
+            found.add(name, "was changed after the bundle was made")
 
 
-def _check_weights(records: list[Record], folder: Path) -> tuple[int, list[Finding]]:
-    """Runs whose weights are in ``folder``, and those beside which others lie."""
+def _check_weights(records: list[Record], folder: Path, found: Verification) -> None:
+    """Look for the weights of runs in ``folder``, and for others where theirs should be."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
     hashes = {path: files.sha256(path) for path in paths if path.is_file()}
-    known, findings = 0, []
+    known = 0
     for record in records:
         beside = hashes.get(folder / record.name / files.WEIGHTS)
         if record.weights.sha256 in hashes.values():
             known += 1
         elif beside is not None and record.experiment.action == "train":
-            findings.append(Finding(record.name, "its weights there are not those of its record"))
-    return known, findings
+            found.add(record.name, "its weights there are not those of its record")
+    found.checked.append(f"weights of {known} of {len(records)} runs")
 
 
 # The report --------------------------------------------------------------------------------------
 
 
 def _check_report(
-    folder: Path, records: list[Record], manifest: Manifest, found: Verification
-) -> Iterator[Finding]:
+    folder: Path,
+    records: list[Record],
+    manifest: Manifest,
+    plans: Mapping[Path, str],
+    found: Verification,
+) -> None:
     try:
         stored = json.loads((folder / REPORT).read_bytes())
-        plans = find_files([folder / RUNS], files.PLAN)
         measured, _ = load_measured([folder / RUNS])
         table = build_table(
             records,
@@ -150,7 +144,7 @@ def _check_report(
         )
         return
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        yield Finding(REPORT, f"cannot be made anew: {printable(str(error))}")
+        found.add(REPORT, f"cannot be made anew: {printable(str(error))}")
         return
     version = metadata.version("sebench")
     if manifest.sebench != version:
@@ -158,12 +152,12 @@ def _check_report(
             f"the report was made by sebench {printable(manifest.sebench)}, and is compared with one "
             f"by {version}: in what both have"
         )
-    found.findings += check_end(plans, table)
+    check_end(plans, table, found)
     differing = list(_differences(stored, anew, manifest.sebench == version))
     for place, text in differing[:10]:
-        yield Finding(f"{REPORT} {place}", text)
+        found.add(f"{REPORT} {place}", text)
     if len(differing) > 10:
-        yield Finding(REPORT, f"{len(differing) - 10} more differences")
+        found.add(REPORT, f"{len(differing) - 10} more differences")
     found.checked.append(f"{_count(anew)} values of the report, computed anew")
 
 
