@@ -42,11 +42,11 @@ class Experiment:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings as plain values; an evaluation has none of training's."""
-        settings = dataclasses.asdict(self.config)
-        if self.action == "evaluate":
-            for key in TASKS[self.task].training_only:
-                del settings[key]
-        return settings
+        return {k: v for k, v in dataclasses.asdict(self.config).items() if k not in self._unused}
+
+    @property
+    def _unused(self) -> Sequence[str]:
+        return TASKS[self.task].training_only if self.action == "evaluate" else ()
 
     def contents(self) -> dict[str, str]:
         """What stands for files in the identity, by their paths; they are looked at at each call.
@@ -68,11 +68,9 @@ class Experiment:
         """
         known = self.contents() if contents is None else contents
         fields = _identity_fields(self.config, known)
-        identity = {"task": self.task, "action": self.action, **fields}
-        for key in TASKS[self.task].training_only if self.action == "evaluate" else ():
-            del identity[key]
-        identity["data"]["synthetic"] = known.get(self.config.data.root)
-        return identity
+        fields["data"]["synthetic"] = known.get(self.config.data.root)
+        used = {key: value for key, value in fields.items() if key not in self._unused}
+        return {"task": self.task, "action": self.action, **used}
 
     @property
     def hash(self) -> str:
@@ -118,22 +116,28 @@ def load_experiment(
         ValueError: anything unknown, with near matches, or of the wrong type, with its full name;
             a file that asks for Python files to be run.
     """
-    row = find_task(task)
+    find_task(task)
     assert action in ACTIONS
     recipe, written = _read_recipe(task, recipe)
-    settings = dict(settings or {})
     imports = [str(path) for path in imports]
-    for source, part in ((f"recipe {recipe}", written), ("settings", settings)):
+    parts: list[tuple[str, Mapping[str, Any]]] = [("settings", settings or {})]
+    for source, part in ((f"recipe {recipe}", written), *parts):
         check_imports(source, _backbone(part).get("imports"), imports)
     for path in imports:
         load_user_module(path)
-    parts = [("settings", settings)]
     if imports:
         parts.append(("--import", {"backbone": {"imports": imports}}))
     parts += [(text, parse_override(text)) for text in overrides]
     named = [_backbone(part).get("name") for _, part in parts]
     fitting = _with_fitting_options(written, next(filter(None, reversed(named)), None))
-    config = build_settings(settings_class(row), [(f"recipe {recipe}", fitting), *parts])
+    return _checked(task, recipe, [(f"recipe {recipe}", fitting), *parts], action)
+
+
+def _checked(
+    task: str, recipe: str, parts: Iterable[tuple[str, Mapping[str, Any]]], action: str
+) -> Experiment:
+    """An experiment whose settings are sound, and whose networks are known."""
+    config = build_settings(settings_class(find_task(task)), parts)
     for path in config.backbone.imports:
         load_user_module(path)
     for name in filter(None, (config.backbone.name, config.backbone.twin)):
@@ -172,11 +176,7 @@ def results_experiment(
                 "evaluate.evaluator can be told"
             )
         parts.append((text, parse_override(text)))
-    config = build_settings(settings_class(find_task(task)), parts)
-    for path in imports:
-        load_user_module(path)
-    describe_backbone(config.backbone.name)
-    return Experiment(task, "unknown (a results file)", config, "evaluate")
+    return _checked(task, "unknown (a results file)", parts, "evaluate")
 
 
 def check_imports(source: str, wanted: object, named: Sequence[str | Path]) -> None:
@@ -188,8 +188,7 @@ def check_imports(source: str, wanted: object, named: Sequence[str | Path]) -> N
         named: what `--import` named.
     """
     if wanted and not named:
-        listed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        mend = " ".join(f"--import {path}" for path in listed)
+        mend = " ".join(f"--import {path}" for path in _as_list(wanted))
         raise ValueError(
             f"{source} wants Python files to be run; read them, and if you trust them, pass {mend}"
         )
@@ -317,14 +316,14 @@ def _identity_fields(settings: Any, contents: Mapping[str, str]) -> dict[str, An
                 value = _identity_fields(value, contents)
             elif field.metadata.get("names_files"):
                 # A path where the file does not exist: its name is all that is known.
-                several = isinstance(value, list)
-                value = (
-                    [contents.get(path, path) for path in value]
-                    if several
-                    else contents.get(value, value)
-                )
+                known = [contents.get(path, path) for path in _as_list(value)]
+                value = known if isinstance(value, list) else known[0]
             fields[field.name] = value
     return fields
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _named_files(settings: Any) -> Iterator[str]:
@@ -334,7 +333,7 @@ def _named_files(settings: Any) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             yield from _named_files(value)
         elif field.metadata.get("names_files"):
-            yield from filter(None, value if isinstance(value, list) else [value])
+            yield from filter(None, _as_list(value))
 
 
 def _comparison_hash(identity: Mapping[str, Any]) -> str:

@@ -70,9 +70,14 @@ def run_experiment(
     while not is_over:
         result, is_over = _attempt(experiment, directory, resume)
         resume = (directory / files.CHECKPOINT).exists()
+    return _record(experiment, result, directory, command, git)
+
+
+def _record(experiment: Experiment, result: Any, directory: Path, *origin: Any) -> Record | None:
+    """Write the record of a result; None in every process but the first one."""
     if not is_first_process() or result is None:
         return None
-    record = build_record(experiment, result, directory, command, git)
+    record = build_record(experiment, result, directory, *origin)
     write_record(record, directory)
     # Nothing goes on from it any more, and it is twice as large as the weights.
     (directory / files.CHECKPOINT).unlink(missing_ok=True)
@@ -110,13 +115,11 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
     Raises:
         ValueError: as ``run_experiment``; of a pass, before any of its weights is evaluated.
     """
-    passes: dict[tuple[str, ...], list[Path]] = {}
+    passes: dict[tuple[str, str], list[Path]] = {}
     for directory, experiment in runs.items():
         shared = hasattr(experiment.entry_points(), "evaluate_together")
-        if shared and read_recorded(experiment, directory) is None:
-            key: tuple[str, ...] = (experiment.comparison_hash,)
-        else:
-            key = (experiment.comparison_hash, str(directory))
+        alone = not shared or read_recorded(experiment, directory) is not None
+        key = (experiment.comparison_hash, str(directory) if alone else "")
         passes.setdefault(key, []).append(directory)
     for directories in passes.values():
         if len(directories) == 1:
@@ -128,11 +131,7 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
             configs = [(runs[directory].config, directory) for directory in directories]
             results = module.evaluate_together(configs)
         for index, directory in enumerate(directories):
-            record = None
-            if is_first_process():
-                record = build_record(runs[directory], results[index], directory)
-                write_record(record, directory)
-            yield record
+            yield _record(runs[directory], results and results[index], directory)
 
 
 @contextmanager
@@ -263,7 +262,11 @@ def build_record(
     content = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "experiment": _describe_setup(experiment),
+        "experiment": {
+            **{key: getattr(experiment, key) for key in _TOLD},
+            "settings": experiment.settings,
+            "contents": experiment.contents(),
+        },
         "backbone": describe_settings_network(experiment.config.backbone),
         "seed": experiment.config.seed,
         "metrics": _metrics(found),
@@ -280,18 +283,6 @@ def build_record(
     record = record_from(json.loads(json.dumps(content)), Path(directory))
     _check_rows(record)
     return record
-
-
-def _describe_setup(experiment: Experiment) -> dict[str, Any]:
-    return {
-        "hash": experiment.hash,
-        "comparison_hash": experiment.comparison_hash,
-        "task": experiment.task,
-        "action": experiment.action,
-        "recipe": experiment.recipe,
-        "settings": experiment.settings,
-        "contents": experiment.contents(),
-    }
 
 
 def describe_settings_network(settings: BackboneSettings) -> dict[str, Any]:
@@ -317,6 +308,7 @@ _TAKEN = (
     *("dataset", "protocol", "weights", "per_class", "cost", "timing", "selection"),
     *("input_format", "chance", "steps"),
 )
+_TOLD = ("hash", "comparison_hash", "task", "action", "recipe")
 
 
 def _sha256_above(directory: Path, name: str) -> str | None:
