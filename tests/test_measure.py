@@ -10,12 +10,13 @@ import pytest
 
 from tools.experiments.measured import (
     SUFFIX,
+    Measured,
     Ratio,
     load_measured,
-    measured_schema,
     read_measured,
     write_measured,
 )
+from tools.experiments.typed_json import json_schema
 from tools.speed import energy
 from tools.speed.timing import interleave, median_interval
 
@@ -78,7 +79,7 @@ def measured(tmp_path_factory):
 def test_measuring_gives_ratios_with_intervals_and_a_reason_where_there_is_none(measured):
     assert measured.name == f"resnet_tiny-se_resnet_tiny_reduction=4{SUFFIX}"
     content = json.loads(measured.read_text())
-    jsonschema.validate(content, measured_schema())
+    jsonschema.validate(content, json_schema(Measured))
     found = read_measured(measured)
     assert found.second.network.options == {"reduction": 4}
     assert (found.first.parameters, found.first.multiply_adds) == (576_288, 25_976_576)
@@ -98,7 +99,7 @@ def test_the_schema_of_measured_costs_is_made_from_the_types():
     from importlib import resources
 
     shipped = (resources.files("tools.experiments") / "measured.schema.json").read_text("utf-8")
-    assert json.loads(shipped) == measured_schema()
+    assert json.loads(shipped) == json_schema(Measured)
 
 
 @pytest.mark.parametrize(

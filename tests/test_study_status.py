@@ -14,10 +14,9 @@ import yaml
 from backbones import files, heartbeat
 from tools.experiments import cells as scheduler
 from tools.experiments.array_jobs import EXAMPLES
-from tools.experiments.cells import run_cells
-from tools.experiments.job import Failure, Job, keep_failure
+from tools.experiments.cells import Schedule
+from tools.experiments.job import Failure, keep_failure
 from tools.experiments.plan import describe_missing
-from tools.experiments.record import Git
 from tools.experiments.status import read_plan, read_states, write_plan
 from tools.experiments.study import load_study, plan
 
@@ -58,15 +57,14 @@ def test_a_cell_runs_while_it_tells_so_and_is_stalled_when_it_is_silent_or_dead(
     path.write_text(json.dumps(_beat(pid=gone.pid)))
     state, why = _states(cells, output)[0]
     assert (state, f"process {gone.pid} is gone" in why) == ("stalled", True)
-    job = Job(cells[0], output, None, Git())
-    keep_failure(job, Failure("killed", can_pass=True))
+    keep_failure(cells[0], Failure("killed", can_pass=True))
     assert _states(cells, output)[0] == ("failed", "killed")
-    keep_failure(job, None)
+    keep_failure(cells[0], None)
     path.write_text('{"stage": "training"')
     assert _states(cells, output)[0] == ("to come", "")
     (cells[0].directory / files.CHECKPOINT).touch()
     assert _states(cells, output)[0][0] == "interrupted"
-    keep_failure(job, Failure("one\nlast line of it", can_pass=False))
+    keep_failure(cells[0], Failure("one\nlast line of it", can_pass=False))
     assert _states(cells, output)[0] == ("failed", "last line of it")
     assert "1 failed: first/resnet20-seed0; 3 to come" in describe_missing([output])[0]
 
@@ -117,7 +115,7 @@ def test_what_can_pass_is_tried_again_a_bounded_number_of_times(study, tmp_path,
     monkeypatch.setattr(scheduler, "PAUSE", 0.01)
     lost = Failure("its node was lost", can_pass=True)
     unlucky = _Unlucky({"first/resnet20-seed0": [lost] * 9, "first/se_resnet20-seed0": [lost]})
-    outcomes = list(run_cells(study[1], tmp_path / "out", unlucky, retries=2))
+    outcomes = list(Schedule(study[1], unlucky, retries=2).run())
     errors = {outcome.cell.name: outcome.error for outcome in outcomes}
     assert errors == {
         "first/resnet20-seed0": "its node was lost; tried 3 times",
@@ -139,7 +137,7 @@ def test_ten_thousand_cells_are_scheduled_and_looked_at_in_seconds(study, tmp_pa
     ]  # fmt: skip
     (tmp_path / "out").mkdir()
     begun = time.process_time()
-    outcomes = list(run_cells(many, tmp_path / "out", _Unlucky({})))
+    outcomes = list(Schedule(many, _Unlucky({})).run())
     states = _states(many, tmp_path / "out")
     seconds = time.process_time() - begun
     assert len(outcomes) == len(states) == 10_000
@@ -195,7 +193,7 @@ def test_a_part_of_a_study_keeps_the_numbers_of_the_whole(study, sebench, tmp_pa
     ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
     assert ran.stdout.strip().endswith("--cell 3")
     # A cell whose source has failed for good fails too, and is not tried for ever.
-    keep_failure(Job(cells[0], tmp_path / "out", None, Git()), Failure("no such data"))
+    keep_failure(cells[0], Failure("no such data"))
     code, _, err = sebench("run", path, "-o", tmp_path / "out", "--cell", 2)
     assert (code, "waits for first/resnet20-seed0: no such data" in err) == (1, True)
 

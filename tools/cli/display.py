@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from backbones.config import flatten
@@ -33,7 +33,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     keys = [key for key in rows[0] if any(row[key] not in empty for row in rows)] if rows else []
     keys = [key for key in keys if key != "path"]  # for programs: --json has it
     for key in keys:
-        number = any(_is_number(row[key]) for row in rows)
+        number = any(type(row[key]) in (int, float) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(escape(_plain(row[key])) for key in keys))
@@ -55,10 +55,7 @@ def print_record(record: Record) -> None:
 
 def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]) -> None:
     """Metrics with their labels and units, and why others are missing."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    table = Table.grid("", Column(justify="right"), Column(style="dim"), padding=(0, 2))
     for name, value in values.items():
         kind = METRICS.get(name)
         shown = "-" if value is None else f"{value:.2f} %"
@@ -69,9 +66,7 @@ def print_metrics(values: Mapping[str, float | None], missing: Mapping[str, str]
 
 def print_nested(content: Mapping[str, Any]) -> None:
     """A line for every value, by its dotted name."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table.grid(Column(style="bold"), "", padding=(0, 2))
     for key, value in flatten(content).items():
         table.add_row(key, escape(_plain(value)))
     _stdout().print(table)
@@ -79,20 +74,19 @@ def print_nested(content: Mapping[str, Any]) -> None:
 
 def print_plan(cells: list[Cell]) -> None:
     """The cells of a study, a row each."""
-    rows = []
-    for cell in cells:
-        config = cell.experiment.config
-        rows.append(
-            {
-                "experiment": cell.entry,
-                "task": cell.experiment.task,
-                "backbone": config.backbone.name,
-                "options": ", ".join(f"{k}={v}" for k, v in config.backbone.options.items()),
-                "data": config.data.name,
-                "seed": str(config.seed),
-                "status": cell.status(),
-            }
-        )
+    rows = [
+        {
+            "experiment": cell.entry,
+            "task": cell.experiment.task,
+            "backbone": config.backbone.name,
+            "options": config.backbone.options,
+            "data": config.data.name,
+            "seed": str(config.seed),
+            "status": cell.status(),
+        }
+        for cell in cells
+        for config in [cell.experiment.config]
+    ]
     print_rows(rows)
     waiting = sum(row["status"] != "recorded" for row in rows)
     print(f"{len(rows)} runs, {waiting} to run")
@@ -101,30 +95,21 @@ def print_plan(cells: list[Cell]) -> None:
 _MOST_BARS = 20
 
 
-class StudyDisplay:
+class StudyDisplay(Progress):
     """Lines for what has ended, a bar with the running cells where stderr is a terminal."""
 
     def __init__(self, output: Path) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20))
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console)
+        hidden = not console.is_terminal
+        super().__init__(*columns, TimeElapsedColumn(), console=console, disable=hidden)
         self._output = output
         self._bars: dict[Path, Any] = {}
         self._total = self._count = 0
-        self._begun = time.monotonic()
-
-    def __enter__(self) -> StudyDisplay:
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._progress.stop()
 
     def say(self, text: str) -> None:
         """A line above the progress bars."""
-        self._console.print(escape(text))
+        self.console.print(escape(text))
 
     def begin(self, cells: list[Cell]) -> None:
         """Say how many runs there are, and count them."""
@@ -134,22 +119,22 @@ class StudyDisplay:
     def started(self, cell: Cell) -> None:
         """Show a bar for it."""
         if len(self._bars) < _MOST_BARS:  # a queue of a cluster may hold hundreds
-            self._bars[cell.directory] = self._progress.add_task(escape(cell.label), total=None)
+            self._bars[cell.directory] = self.add_task(escape(cell.label), total=None)
 
     def ended(self, outcome: Outcome) -> None:
         """Say what came of it in place of its bar."""
         self._count += 1
         bar = self._bars.pop(outcome.cell.directory, None)
         if bar is not None:
-            self._progress.remove_task(bar)
+            self.remove_task(bar)
         label = f"{self._count}/{self._total}  {escape(outcome.cell.label)}"
         if outcome.record is None:
-            self._console.print(f"[red]failed[/]  {label}: {escape(outcome.error or '')}")
+            self.console.print(f"[red]failed[/]  {label}: {escape(outcome.error or '')}")
         elif outcome.skipped:
-            self._console.print(f"[dim]there  {label}[/]")
+            self.console.print(f"[dim]there  {label}[/]")
         else:
             numbers = escape(headline(outcome.record))
-            self._console.print(f"[green]done[/]  {label}  {numbers}  {outcome.seconds:.0f} s")
+            self.console.print(f"[green]done[/]  {label}  {numbers}  {outcome.seconds:.0f} s")
 
 
 def watch_states(look: Callable[[], list[CellState]], every: float | None) -> None:
@@ -216,10 +201,6 @@ def _stdout() -> Console:
     if not console.is_terminal:
         console.width = 240  # a file or a pipe has no width: keep rows whole
     return console
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> str:

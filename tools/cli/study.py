@@ -198,7 +198,7 @@ def _run(
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay
-    from tools.experiments.cells import run_cells
+    from tools.experiments.cells import Schedule
     from tools.experiments.status import write_plan
     from tools.experiments.study import REPORT, make_sample_data
 
@@ -213,9 +213,13 @@ def _run(
                 make_sample_data(study, output)
             display.begin(cells)
             outcomes = []
-            how: dict[str, Any] = {"command": _command(), "retries": retries}
+            how: dict[str, Any] = {
+                "command": _command(),
+                "retries": retries,
+                "started": display.started,
+            }
             for look, stage in _stages(cells, study.looks):
-                for one in run_cells(stage, output, executor, started=display.started, **how):
+                for one in Schedule(stage, executor, **how).run():
                     display.ended(one)
                     outcomes.append(one)
                 failed = any(one.record is None for one in outcomes)
@@ -316,7 +320,7 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     from backbones.files import lock_directory
     from tools.cli.display import print_record
     from tools.experiments.array_jobs import TRY_AGAIN
-    from tools.experiments.job import Job, failure_path, read_failure, run_job
+    from tools.experiments.job import Job, read_failure, run_job
     from tools.experiments.record import read_git
     from tools.experiments.run import read_recorded
     from tools.experiments.status import write_plan
@@ -331,13 +335,13 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     write_plan(cells, output)
     source = next((other for other in cells if other.directory == cell.source), None)
     if source is not None and source.status() != "recorded":
-        failure = read_failure(failure_path(output, source.name))
+        failure = read_failure(output, source.name)
         if failure is not None and not failure.can_pass:
             raise ValueError(f"{cell.name} waits for {source.name}: {failure.error}")
         say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
         raise typer.Exit(TRY_AGAIN)
     with stop_hint(lambda: "go on with the same command"):
-        failure = run_job(Job(cell, output, _command(), read_git()))
+        failure = run_job(Job(cell, _command(), read_git()))
     if failure is not None:
         say(f"sebench: {cell.name}: {failure.error}")
         raise typer.Exit(TRY_AGAIN if failure.can_pass else 1)

@@ -27,13 +27,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from backbones import files
 from backbones.config import printable
 from tools.experiments.measured import SUFFIX, Measured, load_measured
 from tools.experiments.plan import describe_missing
 from tools.experiments.record import Record, find_files, load_records
+from tools.experiments.typed_json import read_typed
 
 MANIFEST, REPORT, RUNS, ANNOTATIONS = "bundle.json", "report.json", "runs", "annotations"
 FORMAT = 1
@@ -158,12 +157,12 @@ def read_manifest(folder: Path, where: str = "") -> Manifest:
     Raises:
         ValueError: it is missing, or of another form.
     """
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{where}no {MANIFEST}: sebench bundle makes it")
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        raise ValueError(f"{where}no {MANIFEST}: sebench bundle makes it") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}{MANIFEST}: {printable(str(error))}") from None
+        manifest: Manifest = read_typed(folder / MANIFEST, Manifest, LARGEST[MANIFEST])
+    except ValueError as error:
+        raise ValueError(f"{where}{MANIFEST}: {error}") from None
     if manifest.format != FORMAT:
         raise ValueError(
             f"{where}{MANIFEST}: format {manifest.format}; this version reads {FORMAT}"

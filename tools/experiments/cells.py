@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,46 +33,23 @@ class Outcome:
     skipped: bool = False  # recorded before
 
 
-def run_cells(
-    cells: list[Cell],
-    output: Path,
-    executor: Executor,
-    *,
-    command: str | None = None,
-    retries: int = 2,
-    started: Callable[[Cell], None] = lambda cell: None,
-) -> Generator[Outcome, None, None]:
-    """Run what is not recorded yet, and yield each cell as it ends.
+@dataclass
+class Schedule:
+    """What is ready, waiting, running and done of the cells of a study."""
 
-    A cell whose weights come from another waits for it. Where this is left before its end, closing
-    the executor ends the cells that are running; they resume later.
+    cells: Sequence[Cell]
+    executor: Executor
+    command: str | None = None
+    retries: int = 2  # how often a cell is started again whose failure can pass
+    started: Callable[[Cell], None] = lambda cell: None  # told of each cell that is started
 
-    Args:
-        retries: how often a cell is started again whose failure can pass.
-    """
-    return _Schedule(cells, output, executor, command, retries, started).run()
-
-
-class _Schedule:
-    """What is ready, waiting, running and done."""
-
-    def __init__(
-        self,
-        cells: list[Cell],
-        output: Path,
-        executor: Executor,
-        command: str | None,
-        retries: int,
-        started: Callable[[Cell], None],
-    ) -> None:
-        self._output, self._executor = output, executor
-        self._retries, self._started = retries, started
+    def __post_init__(self) -> None:
         # One for all: the code that runs is what was imported when the first cell started.
-        self._origin = (command, read_git())
-        among = {cell.directory for cell in cells}
+        self._origin = (self.command, read_git())
+        among = {cell.directory for cell in self.cells}
         self._ready: deque[Cell] = deque()
         self._waiting: dict[Path, list[Cell]] = {}  # by the directory of what they wait for
-        for cell in cells:
+        for cell in self.cells:
             if cell.source in among:
                 self._waiting.setdefault(cell.source, []).append(cell)
             else:
@@ -82,10 +59,15 @@ class _Schedule:
         self._attempts: dict[Path, int] = {}
 
     def run(self) -> Generator[Outcome, None, None]:
+        """Run what is not recorded yet, and yield each cell as it ends.
+
+        A cell whose weights come from another waits for it. Where this is left before its end,
+        closing the executor ends the cells that are running; they resume later.
+        """
         while self._ready or self._begun or self._later:
             yield from self._start_ready()
             if self._begun:
-                for job, failure in self._executor.wait(0.5):
+                for job, failure in self.executor.wait(0.5):
                     yield from self._end(job.cell, failure)
             elif self._later and not self._ready:
                 time.sleep(max(0.0, min(0.5, self._later[0][0] - time.monotonic())))
@@ -93,15 +75,15 @@ class _Schedule:
     def _start_ready(self) -> Generator[Outcome, None, None]:
         while self._later and self._later[0][0] <= time.monotonic():
             self._ready.append(heapq.heappop(self._later)[2])
-        while self._ready and len(self._begun) < self._executor.room:
+        while self._ready and len(self._begun) < self.executor.room:
             cell = self._ready.popleft()
             record = read_recorded(cell.experiment, cell.directory)
             if record is not None:
                 yield from self._settle(Outcome(cell, 0.0, record, skipped=True))
                 continue
-            self._started(cell)
+            self.started(cell)
             self._begun.setdefault(cell.directory, time.monotonic())
-            self._executor.start(Job(cell, self._output, *self._origin))
+            self.executor.start(Job(cell, *self._origin))
 
     def _end(self, cell: Cell, failure: Failure | None) -> Generator[Outcome, None, None]:
         seconds = time.monotonic() - self._begun.pop(cell.directory)
@@ -111,7 +93,7 @@ class _Schedule:
             if record is None:
                 failure = Failure(f"it ended without a record in {cell.directory}")
         attempts = self._attempts[cell.directory] = self._attempts.get(cell.directory, 0) + 1
-        if failure is not None and failure.can_pass and attempts <= self._retries:
+        if failure is not None and failure.can_pass and attempts <= self.retries:
             due = time.monotonic() + PAUSE * 2 ** (attempts - 1)
             heapq.heappush(self._later, (due, cell.number, cell))
             return

@@ -11,12 +11,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backbones import describe_backbone
-from tools.experiments.experiment import Experiment, list_recipes, load_experiment, recipe_cost
+from tools.experiments.experiment import list_recipes, load_experiment, recipe_cost
 from tools.experiments.study import Cell
 
 _CLOCK = 60.0  # seconds by which the clocks of a machine and of its disk may differ
@@ -42,62 +43,28 @@ def examine(cells: Sequence[Cell], output: Path, thorough: bool = False) -> list
         output: folder that runs are to be written to; it need not be there yet.
         thorough: open every image of large sets, and compare train and val by their content.
     """
-    found = [*examine_machine(output), *_disk(cells, output)]
+    found = [_finding("machine", text) for text in _examine_machine(output)]
+    found += [_finding("machine", text, fails=True) for text in _examine_disk(cells, output)]
     networks: dict[str, Cell] = {}
+    data: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         networks.setdefault(cell.name.rpartition("-seed")[0], cell)
-    data: dict[tuple[str, str], None] = {}
+        data.setdefault((cell.entry, str(cell.experiment.config.data)), cell)
     for name, cell in networks.items():
         found += _examine_cell(name, cell)
-        key = (cell.entry, str(cell.experiment.config.data))
-        if thorough and key not in data:
-            data[key] = None
-            found += _inspect(cell)
+    for cell in data.values() if thorough else ():
+        with suppress(ValueError, OSError):  # the check has said it
+            texts = cell.experiment.entry_points().inspect(cell.experiment.config)
+            found += [_finding(cell.entry, text) for text in texts]
     return sorted(_merged(found, list(networks)), key=lambda finding: not finding.fails)
 
 
-def examine_machine(output: Path) -> Iterator[Finding]:
-    """Clock, GPU and driver."""
-    import torch
-
-    with tempfile.NamedTemporaryFile(dir=_existing(output)) as file:
-        skew = os.stat(file.name).st_mtime - time.time()
-    if abs(skew) > _CLOCK or time.time() < _OLDEST:
-        yield Finding(
-            "machine",
-            f"the clock says {time.strftime('%Y-%m-%d %H:%M')}, {abs(skew):.0f} s from that of the disk",
-            "set it (timedatectl set-ntp true): records are ordered by their time",
-            fails=False,
-        )
-    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
-    if driver and not torch.cuda.is_available():
-        yield Finding(
-            "machine",
-            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU",
-            "install a torch whose CUDA this driver knows (nvidia-smi prints it), or unset "
-            "CUDA_VISIBLE_DEVICES",
-            fails=False,
-        )
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        if free < total / 2:
-            yield Finding(
-                "machine",
-                f"GPU {index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
-                "end what else runs there (nvidia-smi), or choose another by CUDA_VISIBLE_DEVICES",
-                fails=False,
-            )
-
-
-# Parts -------------------------------------------------------------------------------------------
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
+def _finding(where: str, text: str, fails: bool = False) -> Finding:
+    """Messages of this suite end with their mend, after a semicolon or a colon."""
+    what, semicolon, mend = text.rpartition("; ")
+    if not semicolon:
+        what, _, mend = text.rpartition(": ")
+    return Finding(where, what or text, mend, fails)
 
 
 def _merged(found: Sequence[Finding], networks: Sequence[str]) -> list[Finding]:
@@ -116,105 +83,106 @@ def _merged(found: Sequence[Finding], networks: Sequence[str]) -> list[Finding]:
     return merged
 
 
-def _disk(cells: Sequence[Cell], output: Path) -> Iterator[Finding]:
+# The machine --------------------------------------------------------------------------------------
+
+
+def _examine_machine(output: Path) -> Iterator[str]:
+    """Clock, GPU and driver."""
+    import torch
+
+    with tempfile.NamedTemporaryFile(dir=_existing(output)) as file:
+        skew = os.stat(file.name).st_mtime - time.time()
+    if abs(skew) > _CLOCK or time.time() < _OLDEST:
+        yield (
+            f"the clock says {time.strftime('%Y-%m-%d %H:%M')}, {abs(skew):.0f} s from that of the "
+            "disk; set it (timedatectl set-ntp true): records are ordered by their time"
+        )
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if driver and not torch.cuda.is_available():
+        yield (
+            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU; install a torch "
+            "whose CUDA this driver knows (nvidia-smi prints it), or unset CUDA_VISIBLE_DEVICES"
+        )
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        if free < total / 2:
+            yield (
+                f"GPU {index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free; end what else runs "
+                "there (nvidia-smi), or choose another by CUDA_VISIBLE_DEVICES"
+            )
+
+
+def _examine_disk(cells: Sequence[Cell], output: Path) -> Iterator[str]:
     folder = _existing(output)
     if not os.access(folder, os.W_OK):
-        yield Finding(
-            "machine", f"{folder} cannot be written to", "choose another --output", fails=True
-        )
+        yield f"{folder} cannot be written to; choose another --output"
     waiting = [cell for cell in cells if cell.status() != "recorded"]
     names = [cell.experiment.config.backbone.name for cell in waiting]
     weights = [4 * describe_backbone(name).parameters for name in names]
     needed = sum(weights) + _CHECKPOINT * max(weights, default=0)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        yield Finding(
-            "machine",
+        yield (
             f"{len(waiting)} runs to come keep about {needed / 1e9:.1f} GB, {folder} has "
-            f"{free / 1e9:.1f} GB free",
-            "choose another --output, or run parts of the study by --only",
-            fails=True,
+            f"{free / 1e9:.1f} GB free; choose another --output, or run parts of the study by --only"
         )
 
 
-def _examine_cell(name: str, cell: Cell) -> Iterator[Finding]:
-    experiment = cell.experiment
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
+
+
+# A network of a study -----------------------------------------------------------------------------
+
+
+def _examine_cell(name: str, cell: Cell) -> list[Finding]:
     try:
         summary = cell.check()
     except (ValueError, OSError) as error:
-        yield _finding(name, str(error), fails=True)
-        return
-    for doubt in summary.get("warnings", ()):
-        yield _finding(name, doubt, fails=False)
-    yield from _count(name, experiment, summary["dataset"])
-    yield from _scaling(name, experiment)
-    yield from _memory(name, experiment)
+        return [_finding(name, str(error), fails=True)]
+    experiment = cell.experiment
+    doubts = [*summary.get("warnings", ()), *_memory(experiment.config)]
+    if recipe := list_recipes(experiment.task).get(experiment.recipe):
+        shipped = load_experiment(experiment.task, experiment.recipe).config
+        if shipped.data.name == experiment.config.data.name:
+            doubts += _count(summary["dataset"], recipe_cost(recipe)["images"])
+        doubts += _scaling(experiment.config.train, shipped.train)
+    return [_finding(name, text) for text in doubts]
 
 
-def _finding(where: str, text: str, fails: bool) -> Finding:
-    """Messages of this suite end with their mend, after a semicolon or a colon."""
-    what, semicolon, mend = text.rpartition("; ")
-    if not semicolon:
-        what, _, mend = text.rpartition(": ")
-    return Finding(where, what or text, mend, fails)
-
-
-def _inspect(cell: Cell) -> Iterator[Finding]:
-    try:
-        for text in cell.experiment.entry_points().inspect(cell.experiment.config):
-            yield _finding(cell.entry, text, fails=False)
-    except (ValueError, OSError):
-        return  # the check has said it
-
-
-def _count(name: str, experiment: Experiment, dataset: dict[str, Any]) -> Iterator[Finding]:
+def _count(dataset: dict[str, Any], images: int | None) -> Iterator[str]:
     """Images of training against those the recipe was written for."""
-    shipped = list_recipes(experiment.task).get(experiment.recipe)
-    images = recipe_cost(shipped)["images"] if shipped else None
     seen = (dataset.get("train_images") or 0) + (dataset.get("held_out_images") or 0)
-    same = shipped and _recipe(experiment).data.name == experiment.config.data.name
-    if images and seen and same and seen != images and not dataset.get("synthetic"):
-        yield Finding(
-            name,
-            f"{seen:,} images of training, the recipe is for {images:,}",
-            f"complete {dataset.get('root')}; if these are all there should be, no published number "
-            "is comparable, and schedules counted in iterations pass over them more or less often",
-            fails=False,
+    if images and seen and seen != images and not dataset.get("synthetic"):
+        yield (
+            f"{seen:,} images of training, the recipe is for {images:,}; complete "
+            f"{dataset.get('root')}: if these are all there should be, no published number is "
+            "comparable, and schedules counted in iterations pass over them more or less often"
         )
 
 
-def _recipe(experiment: Experiment) -> Any:
-    return load_experiment(experiment.task, experiment.recipe).config
-
-
-def _scaling(name: str, experiment: Experiment) -> Iterator[Finding]:
+def _scaling(ours: Any, theirs: Any) -> Iterator[str]:
     """The linear scaling rule (arXiv 1706.02677): k times the batch, k times the learning rate."""
-    if experiment.recipe not in list_recipes(experiment.task):
-        return
-    ours, theirs = experiment.config.train, _recipe(experiment).train
     rates = [getattr(getattr(train, "optimizer", train), "lr", None) for train in (ours, theirs)]
     key = "train.optimizer.lr" if hasattr(ours, "optimizer") else "train.lr"
     if None in rates or ours.batch_size == theirs.batch_size:
         return
     wanted = rates[1] * ours.batch_size / theirs.batch_size
     if abs(rates[0] / wanted - 1) > 0.01:
-        yield Finding(
-            name,
+        yield (
             f"train.batch_size={ours.batch_size} with {key}={rates[0]:g}; the recipe has "
-            f"{theirs.batch_size} with {rates[1]:g}",
-            f"set {key}={wanted:.4g} (linear scaling)"
-            + (", or keep the batch by train.accumulate" if hasattr(ours, "accumulate") else ""),
-            fails=False,
+            f"{theirs.batch_size} with {rates[1]:g}; set {key}={wanted:.4g} (linear scaling)"
+            + (", or keep the batch by train.accumulate" if hasattr(ours, "accumulate") else "")
         )
 
 
-def _memory(name: str, experiment: Experiment) -> Iterator[Finding]:
+def _memory(config: Any) -> Iterator[str]:
     """About what training needs, from the shapes of the network's outputs, against what there is."""
     import torch
 
     from backbones.device import choose_device
 
-    config = experiment.config
     size = getattr(getattr(config, "augment", None), "size", 0)
     if not size:
         return  # images of many sizes: `sebench plan` measures it
@@ -224,25 +192,19 @@ def _memory(name: str, experiment: Experiment) -> Iterator[Finding]:
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fixed, an_image = _bytes(config, size)
-    images = config.train.batch_size // config.train.accumulate
+    batch = config.train.batch_size
+    images = batch // config.train.accumulate
     needed = fixed + images * an_image
     if needed <= there:
         return
-    fitting = [
-        parts
-        for parts in range(1, config.train.batch_size // 2 + 1)
-        if config.train.batch_size % parts == 0
-        and fixed + config.train.batch_size // parts * an_image <= there
-    ]
+    parts = (n for n in range(1, batch // 2 + 1) if batch % n == 0)
+    fitting = next((n for n in parts if fixed + batch // n * an_image <= there), None)
     mend = "use smaller images or several processes"
     if fitting:
-        mend = f"set train.accumulate={fitting[0]}, or share the batch among processes (torchrun)"
-    yield Finding(
-        name,
+        mend = f"set train.accumulate={fitting}, or share the batch among processes (torchrun)"
+    yield (  # the run itself takes smaller parts when memory is short
         f"a batch of {images} images takes about {needed / 1e9:.0f} GB, this {device.type} has "
-        f"{there / 1e9:.0f} GB",
-        mend,
-        fails=False,  # the run itself takes smaller parts when memory is short
+        f"{there / 1e9:.0f} GB; {mend}"
     )
 
 

@@ -16,6 +16,7 @@ from backbones import files
 from tools.experiments.failure import can_pass, describe_failure
 from tools.experiments.record import Git
 from tools.experiments.study import LOGS, Cell
+from tools.experiments.typed_json import read_typed
 
 GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
 
@@ -34,7 +35,6 @@ class Job:
     """All that running a cell needs; it can be pickled."""
 
     cell: Cell
-    output: Path  # the study's folder
     # Of the study and not of the process: all records of a study name the code it began with.
     command: str | None
     git: Git
@@ -42,7 +42,7 @@ class Job:
     @property
     def log(self) -> Path:
         """What the cell prints, over all attempts."""
-        return self.output / LOGS / f"{self.cell.name.replace('/', '-')}.txt"
+        return self.cell.output / LOGS / f"{self.cell.name.replace('/', '-')}.txt"
 
 
 def run_job(job: Job, threads: int | None = None) -> Failure | None:
@@ -56,7 +56,7 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
     Raises:
         KeyboardInterrupt: it was told to stop; its checkpoint is saved.
     """
-    keep_failure(job, None)
+    keep_failure(job.cell, None)
     count = job.cell.needs.processes
     if count > 1 and "RANK" not in os.environ:  # torchrun has not started them
         return _run_in_processes(job, threads and max(1, threads // count))
@@ -85,10 +85,10 @@ def _run_here(job: Job, threads: int | None) -> Failure | None:
     except Exception as error:
         traceback.print_exc()
         # Of several processes the first to fail knows why; the others lose their connection.
-        failure = read_failure(failure_path(job.output, cell.name))
+        failure = read_failure(cell.output, cell.name)
         if failure is None:
             failure = Failure(describe_failure(error), can_pass(error))
-            keep_failure(job, failure)
+            keep_failure(cell, failure)
         return failure
     return None
 
@@ -116,7 +116,7 @@ def _run_in_processes(job: Job, threads: int | None) -> Failure | None:
         raise KeyboardInterrupt(f"stopped by {stopped.sigval.name}") from None
     except ChildFailedError as error:
         lost = Failure(f"one of {count} processes was lost: {error}", can_pass=True)
-        return read_failure(failure_path(job.output, job.cell.name)) or lost
+        return read_failure(job.cell.output, job.cell.name) or lost
     return None
 
 
@@ -144,9 +144,9 @@ def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:
     return failure and replace(failure, error=f"{failure.error} (more in {job.log})")
 
 
-def keep_failure(job: Job, failure: Failure | None) -> None:
+def keep_failure(cell: Cell, failure: Failure | None) -> None:
     """Write down how the last attempt of a cell ended; None: it has not failed."""
-    path = failure_path(job.output, job.cell.name)
+    path = _failure_path(cell.output, cell.name)
     if failure is None:
         path.unlink(missing_ok=True)
         return
@@ -154,16 +154,13 @@ def keep_failure(job: Job, failure: Failure | None) -> None:
     files.write_whole(path, json.dumps(asdict(failure)))
 
 
-def read_failure(path: Path) -> Failure | None:
+def read_failure(output: Path, name: str) -> Failure | None:
     """How the last attempt of a cell failed, if it did; a damaged note tells nothing."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(100_000))
-        return Failure(str(content["error"]), bool(content["can_pass"]))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return read_typed(_failure_path(output, name), Failure)
+    except ValueError:
         return None
 
 
-def failure_path(output: Path, name: str) -> Path:
-    """Where the failure of a cell is noted, by the cell's name."""
+def _failure_path(output: Path, name: str) -> Path:
     return output / LOGS / f"{name.replace('/', '-')}.failure.json"

@@ -7,24 +7,21 @@ were taken in turns. `sebench measure A B -o A-B.cost.json` writes the file, a r
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic_core
 from annotated_types import Ge, Le, Len
-from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
-from backbones.config import NonNegative, describe_error, printable
+from backbones.config import NonNegative
 from tools.experiments.record import Network, find_files
+from tools.experiments.typed_json import json_schema, read_typed
 
 SUFFIX = ".cost.json"
 WITHIN = 0.01  # a share: costs that are no further apart are called equal
-_LARGEST_FILE = 1 << 20  # bytes
 Factor = Annotated[float, Ge(1e-6), Le(1e6)]  # a ratio of costs
 Counted = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -112,18 +109,9 @@ def read_measured(path: Path) -> Measured:
         ValueError: it is damaged; the message names it.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
-        if len(text) > _LARGEST_FILE:
-            raise ValueError(f"larger than {_LARGEST_FILE >> 20} MB")
-        content = pydantic_core.from_json(text, allow_inf_nan=False)
-        return _adapter().validate_json(pydantic_core.to_json(content), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = printable(".".join(str(part) for part in first["loc"]))
-        raise ValueError(f"{path}: no measured costs: {describe_error(first, place)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no measured costs: {printable(str(error))}") from None
+        return read_typed(path, Measured)
+    except ValueError as error:
+        raise ValueError(f"{path}: no measured costs: {error}") from None
 
 
 def load_measured(paths: Iterable[Path | str]) -> tuple[list[Measured], list[str]]:
@@ -137,16 +125,6 @@ def load_measured(paths: Iterable[Path | str]) -> tuple[list[Measured], list[str
     return sorted(found, key=lambda measured: measured.created), warnings
 
 
-def measured_schema() -> dict[str, Any]:
-    """The JSON schema of the file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter().json_schema()}
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[Measured]:
-    return TypeAdapter(Measured)
-
-
 def _inverse(ratio: Ratio) -> Ratio:
     def over(bound: float | None) -> float | None:
         return None if bound is None else 1 / bound
@@ -157,5 +135,5 @@ def _inverse(ratio: Ratio) -> Ratio:
 
 
 if __name__ == "__main__":  # write the schema anew
-    text = json.dumps(measured_schema(), indent=1) + "\n"
+    text = json.dumps(json_schema(Measured), indent=1) + "\n"
     Path(__file__).with_name("measured.schema.json").write_text(text, encoding="utf-8")

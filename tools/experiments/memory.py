@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from backbones import files
 from backbones.config import Count, printable
 from backbones.device import OUT_OF_MEMORY, StepOutOfMemory, is_out_of_memory
+from tools.experiments.typed_json import read_typed
 
 logger = logging.getLogger("tools.experiments.memory")
 
@@ -35,14 +34,11 @@ class Fitted:
         return f"{self.reason}; from now on fewer images at a time"
 
 
-_ADAPTER = TypeAdapter(Fitted)
-
-
 def read_fitted(directory: Path) -> Fitted | None:
     """What `make_fit` noted in a run's directory, if it is there and sound."""
     try:
-        return _ADAPTER.validate_json((directory / files.MEMORY).read_bytes())
-    except (OSError, ValidationError):
+        return read_typed(directory / files.MEMORY, Fitted)
+    except ValueError:
         return None
 
 

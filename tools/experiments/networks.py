@@ -18,14 +18,10 @@ TWINS = (EQUAL_DEPTH, *COUNTED)  # what a study may ask for
 _KEYS = {"name", "options", "weights", "twin"}
 
 
-def read_twins(asked: bool | Sequence[str]) -> list[str]:
-    """Which plain twins a study asks for: some of TWINS.
-
-    Raises:
-        ValueError: another one.
-    """
+def _read_twins(asked: bool | Sequence[str]) -> Sequence[str]:
+    """Which plain twins a study asks for: some of TWINS."""
     if isinstance(asked, bool):
-        return [EQUAL_DEPTH] if asked else []
+        return [EQUAL_DEPTH] * asked
     for name in asked:
         if name == "latency":
             raise ValueError(
@@ -34,7 +30,7 @@ def read_twins(asked: bool | Sequence[str]) -> list[str]:
             )
         if name not in TWINS:
             raise ValueError(f"twins: {unknown('twin', name, TWINS)}")
-    return list(asked)
+    return asked
 
 
 def expand(
@@ -50,10 +46,11 @@ def expand(
     Raises:
         ValueError: something else, or a pattern that no network matches.
     """
-    asked = read_twins(twins)
+    asked = _read_twins(twins)
     found: list[dict[str, Any]] = []
     for item in networks:
-        for network in _matching(_checked(item, where), where):
+        told = f"{where}: backbones: {item!r}: give a name, or name, options, weights and twin"
+        for network in _matching(_read(item, _KEYS, told), where):
             # A twin has weights of its own; where a network starts from some, both are listed.
             try:
                 plain = [] if network.get("weights") else [_plain(network, twin) for twin in asked]
@@ -67,10 +64,8 @@ def expand(
 
 def read_twin(item: Any) -> dict[str, Any]:
     """A network given by its name, or as {name: ..., options: {...}}: always the latter."""
-    network: Any = {"name": item} if isinstance(item, str) else item
-    if not _is_network(network, {"name", "options"}):
-        raise ValueError(f"twin: {item!r}: give a name, or a name and options")
-    return {"name": network["name"], "options": dict(network.get("options", {}))}
+    told = f"twin: {item!r}: give a name, or a name and options"
+    return {"options": {}, **_read(item, {"name", "options"}, told)}
 
 
 def folder_name(network: Mapping[str, Any]) -> str:
@@ -84,22 +79,18 @@ def folder_name(network: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=+,-]+", "_", "-".join(parts))[:120]
 
 
-def _checked(item: Any, where: str) -> dict[str, Any]:
+def _read(item: Any, keys: set[str], told: str) -> dict[str, Any]:
+    """A network that is given by its name, or as a mapping of some of these keys."""
     network: Any = {"name": item} if isinstance(item, str) else item
-    if not _is_network(network, _KEYS) or not isinstance(network.get("weights", ""), str):
-        raise ValueError(
-            f"{where}: backbones: {item!r}: give a name, or name, options, weights and twin"
-        )
+    if (
+        not isinstance(network, Mapping)
+        or set(network) - keys
+        or not isinstance(network.get("name"), str)
+        or not isinstance(network.get("options", {}), Mapping)
+        or not isinstance(network.get("weights", ""), str)
+    ):
+        raise ValueError(told)
     return dict(network)
-
-
-def _is_network(network: Any, keys: set[str]) -> bool:
-    return (
-        isinstance(network, Mapping)
-        and not set(network) - keys
-        and isinstance(network.get("name"), str)
-        and isinstance(network.get("options", {}), Mapping)
-    )
 
 
 def _matching(network: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -21,11 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import pydantic_core
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from backbones import files
-from backbones.config import Count, WholeNumber, check_choice, describe_error, printable
+from backbones.config import Count, WholeNumber, check_choice, printable
 from backbones.result import (
     ClassScore,
     Cost,
@@ -38,6 +36,7 @@ from backbones.result import (
 )
 from tools.experiments.memory import Fitted
 from tools.experiments.tasks import ACTIONS, find_task
+from tools.experiments.typed_json import as_type, json_schema, read_json
 
 SCHEMA = 3
 _LARGEST_FILE = 64 << 20  # bytes of a record
@@ -226,13 +225,9 @@ def read_record(path: Path) -> Record:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
-        if len(text) > _LARGEST_FILE:
-            raise ValueError(f"larger than {_LARGEST_FILE >> 20} MB")
-        content = pydantic_core.from_json(text, allow_inf_nan=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {printable(str(error))}") from None
+        content = read_json(path, _LARGEST_FILE)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
     try:
         return record_from(content, path.parent)
     except ValueError as error:
@@ -309,32 +304,18 @@ def record_from(content: object, directory: Path | None = None) -> Record:
     if not isinstance(content, dict):
         raise ValueError("expected keys with values")
     content = _upgrade({key: value for key, value in content.items() if key not in PLACE})
-    try:
-        # As JSON: among Python's values a strict check wants objects of the classes.
-        text = pydantic_core.to_json(content, inf_nan_mode="constants")
-        record = _adapter().validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"it lacks {place}") from None
-        raise ValueError(describe_error(first, printable(place))) from None
+    record = as_type(Record, content)
     _check(record)
     return dataclasses.replace(record, directory=directory)
 
 
 def record_schema() -> dict[str, Any]:
     """The JSON schema of a record's file."""
-    schema = _adapter().json_schema()
+    schema = json_schema(Record)
     for key in PLACE:
         del schema["properties"][key]
     schema["required"].append("schema")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)
+    return schema
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:

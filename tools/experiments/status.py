@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints
 
 from backbones import files
 from backbones.config import printable
 from backbones.heartbeat import Heartbeat, read_heartbeat
-from tools.experiments.job import failure_path, read_failure
+from tools.experiments.job import read_failure
 from tools.experiments.study import Cell, Needs
+from tools.experiments.typed_json import read_typed
 
+_LARGEST_PLAN = 64 << 20  # bytes
 STALLED_AFTER = 300.0  # seconds without a heartbeat
 
 State = Literal["to come", "waiting", "running", "stalled", "interrupted", "failed", "done"]
@@ -99,12 +101,9 @@ def read_plan(output: Path) -> list[PlannedCell]:
             f"{output} is no folder of a study: {files.PLAN} is missing, which `sebench run` writes"
         )
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return read_typed(path, list[PlannedCell], _LARGEST_PLAN)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged; `sebench run` writes it anew") from error
-
-
-_ADAPTER = TypeAdapter(list[PlannedCell])
 
 
 def read_states(
@@ -132,7 +131,7 @@ def _state(
     why = beat and _stalled(beat, stalled_after)
     if beat is not None and not why:
         return CellState(cell, "running", beat.stage, beat)
-    failure = read_failure(failure_path(output, cell.name))
+    failure = read_failure(output, cell.name)
     if failure is not None:  # of a process that was killed, whose heartbeat stayed, too
         last = failure.error.strip().rpartition("\n")[2]
         return CellState(cell, "failed", printable(last))

@@ -131,6 +131,11 @@ class Cell:
         return f"{self.entry}/{self.directory.name}"
 
     @property
+    def output(self) -> Path:
+        """The study's folder."""
+        return self.directory.parents[1]
+
+    @property
     def label(self) -> str:
         """For people: its entry in the study and its folder."""
         return f"{self.entry} · {self.directory.name}"

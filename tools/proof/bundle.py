@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,8 +10,6 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from backbones import files
 from detection.annotations import Annotations, read_annotations, read_results
@@ -97,7 +96,7 @@ def write_bundle(
 
 def manifest_text(manifest: Manifest) -> bytes:
     """The content of `bundle.json`."""
-    return msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1) + b"\n"
+    return json.dumps(asdict(manifest), indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def _members(records: Iterable[Record]) -> dict[str, Member]:

@@ -100,7 +100,7 @@ def _finish(ended: _Running) -> Ended:
     ended.process.join()
     how = _how_it_ended(ended.process.exitcode)
     failure = Failure(f"{how}; see {ended.job.log}", can_pass=ended.process.exitcode < 0)
-    keep_failure(ended.job, failure)
+    keep_failure(ended.job.cell, failure)
     return ended.job, failure
 
 
@@ -119,7 +119,7 @@ def _run(job: Job, threads: int, slot: int, slots: int, sender: Connection) -> N
     needs = job.cell.needs.gpus or 0
     if needs > share:
         failure = Failure(f"it needs {needs} GPUs, and has {share} with --jobs {slots}")
-        keep_failure(job, failure)
+        keep_failure(job.cell, failure)
         sender.send(failure)
         return
     sender.send(run_logged_job(job, threads))

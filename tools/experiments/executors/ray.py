@@ -66,7 +66,7 @@ class RayExecutor:
         task = self._ray.remote(max_calls=1, max_retries=0)(_run)
         task = task.options(name=job.cell.name, **self._needs[job.cell.directory])
         if self._store is not None:  # the plan, which records name
-            self._store.put(job.output, job.output, self._seen)
+            self._store.put(job.cell.output, job.cell.output, self._seen)
         self._tasks[task.remote(job, os.getcwd(), self._store)] = job
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -75,7 +75,7 @@ class RayExecutor:
         if self._store is not None and time.monotonic() - self._looked > EVERY:
             self._looked = time.monotonic()
             for job in self._tasks.values():  # for `sebench status`, which reads this folder
-                self._store.fetch_heartbeat(job.cell.directory, job.output)
+                self._store.fetch_heartbeat(job.cell.directory, job.cell.output)
         return [self._end(reference) for reference in done]
 
     def close(self) -> None:
@@ -96,10 +96,10 @@ class RayExecutor:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             failure = Failure(f"its worker or node was lost: {lines[0]}", can_pass=True)
         if self._store is not None:
-            self._store.fetch(job.cell.directory, job.output)
+            self._store.fetch(job.cell.directory, job.cell.output)
             (job.cell.directory / files.HEARTBEAT).unlink(missing_ok=True)
         if failure is not None:
-            keep_failure(job, failure)
+            keep_failure(job.cell, failure)
         return job, failure
 
 
@@ -145,8 +145,8 @@ def _run(job: Job, folder: str, store: Store | None) -> Failure | None:
     os.chdir(folder)
     with ExitStack() as stack:
         if store is not None:
-            store.fetch(job.output, job.output)
+            store.fetch(job.cell.output, job.cell.output)
             if job.cell.source is not None:
-                store.fetch(job.cell.source, job.output)
-            stack.enter_context(store.kept(job.cell.directory, job.output))
+                store.fetch(job.cell.source, job.cell.output)
+            stack.enter_context(store.kept(job.cell.directory, job.cell.output))
         return run_logged_job(job)

@@ -26,7 +26,6 @@ from tools.experiments.job import (
     GRACE,
     Failure,
     Job,
-    failure_path,
     keep_failure,
     read_failure,
     run_logged_job,
@@ -77,7 +76,7 @@ class SlurmExecutor:
     def start(self, job: Job) -> None:
         """Submit a job; what Slurm refuses has failed by the next `wait`."""
         needs = job.cell.needs
-        folder = (job.output / LOGS / "slurm").resolve()
+        folder = (job.cell.output / LOGS / "slurm").resolve()
         slurm = self._submitit.SlurmExecutor(folder)
         resources: dict[str, Any] = {"cpus_per_task": needs.cores or needs.processes}
         if gpus := job.cell.gpus(self._has_gpus):
@@ -92,7 +91,7 @@ class SlurmExecutor:
         except self._submitit.core.utils.FailedJobError as error:
             lines = str(error).strip().splitlines() or ["sbatch failed"]
             failure = Failure(f"Slurm refuses it: {lines[-1]}")
-            keep_failure(job, failure)
+            keep_failure(job.cell, failure)
             self._refused.append((job, failure))
             return
         result = Path(submitted.paths.result_pickle)
@@ -113,7 +112,7 @@ class SlurmExecutor:
             self._submitted.remove(each)
         # Failures were noted beside the log, where the job ran.
         jobs = [each.job for each in ended]
-        return [(job, read_failure(failure_path(job.output, job.cell.name))) for job in jobs]
+        return [(job, read_failure(job.cell.output, job.cell.name)) for job in jobs]
 
     def close(self) -> None:
         """Cancel what is queued or runs; runs save their checkpoints first."""
@@ -144,7 +143,7 @@ class SlurmExecutor:
                 each.missed = now
             elif now - each.missed > _PATIENCE:
                 told = f"its Slurm job {each.number} was lost: {state}; see {each.job.log}"
-                keep_failure(each.job, Failure(told, can_pass=True))
+                keep_failure(each.job.cell, Failure(told, can_pass=True))
                 lost.append(each)
         return lost
 
@@ -193,7 +192,7 @@ def run_in_slurm(job: Job, folder: str) -> None:
     if failure is not None and failure.stopped:
         _queue_again(failure)
     if failure is not None:
-        keep_failure(job, failure)
+        keep_failure(job.cell, failure)
 
 
 def _queue_again(failure: Failure) -> NoReturn:
