@@ -19,7 +19,7 @@ from tools.experiments.experiment import Experiment, load_experiment
 from tools.experiments.networks import folder_name
 from tools.experiments.settings import merge, parse_override
 from tools.experiments.tasks import TASKS, settings_class
-from tools.references.tables import Row, Table, load_references
+from tools.references.tables import Row, Table, canonical, load_references
 from tools.references.verdicts import DEFAULT_OPTIONS
 
 Scale = Literal["paper", "smoke"]
@@ -143,8 +143,7 @@ def find_targets(names: Sequence[str]) -> list[Target]:
     targets = list_targets()
     found: dict[str, Target] = {}
     for name in names:
-        asked = name.strip().lower().replace(" ", "-").replace("_", "-")
-        asked = f"table-{asked}" if asked.isdigit() else asked
+        asked = canonical(name)
         if asked == "all":
             found |= targets
         elif asked in targets:

@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Gt, Len
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from backbones.config import unknown
+from backbones.config import describe_error, unknown
 from tools.experiments.record import METRICS
 
 MARKS = {"1": "seen in one source", "2": "seen in two or more sources", "C": "computed"}
-INITIAL = ("scratch", "imagenet", "released")
-_UNITS = ("percent", "million", "billion")
 _COSTS = ("parameters", "multiply_adds")
-_TABLE_KEYS = {
-    "title", "table", "mark", "task", "dataset", "protocol", "recipes", "initial", "may_differ",
-    "units", "notes", "rows",
-}  # fmt: skip
-_DATASET_KEYS = {"name", "split", "images", "train_images"}
-_ROW_KEYS = {
-    "network", "backbone", "options", "weights", "download", "protocol", "recipes", "settings", "mark", "notes",
-    "ours", "reason",
-}  # fmt: skip
-_COUNTS = {"parameters", "multiply_adds", "multiply_adds_with_gating"}
+_OF_ROWS = ("mark", "protocol", "recipes", "notes")  # what a row may say for itself
 
 
 @dataclass(frozen=True)
@@ -43,27 +34,31 @@ class Reference:
     where: str  # as people cite it: "Table 7"
     network: str
     metric: str  # of tools.experiments.record.METRICS, or "parameters", "multiply_adds"
-    value: float
+    value: Annotated[float, Gt(0)]
     printed: str  # with the digits it was published with: "6.00"
-    unit: str  # "percent", "million" or "billion"
-    mark: str  # a key of MARKS
+    unit: Literal["percent", "million", "billion"]
+    mark: Literal["1", "2", "C"]  # keys of MARKS
     protocol: str
     notes: tuple[str, ...]  # traps of this very value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One published network, and how it was trained and evaluated."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     network: str  # as published
-    backbone: str | None  # ours, where there is one
-    options: dict[str, Any]  # of our backbone
-    weights: str | None  # name of the released file; its last part begins the SHA-256
-    download: str | None  # by which a library has the weights: "timm:seresnet50.a1_in1k"
+    backbone: str | None = None  # ours, where there is one
+    options: dict[str, Any] = field(default_factory=dict)  # of our backbone
+    weights: str | None = None  # name of the released file; its last part begins the SHA-256
+    download: str | None = None  # by which a library has the weights: "timm:seresnet50.a1_in1k"
     recipes: tuple[str, ...]  # of this suite, which train as this network was trained
-    settings: dict[str, Any]  # dotted keys in which the row leaves its recipe
-    ours: dict[str, int]  # our counts, where options leave what the table of networks says
-    reason: str  # why our count is not what was printed, or ""
+    settings: dict[str, Any] = field(default_factory=dict)  # dotted keys that leave its recipe
+    # Our counts by `backbones.cost`, where options leave what the table of networks says.
+    ours: dict[Literal["parameters", "multiply_adds", "multiply_adds_with_gating"], int] = field(
+        default_factory=dict
+    )
+    reason: str = ""  # why our count is not what was printed
     references: tuple[Reference, ...]
 
 
@@ -71,15 +66,21 @@ class Row:
 class Table:
     """One table, with what holds for all of its rows."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str  # of its file: "table-7"
     title: str
     where: str  # as people cite it: "Table 7"
     task: str
-    dataset: dict[str, Any]  # name, split, images; train_images, or None where not known
-    initial: str  # of INITIAL: what training started from; "released": the weights themselves
+    # train_images is None where it is not known.
+    dataset: Annotated[dict[Literal["name", "split", "images", "train_images"], Any], Len(4, 4)]
+    # What training started from; "released": the weights themselves.
+    initial: Literal["scratch", "imagenet", "released"]
     may_differ: tuple[str, ...]  # settings that the publication does not state
     notes: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+
+
+_ROW_KEYS = {f.name for f in fields(Row)} - {"references"} | set(_OF_ROWS)
 
 
 class _ExactLoader(yaml.SafeLoader):
@@ -116,11 +117,20 @@ def reference(name: str) -> Table:
         ValueError: there is no such table; near matches are named.
     """
     tables = load_references()
-    asked = re.sub(r"[\s_]+", "-", name.strip().lower())
-    asked = f"table-{asked}" if asked.isdigit() else asked
-    if asked in tables:
-        return tables[asked]
+    if canonical(name) in tables:
+        return tables[canonical(name)]
     raise ValueError(unknown("reference", name, tables))
+
+
+def canonical(name: str) -> str:
+    """The name of a table or figure, of how people write it: "table-7" of "Table 7" or "7"."""
+    asked = re.sub(r"[\s_]+", "-", name.strip().lower())
+    return f"table-{asked}" if asked.isdigit() else asked
+
+
+@functools.cache
+def _table() -> TypeAdapter[Table]:
+    return TypeAdapter(Table)
 
 
 def parse_table(name: str, content: Any) -> Table:
@@ -129,73 +139,42 @@ def parse_table(name: str, content: Any) -> Table:
     Raises:
         ValueError: a key is missing, unknown or of another kind; the message names file and row.
     """
-    if not isinstance(content, dict) or set(content) != _TABLE_KEYS:
-        strange = set(content) ^ _TABLE_KEYS if isinstance(content, dict) else "no keys"
-        raise ValueError(f"{name}: expected the keys {sorted(_TABLE_KEYS)}, differs in {strange}")
-    for metric, unit in content["units"].items():
-        if metric not in METRICS and metric not in _COSTS:
-            raise ValueError(f"{name}: unknown metric {metric!r}")
-        if unit not in _UNITS:
-            raise ValueError(f"{name}: unit {unit!r} of {metric}; expected one of {_UNITS}")
-    if set(content["dataset"]) != _DATASET_KEYS:
-        raise ValueError(f"{name}: dataset has {', '.join(sorted(_DATASET_KEYS))}")
-    if content["initial"] not in INITIAL:
-        raise ValueError(f"{name}: initial={content['initial']!r}; expected one of {INITIAL}")
-    return Table(
-        name,
-        content["title"],
-        content["table"],
-        content["task"],
-        content["dataset"],
-        content["initial"],
-        tuple(content["may_differ"]),
-        tuple(content["notes"]),
-        tuple(_parse_row(name, content, row) for row in content["rows"]),
-    )
+    if not isinstance(content, dict) or not {"rows", "units", *_OF_ROWS} <= content.keys():
+        raise ValueError(f"{name}: a table has the keys rows, units, {', '.join(_OF_ROWS)}")
+    whole = {"name": name, **content, "rows": [_row(name, content, row) for row in content["rows"]]}
+    whole["where"] = whole.pop("table", None)
+    for key in ("units", *_OF_ROWS):
+        if key != "notes":  # those of a table are of all its rows
+            del whole[key]
+    try:
+        return _table().validate_python(whole)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {describe_error(error.errors()[0])}") from None
 
 
-def _parse_row(name: str, table: dict[str, Any], row: dict[str, Any]) -> Row:
+def _row(name: str, table: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its class has it, its numbers as references."""
     where = f"{name}: {row.get('network', 'a row without a network')}"
-    values = {key: value for key, value in row.items() if key not in _ROW_KEYS}
-    if "network" not in row or not values:
-        raise ValueError(f"{where}: a row has a network and at least one value")
-    mark = row.get("mark", table["mark"])
-    if mark not in MARKS:
-        raise ValueError(f"{where}: mark {mark!r}; expected one of {', '.join(MARKS)}")
-    if row.get("ours") and set(row["ours"]) != _COUNTS:
-        raise ValueError(f"{where}: ours has {', '.join(sorted(_COUNTS))}")
+    told = {"mark": table["mark"], "protocol": table["protocol"], "notes": (), **row}
     references = []
-    for metric, value in values.items():
-        if metric not in table["units"]:
-            raise ValueError(f"{where}: {metric!r} has no unit in this table")
-        unit = table["units"][metric]
-        if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or value <= 0:
-            raise ValueError(f"{where}: {metric}={value!r} is not a number above 0")
+    for metric, value in row.items():
+        if metric in _ROW_KEYS:
+            continue
+        unit = table["units"].get(metric)
+        if unit is None or (metric not in METRICS and metric not in _COSTS):
+            raise ValueError(f"{where}: {metric!r} is no metric, or has no unit in this table")
+        if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+            raise ValueError(f"{where}: {metric}={value!r} is not a number")
         if unit == "percent" and value > 100:
             raise ValueError(f"{where}: {metric}={value} percent is above 100")
         references.append(
-            Reference(
-                table=name,
-                where=table["table"],
-                network=row["network"],
-                metric=metric,
-                value=float(value),
-                printed=str(value),
-                unit=unit,
-                mark=mark,
-                protocol=row.get("protocol", table["protocol"]),
-                notes=tuple(row.get("notes", ())),
-            )
-        )
-    return Row(
-        network=row["network"],
-        backbone=row.get("backbone"),
-        options=row.get("options", {}),
-        weights=row.get("weights"),
-        download=row.get("download"),
-        recipes=tuple(row.get("recipes", table["recipes"])),
-        settings=row.get("settings", {}),
-        ours=row.get("ours", {}),
-        reason=row.get("reason", ""),
-        references=tuple(references),
-    )
+            {
+                "table": name, "where": table.get("table"), "network": row.get("network"),
+                "metric": metric, "value": float(value), "printed": str(value), "unit": unit,
+                **{key: told[key] for key in ("mark", "protocol", "notes")},
+            }
+        )  # fmt: skip
+    if not references:
+        raise ValueError(f"{where}: a row has a network and at least one value")
+    kept = {key: row[key] for key in row.keys() & _ROW_KEYS - {"mark", "protocol", "notes"}}
+    return {"recipes": table["recipes"], **kept, "references": references}

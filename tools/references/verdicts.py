@@ -306,9 +306,9 @@ def _record_beside(path: str | None) -> Record | None:
 def _other_recipe(trained: Record, table: Table, row: Row) -> str | None:
     if not row.recipes:
         return "no recipe of this suite trains as the published network was trained"
-    used = _leaves(trained.experiment.settings)
+    used, asked = _leaves(trained.experiment.settings), json.dumps(row.settings, default=float)
     changes = {
-        name: list(_changed(used, table, _expected(trained.task, name, _frozen(row.settings))))
+        name: list(_changed(used, table, *_expected(trained.task, name, asked)))
         for name in row.recipes
     }
     if not all(changes.values()):
@@ -319,39 +319,34 @@ def _other_recipe(trained: Record, table: Table, row: Row) -> str | None:
     return f"the recipe was changed: {', '.join(changes[named][:3])}"
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """What a recipe comes to: settings that matter, those that do not, and the defaults."""
-
-    settings: dict[str, Any]
-    free: frozenset[str]
-    defaults: dict[str, Any]
-
-
 @functools.cache
-def _expected(task: str, recipe: str, changes: str) -> _Expected:
+def _expected(
+    task: str, recipe: str, changes: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Settings that a recipe comes to, those of them that can change a result, and the defaults."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()]
     experiment = load_experiment(task, recipe, overrides)
-    everything = _leaves(experiment.settings)
-    matters = _leaves(experiment.identity())
-    free = frozenset(key for key in everything if key not in matters)
-    settings = {key: value for key, value in everything.items() if key in matters}
-    return _Expected(settings, free, _leaves(_defaults(task)))
+    defaults = dataclasses.asdict(settings_class(TASKS[task])())
+    everything, matters = _leaves(experiment.settings), _leaves(experiment.identity())
+    kept = {key: value for key, value in everything.items() if key in matters}
+    return everything, kept, _leaves(defaults)
 
 
-def _defaults(task: str) -> dict[str, Any]:
-    """The settings of a task where no recipe says anything."""
-    return dataclasses.asdict(settings_class(TASKS[task])())
-
-
-def _changed(used: Mapping[str, Any], table: Table, expected: _Expected) -> Iterator[str]:
+def _changed(
+    used: Mapping[str, Any],
+    table: Table,
+    expected: Mapping[str, Any],
+    matters: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> Iterator[str]:
     """Settings in which a run departs from what is expected."""
-    for key in dict.fromkeys((*used, *expected.settings)):
+    for key in dict.fromkeys((*used, *matters)):
         elsewhere = key.startswith(_COMPARED_ELSEWHERE) and key != _STILL_COMPARED
-        if elsewhere or key in expected.free or key in MAY_DIFFER or key in table.may_differ:
+        free = key in expected and key not in matters
+        if elsewhere or free or key in MAY_DIFFER or key in table.may_differ:
             continue
-        default = expected.defaults.get(key)
-        ours, theirs = used.get(key, default), expected.settings.get(key, default)
+        default = defaults.get(key)
+        ours, theirs = used.get(key, default), matters.get(key, default)
         if not _equal(ours, theirs):
             yield f"{key}={json.dumps(ours)}, in the recipe {json.dumps(theirs)}"
 
@@ -376,10 +371,6 @@ def _leaves(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(settings).items() if value != {}}
 
 
-def _frozen(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, default=float)
-
-
 # Networks ----------------------------------------------------------------------------------------
 
 
@@ -390,23 +381,14 @@ def _same_network(row: Row, backbone: Network) -> bool:
     names = set(DEFAULT_OPTIONS) | set(published) | set(ours)
     if "se_bias" not in published:
         names.discard("se_bias")
-    defaults = DEFAULT_OPTIONS | _defaults_of_network(row.backbone)
+    pair = next((pair for pair in PAIRS if row.backbone in (pair.plain, pair.se)), None)
+    in_1x1 = pair.arguments.get("stride_in_1x1", True) if pair else True
+    defaults = DEFAULT_OPTIONS | {"stride_in_1x1": in_1x1}
     return all(
-        _equal(_sorted(published.get(name, defaults.get(name))),
-               _sorted(ours.get(name, defaults.get(name))))
+        _equal(*(_sorted(side.get(name, defaults.get(name))) for side in (published, ours)))
         for name in names
-    )  # fmt: skip
-
-
-def _defaults_of_network(name: str) -> dict[str, Any]:
-    pair = next((pair for pair in PAIRS if name in (pair.plain, pair.se)), None)
-    arguments = pair.arguments if pair else {}
-    return {"stride_in_1x1": arguments.get("stride_in_1x1", True)}
+    )
 
 
 def _sorted(value: Any) -> Any:
-    return (
-        sorted(value, key=str)
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else value
-    )
+    return sorted(value, key=str) if isinstance(value, (list, tuple)) else value
