@@ -36,7 +36,7 @@ from tools.report.costs import Sides
 from tools.report.escape import escape_csv
 from tools.report.pairs import pair_twins
 from tools.report.table import build_table
-from tools.report.wording import candidate_word, headline, lede, more, signed
+from tools.report.wording import candidate_word, lede, more, signed
 from tools.statistics import coco_metrics
 
 
@@ -108,7 +108,7 @@ def test_rows_that_differ_in_protocol_or_settings_say_so_and_count_once(tmp_path
 def test_other_verdicts_under_other_protocols_are_no_single_verdict(tmp_path):
     write_twins(tmp_path, "a")
     write_twins(tmp_path, "b", accuracies=(0.74, 0.62), protocol={"name": "full-image+flip"})
-    found = headline(build_table(*load_records([tmp_path])))
+    found = build_table(*load_records([tmp_path])).headline
     assert found == (
         "These weights of se_resnet20 are judged differently under different protocols or settings"
         " on the one benchmark."
@@ -153,11 +153,11 @@ def test_a_run_of_three_iterations_owns_no_headline(tmp_path):
     assert short.not_counted == (
         "hardly trained: 3 iterations, 0.0077 passes over the training images",
     )
-    assert headline(found) == (
+    assert found.headline == (
         "These weights of se_resnet20 are worse than those of resnet20 on the one benchmark."
         " Not counted: 1 pair, near chance or hardly trained."
     )
-    assert "iterations=3" not in lede(found)
+    assert "iterations=3" not in lede(found.comparisons)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_the_headline_says_when_all_data_are_synthetic(tmp_path):
     write_detector(tmp_path / "runs" / "a", "resnet_tiny", annotations, shift=1.0)
     write_detector(tmp_path / "runs" / "b", "se_resnet_tiny", annotations, shift=1.0)
     table = build_table(*load_records([tmp_path / "runs"]), resamples=100)
-    assert headline(table).startswith("On synthetic data: ")
+    assert table.headline.startswith("On synthetic data: ")
 
 
 def test_other_attentions_are_not_called_se():
@@ -525,7 +525,7 @@ def test_other_attentions_are_not_called_se():
         candidate = altered(candidate, backbone={"options": options})
         plain = altered(candidate, backbone=record(network="resnet20").backbone)
         plain = altered(plain, experiment={"hash": "plain"})
-        return candidate_word(build_table([plain, candidate]))
+        return candidate_word(build_table([plain, candidate]).comparisons)
 
     assert said({"reduction": 8}) == "SE"
     assert said({"attention": "eca"}) == "candidate"

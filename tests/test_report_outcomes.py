@@ -15,7 +15,7 @@ from tools import sample_data, statistics
 from tools.experiments.record import load_records
 from tools.report import write_report
 from tools.report.table import build_table
-from tools.report.wording import across_sentence, headline, lede
+from tools.report.wording import across_sentence, lede
 
 CLAIMS = re.compile(r"\b(better|worse|same|trend|equal|outperform)\w*", re.IGNORECASE)
 LEGENDS = re.compile(  # of metrics and plots, not of networks
@@ -184,8 +184,8 @@ def test_data_sets_are_pooled_once_each_with_a_plain_sentence(tmp_path):
     assert said in files["report.html"]
     assert "mean over 3 data sets" in files["report.html"]
     assert "Few data sets say little" in files["report.md"]
-    assert headline(table).startswith("se_resnet20 is better than resnet20 on all 3 benchmarks")
-    assert lede(table)
+    assert table.headline.startswith("se_resnet20 is better than resnet20 on all 3 benchmarks")
+    assert lede(table.comparisons)
 
 
 # The same network as plain and candidate: the second begins from other random numbers.

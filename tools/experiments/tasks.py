@@ -30,7 +30,7 @@ class Task:
     class_metric: str  # key of METRICS: what is measured of each class
     # (pair, resamples, seed) -> a `tools.report.compared.Compared`
     compare: str
-    # (plain record, candidate record) -> [`tools.report.examples.Picture`, ...], where twins disagree
+    # (plain record, candidate record) -> [`tools.report.compared.Picture`, ...], where twins disagree
     find_pictures: str
     # settings -> the `backbones.result.Protocol` that they ask for
     protocol: str

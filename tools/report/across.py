@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tools.report import wording
 from tools.report.comparison import Comparison
 from tools.statistics import Pooled, pool_tasks
 
@@ -58,4 +59,5 @@ def pool_datasets(comparisons: Sequence[Comparison]) -> tuple[Across, ...]:
                 pool_tasks(gains, variances),
             )
         )
-    return tuple(found)
+    word = wording.candidate_word(comparisons)
+    return tuple(replace(each, sentence=wording.across_sentence(each, word)) for each in found)

@@ -15,8 +15,13 @@ from tools import statistics
 from tools.experiments.record import Record
 from tools.experiments.settings import build_settings
 from tools.experiments.tasks import TASKS, settings_class
-from tools.report.compared import Compared, file_of
-from tools.report.examples import SHOWN_EACH_WAY, Picture, make_picture
+from tools.report.compared import (
+    SHOWN_EACH_WAY,
+    Compared,
+    Picture,
+    file_of,
+    make_picture,
+)
 from tools.report.pairs import Pair
 from tools.statistics import Difference, Predictions, Variation, calibration
 

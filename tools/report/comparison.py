@@ -19,7 +19,7 @@ from tools.report.caveats import marks_of, says_little
 from tools.report.compared import SCORES, Compared, Score, explain
 from tools.report.costs import COSTS, SideBySide, Sides, network_key
 from tools.report.pairs import Pair, describe_network
-from tools.report.published import ReferenceRow, effects_beside, published_beside
+from tools.report.published import ReferenceRow, references_beside
 from tools.report.sharing import protocol_line
 from tools.statistics import Difference, Variation
 from tools.statistics.outcomes import UNTESTED, Outcome, margin_of
@@ -135,11 +135,11 @@ def compare_pair(
     Args:
         trainings: training runs by the SHA-256 of the weights they wrote.
         margin, run_sd: points, as `build_table` has them; None: the metric's, none stated.
-        measured: costs by the networks that they were measured of.
     """
     first, plain = pair.candidate[0], pair.plain[0]
     found, why = _compare_files(pair, resamples, seed)
     metrics = _metric_rows(pair, found.metrics, why, margin)
+    differences = {row.name: row.difference for row in metrics}
     trained = [training_of(run, trainings) or run for run in pair.runs]
     return Comparison(
         pair=pair,
@@ -168,28 +168,13 @@ def compare_pair(
         costs=_costs(pair),
         measured=(measured or {}).get((network_key(plain.backbone), network_key(first.backbone))),
         errors={kind: Sides(*sides) for kind, sides in found.errors.items()},
-        references=_references(pair, metrics, trainings, margin, run_sd),
+        references=tuple(references_beside(pair, differences, trainings, margin, run_sd)),
     )
 
 
 def _costs(pair: Pair) -> dict[str, Sides]:
     plain, candidate = pair.plain[0], pair.candidate[0]
     return {name: Sides(get(plain), get(candidate)) for name, get in COSTS.items()}
-
-
-def _references(
-    pair: Pair,
-    metrics: tuple[MetricRow, ...],
-    trainings: Mapping[str, Record],
-    margin: float | None,
-    run_sd: float | None,
-) -> tuple[ReferenceRow, ...]:
-    differences = {row.name: row.difference for row in metrics}
-    return (
-        *published_beside(pair.plain, trainings, margin, run_sd),
-        *published_beside(pair.candidate, trainings, margin, run_sd),
-        *effects_beside(pair, differences, trainings, margin, run_sd),
-    )
 
 
 def _compare_files(pair: Pair, resamples: int, seed: int) -> tuple[Compared, str]:
@@ -205,66 +190,59 @@ def _compare_files(pair: Pair, resamples: int, seed: int) -> tuple[Compared, str
 
 
 def _metric_rows(
-    pair: Pair,
-    found: Mapping[str, Difference],
-    why: str,
-    margin: float | None,
+    pair: Pair, found: Mapping[str, Difference], why: str, margin: float | None
 ) -> tuple[MetricRow, ...]:
     """Of the metrics that all runs have, and the headline, if only to say why it is not there."""
-    headline, costs = TASKS[pair.plain[0].task].headline[0], _costs(pair)
-    return tuple(
-        _metric_row(name, pair, found, why, costs, margin)
-        for name in METRICS
-        if name == headline or all(name in record.metrics for record in pair.runs)
-    )
-
-
-def _metric_row(
-    name: str,
-    pair: Pair,
-    found: Mapping[str, Difference],
-    why: str,
-    costs: Mapping[str, Sides],
-    margin: float | None,
-) -> MetricRow:
-    kind = METRICS[name]
-    difference = found.get(name)
-    if difference is None or not all(name in record.metrics for record in pair.runs):
-        difference = _from_records(name, pair, why)
-    change = difference.difference
-    gain = None if change is None else (change if kind.higher_is_better else -change)
-    added = [_added(costs[cost]) for cost in ("parameters", "multiply_adds")]
-    effects = statistics.effect_sizes(change, difference.plain, *added)
-    headline = name == TASKS[pair.candidate[0].task].headline[0]
-    return MetricRow(
-        name, kind.label, kind.unit, kind.higher_is_better, headline, difference, gain, None,
-        Outcome(UNTESTED, margin or margin_of(name), difference.about_weights), effects,
-    )  # fmt: skip
-
-
-def _added(costs: Sides) -> int | None:
-    if costs.plain is None or costs.candidate is None:
-        return None
-    return round(costs.candidate - costs.plain)
+    headline, costs = TASKS[pair.candidate[0].task].headline[0], _costs(pair)
+    added = [
+        None if c.plain is None or c.candidate is None else round(c.candidate - c.plain)
+        for c in (costs["parameters"], costs["multiply_adds"])
+    ]
+    rows = []
+    for name, kind in METRICS.items():
+        everywhere = all(name in record.metrics for record in pair.runs)
+        if name != headline and not everywhere:
+            continue
+        difference = found.get(name) if everywhere else None
+        if difference is None:
+            difference = _from_records(name, pair, why)
+        change = difference.difference
+        rows.append(
+            MetricRow(
+                name,
+                kind.label,
+                kind.unit,
+                kind.higher_is_better,
+                name == headline,
+                difference,
+                gain=change if change is None or kind.higher_is_better else -change,
+                p_holm=None,
+                outcome=Outcome(UNTESTED, margin or margin_of(name), difference.about_weights),
+                effects=statistics.effect_sizes(change, difference.plain, *added),
+            )
+        )
+    return tuple(rows)
 
 
 def _from_records(name: str, pair: Pair, why: str) -> Difference:
     """The difference alone, where nothing but the records' values is to be had."""
+    seeds = len(pair.plain)
     if not all(name in record.metrics for record in pair.runs):
         reason = f"{METRICS[name].label} is not in every record"
-        return Difference(None, None, None, seeds=len(pair.plain), reason=reason)
-    sides = [[record.metrics[name] for record in side] for side in (pair.plain, pair.candidate)]
-    for metric in (*sides[0], *sides[1]):
+        return Difference(None, None, None, seeds=seeds, reason=reason)
+    metrics = [record.metrics[name] for record in pair.runs]
+    for metric in metrics:
         if metric.value is None:
-            return Difference(None, None, None, seeds=len(pair.plain), reason=metric.reason)
-    plain, candidate = (np.array([metric.value for metric in side]) for side in sides)
-    several = len(plain) > 1
+            return Difference(None, None, None, seeds=seeds, reason=metric.reason)
+    values = np.array([metric.value for metric in metrics])
+    plain, candidate = values[:seeds], values[seeds:]
+    several = seeds > 1
     return Difference(
         float(plain.mean()),
         float(candidate.mean()),
         float(candidate.mean() - plain.mean()),
-        n=sides[0][0].n,
-        seeds=len(plain),
+        n=metrics[0].n,
+        seeds=seeds,
         plain_sd=float(plain.std(ddof=1)) if several else None,
         candidate_sd=float(candidate.std(ddof=1)) if several else None,
         reason=why,
@@ -294,7 +272,7 @@ def _class_rows(
                 row.images,
                 plain,
                 candidate,
-                None if plain is None or candidate is None else candidate - plain,
+                candidate - plain if known else None,  # type: ignore[operator]
                 found.low if found else None,
                 found.high if found else None,
                 shrunken.get(name),

@@ -13,8 +13,14 @@ from detection.annotations import Annotations, Results, read_annotations, read_r
 from detection.scoring import match, score
 from tools import statistics
 from tools.experiments.record import Record
-from tools.report.compared import Compared, file_of
-from tools.report.examples import SHOWN_EACH_WAY, Box, Picture, make_picture
+from tools.report.compared import (
+    SHOWN_EACH_WAY,
+    Box,
+    Compared,
+    Picture,
+    file_of,
+    make_picture,
+)
 from tools.report.pairs import Pair
 from tools.statistics.matching import Detections, match_detections
 

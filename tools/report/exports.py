@@ -15,9 +15,7 @@ from tools.experiments.tasks import TASKS
 from tools.report import wording
 from tools.report.comparison import Comparison, MetricRow
 from tools.report.escape import escape_csv, escape_latex
-from tools.report.sharing import protocol_line
 from tools.report.table import Table, published_rows
-from tools.statistics import Difference
 from tools.statistics.published import NOT_COMPARABLE
 
 
@@ -27,44 +25,26 @@ def differences_csv(table: Table) -> str:
 
 
 def _difference_row(c: Comparison, row: MetricRow) -> dict[str, Any]:
-    found = row.difference
+    found, here = row.difference, row.difference.on_these_images
     return {
-        "task": c.task,
-        "dataset": c.dataset,
-        "images": c.images,
-        "synthetic": c.synthetic,
-        "protocol": c.protocol,
-        "recipe": c.recipe,
-        "variant": c.variant,
+        **_picked(c, "task dataset images synthetic protocol recipe variant"),
         "candidate_network": c.candidate,
         "plain_network": c.plain,
         "at": c.at,
         "seeds": " ".join(map(str, c.seeds)),
         "metric": row.name,
-        "unit": row.unit,
-        "higher_is_better": row.higher_is_better,
-        "headline": row.headline,
-        "plain": found.plain,
-        "candidate": found.candidate,
-        "plain_sd": found.plain_sd,
-        "candidate_sd": found.candidate_sd,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
+        **_picked(row, "unit higher_is_better headline"),
+        **_picked(found, "plain candidate plain_sd candidate_sd difference low high"),
         "gain": row.gain,
         "p_value": found.p_value,
-        "p_holm": row.p_holm,
-        "verdict": row.verdict,
+        **_picked(row, "p_holm verdict"),
         "margin": row.outcome.margin,
         "about": "these weights" if row.outcome.about_weights else "the networks",
-        "detectable": found.detectable,
-        "compatible": found.compatible,
-        **_on_these_images(found),
-        "seed_sd": found.seed_sd,
-        "churn_sd": found.churn_sd,
-        "image_sd": found.image_sd,
-        "interval_method": found.interval_method,
-        "p_value_method": found.p_value_method,
+        **_picked(found, "detectable compatible"),
+        **{
+            f"{name}_these_images": getattr(here, name, None) for name in ("low", "high", "p_value")
+        },
+        **_picked(found, "seed_sd churn_sd image_sd interval_method p_value_method"),
         **{f"effect_{name}": value for name, value in row.effects.items()},
         **_measured(c),
         "marks": "; ".join(c.marks),
@@ -76,40 +56,33 @@ def _difference_row(c: Comparison, row: MetricRow) -> dict[str, Any]:
 
 def runs_csv(table: Table) -> str:
     """One row a run and metric."""
-    rows = []
-    for run in table.runs:
-        record = run.record
-        for name, metric in record.metrics.items():
-            rows.append(
-                {
-                    "task": record.task,
-                    "dataset": record.dataset.name,
-                    "split": record.dataset.split,
-                    "synthetic": record.synthetic,
-                    "protocol": record.protocol.name,
-                    "recipe": record.experiment.recipe,
-                    "variant": run.variant,
-                    "network": run.network,
-                    "is_se": record.backbone.is_se,
-                    "seed": record.seed,
-                    "metric": name,
-                    "unit": metric.unit,
-                    "higher_is_better": metric.higher_is_better,
-                    "value": metric.value,
-                    "n": metric.n,
-                    "reason": metric.reason,
-                    "parameters": record.cost.parameters,
-                    "multiply_adds": record.cost.multiply_adds,
-                    "train_seconds": record.timing.train_seconds,
-                    "evaluate_images_per_second": record.timing.evaluate_images_per_second,
-                    "commit": record.git.commit,
-                    "experiment": record.hash,
-                    "paired": run.paired,
-                    "why_not_paired": run.why_not,
-                    "caption": protocol_line([record]),
-                }
-            )
-    return _csv(rows)
+    return _csv(
+        [
+            {
+                "task": run.task,
+                "dataset": run.dataset.name,
+                "split": run.dataset.split,
+                "synthetic": run.record.synthetic,
+                "protocol": run.record.protocol.name,
+                "recipe": run.record.experiment.recipe,
+                **_picked(run, "variant network"),
+                "is_se": run.record.backbone.is_se,
+                "seed": run.seed,
+                "metric": name,
+                **_picked(metric, "unit higher_is_better value n reason"),
+                **_picked(run.cost, "parameters multiply_adds"),
+                **_picked(run.record.timing, "train_seconds evaluate_images_per_second"),
+                "commit": run.record.git.commit,
+                **_picked(run, "experiment paired why_not_paired caption"),
+            }
+            for run in table.runs
+            for name, metric in run.metrics.items()
+        ]
+    )
+
+
+def _picked(of: object, names: str) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in names.split()}
 
 
 def published_csv(table: Table) -> str:
@@ -132,7 +105,7 @@ def _measured(c: Comparison) -> dict[str, float | None]:
 def as_latex(table: Table) -> str:
     r"""A booktabs table of the headline differences: ``\usepackage{booktabs}``."""
     e = escape_latex
-    candidate = wording.candidate_word(table)
+    candidate = wording.candidate_word(table.comparisons)
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{tabular}{lllrrrrlrr}",
@@ -149,7 +122,7 @@ def as_latex(table: Table) -> str:
     for c in table.comparisons:
         phrase = c.headline.outcome.phrase
         if phrase != c.headline.verdict:
-            notes.append(f"{e(c.candidate)}, {e(c.benchmark)}: {_latex_phrase(e(phrase))}.")
+            notes.append(f"{e(c.candidate)}, {e(c.benchmark)}: {e(phrase)}.")
     notes += [
         f"{e(r.network)}, {e(METRICS[r.metric].label)}, {e(r.where)}: published {_latex_number(r.printed)},"
         f" measured {_latex_number(wording.number(r.measured))}, {e(r.verdict)}."
@@ -180,7 +153,7 @@ def _latex_row(c: Comparison) -> str:
         _latex_number(wording.number(found.candidate)),
         _latex_number(difference.strip()) + (r"$^{1}$" if len(c.seeds) == 1 else ""),
         f"${p_value}$" if p_value != "–" else "--",
-        e(row.outcome.word) + _latex_mark(row),
+        e(row.outcome.word) + (r"$^{1}$" if row.outcome.about_weights else ""),
         _latex_number(wording.more(c.costs["parameters"])),
         _latex_number(wording.more(c.costs["multiply_adds"])),
     ]
@@ -219,12 +192,6 @@ def as_model_index(table: Table) -> str:
     return f"---\n{text}---\n"
 
 
-def _on_these_images(found: Difference) -> dict[str, float | None]:
-    here = found.on_these_images
-    names = ("low", "high", "p_value")
-    return {f"{name}_these_images": getattr(here, name) if here else None for name in names}
-
-
 def _csv(rows: list[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     if rows:
@@ -233,14 +200,6 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             writer.writerow({name: escape_csv(value) for name, value in row.items()})
     return buffer.getvalue()
-
-
-def _latex_mark(row: MetricRow) -> str:
-    return r"$^{1}$" if row.outcome.about_weights else ""
-
-
-def _latex_phrase(text: str) -> str:
-    return text.replace("±", r"$\pm$")
 
 
 def _latex_number(text: str) -> str:

@@ -32,15 +32,15 @@ def as_markdown(table: Table, title: str) -> str:
         _section("More than once", _bullets(r.text for r in table.repeats[:_REFERENCES]))
         if table.repeats
         else "",
-        _section("Left out", _bullets(table.warnings)) if table.warnings else "",
-        _section("How these numbers were made", "\n".join(f"- {text}" for text in wording.METHODS)),
+        _section("Left out", _bullets(table.skipped)) if table.skipped else "",
+        _section("How these numbers were made", "\n".join(f"- {text}" for text in table.methods)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _head(table: Table, title: str) -> str:
-    lines = [f"# {e(title)}", f"**{e(wording.headline(table))}**"]
-    if lede := wording.lede(table):
+    lines = [f"# {e(title)}", f"**{e(table.headline)}**"]
+    if lede := wording.lede(table.comparisons):
         lines.append(f"{e(lede)}.")
     if table.synthetic:
         lines.append("Numbers marked *synthetic* come from synthetic images: not real results.")
@@ -55,7 +55,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> str:
         "95 % interval:", "On these images:", "p (Holm):", "Verdict", "Parameters:",
         "Multiply-adds:", "Latency:", "Seeds:",
     ]  # fmt: skip
-    return _table(heads, [_pair(c) for c in comparisons])
+    return as_table(heads, [_pair(c) for c in comparisons])
 
 
 def _pair(c: Comparison) -> list[str]:
@@ -112,7 +112,7 @@ def _plan(plan: FixedPlan) -> str:
         ]
         for row in plan.rows
     ]
-    table = f"\n\n{_table(heads, cells)}" if cells else ""
+    table = f"\n\n{as_table(heads, cells)}" if cells else ""
     return _section("Planned and found", e(plan.sentence) + table)
 
 
@@ -140,7 +140,7 @@ def _scores(comparisons: Sequence[Comparison]) -> str:
         for c in comparisons
         for score in c.scores
     ]
-    return _section("Probabilities", _table(heads, cells)) if cells else ""
+    return _section("Probabilities", as_table(heads, cells)) if cells else ""
 
 
 def _captions(comparisons: Sequence[Comparison]) -> str:
@@ -163,12 +163,12 @@ def _published(rows: Sequence[ReferenceRow]) -> str:
         for row in rows[:_REFERENCES]
     ]
     notes = dict.fromkeys(f"{row.where}: {note}" for row in rows for note in row.notes)
-    return _section("Published numbers", f"{_table(heads, cells)}\n\n{_bullets(notes)}")
+    return _section("Published numbers", f"{as_table(heads, cells)}\n\n{_bullets(notes)}")
 
 
 def _runs(runs: Sequence[Run]) -> str:
     heads = ["Network", "Data", "Recipe", "Seed:", "Metric", "%:", "In a pair"]
-    text = _table(heads, [_run(run) for run in runs[:_RUNS]])
+    text = as_table(heads, [_run(run) for run in runs[:_RUNS]])
     if len(runs) > _RUNS:
         text += f"\n\n{len(runs) - _RUNS} more runs are in runs.csv."
     return _section("Runs", text)
@@ -188,11 +188,12 @@ def _run(run: Run) -> list[str]:
         str(record.seed),
         METRICS[name].label,
         value if metric.value is not None else f"{value} ({e(metric.reason)})",
-        "yes" if run.paired else f"no: {e(run.why_not)}",
+        "yes" if run.paired else f"no: {e(run.why_not_paired)}",
     ]
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def as_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are escaped already; a heading that ends in ":" is of numbers."""
     rules = ["--:" if head.endswith(_NUMBER) else "---" for head in heads]
     lines = [[head.removesuffix(_NUMBER) for head in heads], rules, *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from tools.experiments.record import METRICS
 from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
+from tools.report.compared import find_pictures
 from tools.report.comparison import Comparison
-from tools.report.examples import find_pictures
 from tools.report.table import Run, Table
 from tools.statistics.outcomes import BETTER, WORSE
 
@@ -33,13 +33,12 @@ def render_page(table: Table, title: str) -> str:
     ends = 200 if len(detailed) <= OPEN else 15  # classes shown of each end, in a page for people
     home = resources.files("tools.report")
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=title,
-            headline=wording.headline(table),
-            lede=wording.lede(table),
-            candidate=wording.candidate_word(table),
+            lede=wording.lede(comparisons),
+            candidate=wording.candidate_word(comparisons),
             table=table,
             cards=comparisons[:CARDS],
             rows=comparisons[:ROWS],
@@ -53,7 +52,6 @@ def render_page(table: Table, title: str) -> str:
             cost_plots=_cost_plots(comparisons),
             unfolded=len(detailed) <= OPEN,
             tasks=TASKS,
-            methods=wording.METHODS,
             metrics=METRICS,
             css=Markup((home / "page.css").read_text("utf-8")),
             js=Markup((home / "page.js").read_text("utf-8")),
@@ -61,7 +59,8 @@ def render_page(table: Table, title: str) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of this folder; every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tools.report", "."),
         autoescape=True,
@@ -118,8 +117,8 @@ def _reasons(table: Table) -> list[tuple[str, int]]:
     """Why runs with a plain twin are in no pair, and how many for each reason."""
     reasons: dict[str, int] = defaultdict(int)
     for run in table.runs:
-        if run.why_not and run.record.backbone.twin is not None:
-            reasons[f"{run.network} on {run.record.dataset.name}: {run.why_not}"] += 1
+        if run.why_not_paired and run.record.backbone.twin is not None:
+            reasons[f"{run.network} on {run.record.dataset.name}: {run.why_not_paired}"] += 1
     return sorted(reasons.items(), key=lambda item: -item[1])[:ROWS]
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 from tools.experiments.record import METRICS, Record
 from tools.report.across import Across
-from tools.report.comparison import ClassRow, Comparison
+from tools.report.comparison import Comparison
 from tools.statistics.outcomes import BETTER, WORSE
 
 # Colours that stand for the page's own, so that one SVG serves light and dark.
@@ -97,7 +96,9 @@ def forest_plot(comparisons: Sequence[Comparison], across: Sequence[Across] = ()
         axes.tick_params(labelsize=8)
         gap = "\u2003"  # plain spaces would be drawn as one
         axes.set_xlabel(f"← worse{gap}percent points{gap}better →", fontsize=9)
-        shown = "; ".join(_spoken(c) for c in rows[:12])
+        shown = "; ".join(
+            f"{c.benchmark}: {c.headline.gain:+.2f} points, {c.headline.verdict}" for c in rows[:12]
+        )
         return _svg(figure, "forest", f"Differences with their 95 % intervals. {shown}")
 
 
@@ -118,12 +119,10 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
     rows = [c for c in comparisons if c.headline.difference.difference is not None]
     if not rows:
         return None
-    most = max((c.costs["multiply_adds"].candidate or 0 for c in rows), default=0)
+    most = max(c.costs["multiply_adds"].candidate or 0 for c in rows)
+    unit, letter = (1e9, "G") if most >= 1e9 else (1e6, "M")
     panels = (
-        (
-            "multiply_adds",
-            *((1e9, "multiply-adds (G)") if most >= 1e9 else (1e6, "multiply-adds (M)")),
-        ),
+        ("multiply_adds", unit, f"multiply-adds ({letter})"),
         ("parameters", 1e6, "parameters (M)"),
     )
     with matplotlib.rc_context(_STYLE):
@@ -157,39 +156,25 @@ def cost_plot(comparisons: Sequence[Comparison], key: str) -> str | None:
 
 def curve_plot(comparison: Comparison) -> str | None:
     """Training loss and validation metric of both twins, a line a seed."""
-    pair = comparison.pair
-    sides = (
-        (pair.plain, _PLAIN, "--", comparison.plain),
-        (pair.candidate, _CANDIDATE, "-", comparison.candidate),
-    )
+    pair, metric = comparison.pair, comparison.headline.name
+    sides = ((pair.plain, comparison.plain, False), (pair.candidate, comparison.candidate, True))
     curves = [
-        (_read_curve(record), colour, style, name if place == 0 else None)
-        for records, colour, style, name in sides
+        (_read_curve(record), is_candidate, name if place == 0 else None)
+        for records, name, is_candidate in sides
         for place, record in enumerate(records)
     ]
-    names = ["loss"]
-    metric = comparison.headline.name
-    if any(f"val_{metric}" in point for curve, *_ in curves for point in curve):
-        names.append(f"val_{metric}")
-    if not any("loss" in point for curve, *_ in curves for point in curve):
+    known = {name for curve, *_ in curves for point in curve for name in point}
+    if "loss" not in known:
         return None
+    shown = [("loss", "training loss")]
+    if f"val_{metric}" in known:
+        shown.append((f"val_{metric}", f"validation {METRICS[metric].label} (%)"))
     with matplotlib.rc_context(_STYLE):
         figure = Figure((_WIDTH, 2.6), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for axes, name in zip(panels, names, strict=True):
-            for curve, colour, style, label in curves:
-                points = [(p["step"], p[name]) for p in curve if p.get(name) is not None]
-                points = _thinned(points)
-                if points:
-                    axes.plot(
-                        *zip(*points, strict=True), style, color=colour, linewidth=1.3, label=label
-                    )
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, (key, title) in zip(panels, shown, strict=True):
+            _draw_curves(axes, curves, key)
             axes.set_xlabel("step", fontsize=9)
-            axes.tick_params(labelsize=8)
-            axes.locator_params(axis="x", nbins=4)
-            title = "training loss"
-            if name != "loss":
-                title = f"validation {METRICS[metric].label} (%)"
             axes.set_title(_short(title, 32), fontsize=9)
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
@@ -210,22 +195,26 @@ def error_curves(runs: Sequence[tuple[str, bool, Record]]) -> str | None:
     shown = (("val_top1_error", "validation top-1 error (%)"), ("loss", "training loss"))
     with matplotlib.rc_context(_STYLE):
         figure = Figure((_WIDTH, 2.1 * len(panels)), layout="constrained")
-        for name, row in zip(
-            panels, figure.subplots(len(panels), len(shown), squeeze=False), strict=True
-        ):
+        rows = figure.subplots(len(panels), len(shown), squeeze=False)
+        for name, row in zip(panels, rows, strict=True):
+            curves = [(_read_curve(run), with_se, None) for n, with_se, run in runs if n == name]
             for axes, (key, label) in zip(row, shown, strict=True):
-                for _, with_se, record in (run for run in runs if run[0] == name):
-                    points = [(p["step"], p[key]) for p in _read_curve(record) if key in p]
-                    colour, style = (_CANDIDATE, "-") if with_se else (_PLAIN, "--")
-                    if points := _thinned(points):
-                        axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.3)
+                _draw_curves(axes, curves, key)
                 axes.set_title(_short(name, 32), fontsize=9)
                 axes.set_ylabel(label, fontsize=8)
-                axes.tick_params(labelsize=8)
-                axes.locator_params(axis="x", nbins=4)
         spoken = "Curves over steps; dashed: plain networks, solid: their SE twins"
         figure.supxlabel("step (dashed: plain, solid: SE)", fontsize=9)
         return _svg(figure, "figure-4", f"{spoken}. Panels: {', '.join(panels)}")
+
+
+def _draw_curves(axes: Axes, curves: Sequence[tuple[list, bool, str | None]], key: str) -> None:
+    """One number of each curve over its steps: points, whether it is of the candidate, label."""
+    for points, is_candidate, label in curves:
+        if shown := _thinned([(p["step"], p[key]) for p in points if key in p]):
+            colour, style = (_CANDIDATE, "-") if is_candidate else (_PLAIN, "--")
+            axes.plot(*zip(*shown, strict=True), style, color=colour, linewidth=1.3, label=label)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=4)
 
 
 def class_plot(comparison: Comparison) -> str | None:
@@ -251,26 +240,23 @@ def class_plot(comparison: Comparison) -> str | None:
         axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_xlabel(f"{METRICS[comparison.class_metric].label}: points, better →", fontsize=9)
-        return _svg(figure, f"{comparison.key}-classes", _spoken_classes(rows))
-
-
-def _spoken(comparison: Comparison) -> str:
-    row = comparison.headline
-    return f"{comparison.benchmark}: {row.gain:+.2f} points, {row.verdict}"
-
-
-def _spoken_classes(rows: Sequence[ClassRow]) -> str:
-    up, down = rows[0], rows[-1]
-    return (
-        f"Differences of {len(rows)} classes, from {up.name} {up.difference:+.1f}"
-        f" to {down.name} {down.difference:+.1f} points; the table below has them all"
-    )
+        up, down = rows[0], rows[-1]
+        spoken = (
+            f"Differences of {len(rows)} classes, from {up.name} {up.difference:+.1f}"
+            f" to {down.name} {down.difference:+.1f} points; the table below has them all"
+        )
+        return _svg(figure, f"{comparison.key}-classes", spoken)
 
 
 def _read_curve(record: Record) -> list[dict[str, float]]:
-    path = record.file("curve")
-    points = []
-    for line in _lines(path) if path else ():
+    """The points of a curve, steps and numbers; none where the file is gone or far too large."""
+    path, points = record.file("curve"), []
+    try:
+        known = path is not None and path.stat().st_size <= _LARGEST_CURVE
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path and known else []
+    except OSError:
+        return []
+    for line in lines:
         try:
             point = json.loads(line)
         except (ValueError, RecursionError):
@@ -278,15 +264,6 @@ def _read_curve(record: Record) -> list[dict[str, float]]:
         if isinstance(point, dict) and isinstance(point.get("step"), (int, float)):
             points.append({k: v for k, v in point.items() if isinstance(v, (int, float))})
     return points
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > _LARGEST_CURVE:
-            return []
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

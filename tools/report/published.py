@@ -56,6 +56,22 @@ def published_beside(
     return rows
 
 
+def references_beside(
+    pair: Pair,
+    differences: Mapping[str, Difference],
+    trainings: Mapping[str, Record],
+    margin: float | None,
+    run_sd: float | None = None,
+) -> list[ReferenceRow]:
+    """The published numbers of both networks of a pair, and the published effects."""
+    rows = [
+        row
+        for side in (pair.plain, pair.candidate)
+        for row in published_beside(side, trainings, margin, run_sd)
+    ]
+    return rows + effects_beside(pair, differences, trainings, margin, run_sd)
+
+
 def effects_beside(
     pair: Pair,
     differences: Mapping[str, Difference],

@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from backbones.files import RECORD, write_whole
@@ -20,6 +19,8 @@ from tools.references import Published, Reference, Row, judge, training_of
 from tools.references.reproduce import Target, Wish, training_of_row
 from tools.report import plots
 from tools.report.escape import escape_markdown, harmless
+from tools.report.markdown import as_table
+from tools.report.page import environment
 from tools.statistics.outcomes import margin_of
 
 # Tables that print an SE network in the row of its plain one, and curves that do.
@@ -122,16 +123,16 @@ class Sheet:
 
     def as_page(self) -> str:
         """One HTML file that needs no other. Jinja2 escapes every text."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("tools.report", "."),
-            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        )  # fmt: skip
-        return environment.get_template("reproduced.html").render(
-            sheet=self,
-            css=Markup((resources.files("tools.report") / "page.css").read_text("utf-8")),
-            curves=Markup(self.curves) if self.curves else None,
-            how=SMOKE if self.scale == "smoke" else _HOW,
-            heads=_VERDICT_HEADS,
+        return (
+            environment()
+            .get_template("reproduced.html")
+            .render(
+                sheet=self,
+                css=Markup((resources.files("tools.report") / "page.css").read_text("utf-8")),
+                curves=Markup(self.curves) if self.curves else None,
+                how=SMOKE if self.scale == "smoke" else _HOW,
+                heads=_VERDICT_HEADS,
+            )
         )
 
 
@@ -284,8 +285,5 @@ def _add_gains(cells: dict[tuple[str, str], Cell]) -> None:
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        f"| {' | '.join(escape_markdown(text) if n != 1 else text for text in line)} |"
-        for n, line in enumerate(lines)
-    )
+    escaped = ([escape_markdown(text) for text in row] for row in (heads, *rows))
+    return as_table(next(escaped), escaped)

@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from backbones.config import printable
+from backbones.result import Cost
 from tools import statistics
 from tools.experiments.measured import Measured
 from tools.experiments.plan import Lock
-from tools.experiments.record import Record
+from tools.experiments.record import Metric, Record
 from tools.experiments.tasks import TASKS
 from tools.report import wording
 from tools.report.across import Across, pool_datasets
 from tools.report.caveats import variants
-from tools.report.comparison import (
-    Comparison,
-    compare_pair,
-)
+from tools.report.comparison import Comparison, compare_pair
 from tools.report.costs import side_by_side
 from tools.report.escape import harmless, harmless_costs
 from tools.report.pairs import Pair, Pairing, describe_network, pair_twins
 from tools.report.planned import FixedPlan, at_its_look, set_beside
 from tools.report.published import ReferenceRow, published_beside
 from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
+from tools.report.sharing import protocol_line
 from tools.statistics.outcomes import decide
 
 STATISTICS_FOR = 200  # pairs; reading the files of more takes too long
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of the report."""
+class DatasetEntry:
+    """What a run was evaluated on."""
 
-    record: Record
+    name: str
+    split: str
+    images: int
+    classes: int
+    synthetic: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One recorded run."""
+
+    record: Annotated[Record, Field(exclude=True)]
+    directory: str  # from the path on that was reported
     network: str
     variant: str  # what tells it from others of its network and data
+    task: str
+    dataset: DatasetEntry
+    seed: int
+    caption: str
+    experiment: str  # hash
+    condition: str  # hash without backbone and seed, which twins share
+    metrics: dict[str, Metric]
+    cost: Cost
     paired: bool
-    why_not: str | None
+    why_not_paired: str | None
     references: tuple[ReferenceRow, ...]  # of runs in no pair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """All that a report says, whatever its format."""
+    """Twins compared, and every run: all that a report says, whatever its format."""
 
+    schema: int
+    headline: str  # the report in one sentence
+    synthetic: bool  # whether any number comes from synthetic data
     comparisons: tuple[Comparison, ...]
+    across: tuple[Across, ...]  # one line over several data sets
     runs: tuple[Run, ...]
-    warnings: tuple[str, ...]  # files that were skipped
-    across: tuple[Across, ...] = ()  # one line over several data sets
-    repeats: tuple[Repeat, ...] = ()  # experiments that several records are of
-    plans: tuple[FixedPlan, ...] = ()  # that were fixed before the runs
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether any number comes from synthetic data."""
-        return any(run.record.synthetic for run in self.runs)
+    skipped: tuple[str, ...]  # files that are no sound records, and why
+    repeats: tuple[Repeat, ...]  # experiments that several records are of
+    plans: tuple[FixedPlan, ...]  # that were fixed before the runs, and what became of them
+    methods: tuple[str, ...]
 
 
 def published_rows(table: Table) -> list[ReferenceRow]:
@@ -74,13 +95,12 @@ def build_table(
     margin: float | None = None,
     run_sd: float | None = None,
     measured: Iterable[Measured] = (),
-    plans: Iterable[tuple[str, Lock]] = (),
+    plans: Sequence[tuple[str, Lock]] = (),
 ) -> Table:
     """Pair the twins and compare them.
 
     Args:
-        records: as ``load_records`` gives them. Their text is made harmless first: control
-            characters go.
+        records: as ``load_records`` gives them; control characters in their text go.
         allow_unequal: pair twins that differ in more than the backbone, and mark them.
         resamples, seed: of the bootstrap.
         margin: a difference that does not matter, points; None for 0.3 of top-k and 0.5 of AP.
@@ -95,32 +115,40 @@ def build_table(
     records, repeats = find_repeats([harmless(record) for record in records])
     beside = side_by_side(map(harmless_costs, measured))
     pairing = pair_twins(records, allow_unequal, beside)
-    trainings = {
-        record.weights.sha256: record
-        for record in records
-        if record.experiment.action == "train" and record.weights.sha256
-    }
+    trainings = _trainings(records)
     comparisons = [
         compare_pair(f"pair-{number}", pair, count, seed, trainings, margin, beside, run_sd)
         for number, pair in enumerate(_in_order(pairing.pairs), start=1)
         for count in [resamples if number <= STATISTICS_FOR else 0]
     ]
-    comparisons = _told_apart(comparisons, repeats)
-    runs = _runs(records, pairing, trainings, margin, run_sd)
-    plans = list(plans)
-    told = tuple(_corrected([at_its_look(each, plans) for each in comparisons]))
-    skipped = tuple(printable(text) for text in warnings)
-    table = Table(told, runs, skipped, (), repeats, set_beside(plans, told))
-    word = wording.candidate_word(table)
-    pooled = [replace(a, sentence=wording.across_sentence(a, word)) for a in pool_datasets(told)]
-    return replace(table, across=tuple(pooled))
+    told = _corrected([at_its_look(each, plans) for each in _told_apart(comparisons, repeats)])
+    return Table(
+        schema=1,
+        headline=wording.headline(told),
+        synthetic=any(record.synthetic for record in records),
+        comparisons=told,
+        across=pool_datasets(told),
+        runs=_runs(records, pairing, trainings, margin, run_sd),
+        skipped=tuple(printable(text) for text in warnings),
+        repeats=repeats,
+        plans=set_beside(plans, told),
+        methods=wording.METHODS,
+    )
 
 
 def _check_points(margin: float | None, run_sd: float | None) -> None:
-    if margin is not None and not margin > 0:
-        raise ValueError(f"margin {margin}: a difference that does not matter is above 0 points")
-    if run_sd is not None and not run_sd > 0:
-        raise ValueError(f"run_sd {run_sd}: a standard deviation over seeds is above 0 points")
+    for name, what, value in (
+        ("margin", "a difference that does not matter", margin),
+        ("run_sd", "a standard deviation over seeds", run_sd),
+    ):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} {value}: {what} is above 0 points")
+
+
+def _trainings(records: Iterable[Record]) -> dict[str, Record]:
+    """The runs that trained weights, by the SHA-256 of what they wrote."""
+    trained = [record for record in records if record.experiment.action == "train"]
+    return {record.weights.sha256: record for record in trained if record.weights.sha256}
 
 
 def _in_order(pairs: list[Pair]) -> list[Pair]:
@@ -139,19 +167,32 @@ def _runs(
     run_sd: float | None,
 ) -> tuple[Run, ...]:
     why_not = {id(record): reason for record, reason in pairing.unpaired}
-    return tuple(
-        Run(
-            record,
-            describe_network(record.backbone),
-            variant,
-            id(record) not in why_not,
-            why_not.get(id(record)),
-            tuple(published_beside((record,), trainings, margin, run_sd))
-            if id(record) in why_not
-            else (),
+    found = []
+    for record, variant in zip(records, variants(records), strict=True):
+        data, reason = record.dataset, why_not.get(id(record))
+        alone = [] if reason is None else published_beside((record,), trainings, margin, run_sd)
+        found.append(
+            Run(
+                record=record,
+                directory=record.name,
+                network=describe_network(record.backbone),
+                variant=variant,
+                task=record.task,
+                dataset=DatasetEntry(
+                    data.name, data.split, data.images, data.classes, data.synthetic
+                ),
+                seed=record.seed,
+                caption=protocol_line([record]),
+                experiment=record.hash,
+                condition=record.comparison_hash,
+                metrics=record.metrics,
+                cost=record.cost,
+                paired=reason is None,
+                why_not_paired=reason,
+                references=tuple(alone),
+            )
         )
-        for record, variant in zip(records, variants(records), strict=True)
-    )
+    return tuple(found)
 
 
 def _told_apart(comparisons: list[Comparison], repeats: tuple[Repeat, ...]) -> list[Comparison]:
@@ -171,7 +212,7 @@ def _told_apart(comparisons: list[Comparison], repeats: tuple[Repeat, ...]) -> l
     ]
 
 
-def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+def _corrected(comparisons: list[Comparison]) -> tuple[Comparison, ...]:
     """Outcomes of the headline metrics, after Holm's correction over all comparisons."""
     adjusted = statistics.holm([c.headline.difference.p_value for c in comparisons])
     found = []
@@ -187,4 +228,4 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
         metrics = tuple(told if one is row else one for one in comparison.metrics)
         judged = replace(comparison, metrics=metrics)
         found.append(replace(judged, sentence=wording.verdict_sentence(judged)))
-    return found
+    return tuple(found)

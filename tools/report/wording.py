@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backbones.equal_cost import spell
@@ -15,7 +16,6 @@ from tools.statistics.outcomes import BETTER, EQUIVALENT, UNDECIDED, UNTESTED, W
 if TYPE_CHECKING:
     from tools.report.across import Across
     from tools.report.comparison import Comparison, MetricRow
-    from tools.report.table import Table
 
 _MIXED = "judged differently under different protocols or settings"
 THESE_WEIGHTS = "one seed: about these weights, not about the networks"
@@ -225,31 +225,31 @@ def verdict_sentence(comparison: Comparison) -> str:
     )
 
 
-def candidate_word(table: Table) -> str:
+def candidate_word(comparisons: Sequence[Comparison]) -> str:
     """What the candidates are called where they stand for all: "SE", or "candidate" for others."""
-    networks = [comparison.pair.candidate[0].backbone for comparison in table.comparisons]
+    networks = [comparison.pair.candidate[0].backbone for comparison in comparisons]
     only_se = all(
         network.is_se and network.options.get("attention", "se") == "se" for network in networks
     )
     return "SE" if only_se else "candidate"
 
 
-def headline(table: Table) -> str:
+def headline(comparisons: Sequence[Comparison]) -> str:
     """The report in one sentence.
 
     A network on a data set counts once, under however many protocols or settings it was run; runs
     that say little (near chance, very short) do not count.
     """
-    counted = [c for c in table.comparisons if not c.not_counted]
-    if not table.comparisons:
+    counted = [c for c in comparisons if not c.not_counted]
+    if not comparisons:
         return "No pair of twins to compare."
-    left_out = len(table.comparisons) - len(counted)
+    left_out = len(comparisons) - len(counted)
     if not counted:
         return f"{_pairs(left_out)} of twins, near chance or hardly trained: nothing to compare."
     at_cost = [c for c in counted if c.pair.equal]
     others = [c for c in counted if not c.pair.equal]
     sentence = " ".join(
-        _sentence(table, group, at)
+        _sentence(group, at, candidate_word(comparisons))
         for group, at in (
             (others, f" at {EQUAL_DEPTH}" if at_cost else ""),
             (at_cost, f" at {EQUAL_COST}"),
@@ -261,7 +261,7 @@ def headline(table: Table) -> str:
     return sentence
 
 
-def _sentence(table: Table, counted: list[Comparison], at: str) -> str:
+def _sentence(counted: list[Comparison], at: str, word: str) -> str:
     """The headline of the pairs that have equal depth, or equal cost."""
     benchmarks: dict[tuple[object, ...], list[Comparison]] = defaultdict(list)
     for c in counted:
@@ -274,7 +274,7 @@ def _sentence(table: Table, counted: list[Comparison], at: str) -> str:
     if tested == 0:
         return f"{_pairs(len(counted))} of twins{at}, none of them tested."
     by_weights = sum(all(c.headline.outcome.about_weights for c in group) for group in groups)
-    sentence = _who_is_what(table, counted, counts, total, by_weights == total, at)
+    sentence = _who_is_what(counted, counts, total, by_weights == total, at, word)
     if all(comparison.synthetic for comparison in counted):
         sentence = f"On synthetic data: {sentence}"
     elif sentence.startswith(("the ", "these ", "undecided ")):
@@ -285,17 +285,17 @@ def _sentence(table: Table, counted: list[Comparison], at: str) -> str:
 
 
 def _who_is_what(
-    table: Table,
     counted: list[Comparison],
     counts: dict[str, int],
     total: int,
     weights: bool,
     at: str,
+    word: str,
 ) -> str:
     """As "se_x is better than x on 2 of 3 benchmarks, undecided on 1."; of weights with one seed."""
     candidates = {comparison.candidate for comparison in counted}
     plains = {comparison.plain for comparison in counted}
-    who = candidates.pop() if len(candidates) == 1 else f"the {candidate_word(table)} network"
+    who = candidates.pop() if len(candidates) == 1 else f"the {word} network"
     than = plains.pop() if len(plains) == 1 else "its plain twin"
     verb = "is"
     if weights:
@@ -343,9 +343,9 @@ def _of(found: int, total: int, noun: str) -> str:
     return f"all {total} {noun}" if found == total else f"{found} of {total} {noun}"
 
 
-def lede(table: Table) -> str | None:
+def lede(comparisons: Sequence[Comparison]) -> str | None:
     """The numbers of the clearest difference that counts: the smallest p-value."""
-    counted = [c for c in table.comparisons if not c.not_counted]
+    counted = [c for c in comparisons if not c.not_counted]
     tested = [c for c in counted if c.headline.verdict != UNTESTED]
     if not tested:
         return None

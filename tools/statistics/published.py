@@ -141,17 +141,10 @@ def judge_effect(
     """
     if measured is None or measured.difference is None:
         return Verdict(NOT_COMPARABLE, "not measured in both twins")
-    here, degrees, stated = measured.on_these_images, measured.degrees_of_freedom, ""
-    if measured.seed_sd is not None and measured.churn_sd is not None and here and degrees:
-        noise = float(np.hypot(measured.seed_sd, measured.churn_sd))
-        # Both studies measured on the same images: their noise is in neither effect.
-        own = (here.high - here.low) / 2
-        own /= float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
-    elif sd is not None:
-        noise, own, degrees = sd * 2**0.5, sd * float(np.sqrt(2 / max(measured.seeds, 1))), _KNOWN
-        stated = f"; one seed, {sd:g} points over seeds stated"
-    else:
+    told = _noise_of_pairs(measured, sd)
+    if told is None:
         return Verdict(UNDECIDED, "one seed: the noise of training is unknown")
+    noise, own, degrees, stated = told
     effect, difference = measured.difference, measured.difference - published
     telescope = _least_seen(noise)
     toward = effect if published >= 0 else -effect
@@ -166,8 +159,26 @@ def judge_effect(
         NOT_REPRODUCED: unseen if too_small else _UNEXPLAINED,
         UNDECIDED: f"effects may differ by up to {most:.2f}",
     }
-    told = f"effect {effect:+.2f}, published {published:+.2f}"
-    return Verdict(word, f"{told}: {interval}; {said[word]}{stated}")
+    both = f"effect {effect:+.2f}, published {published:+.2f}"
+    return Verdict(word, f"{both}: {interval}; {said[word]}{stated}")
+
+
+def _noise_of_pairs(
+    measured: Difference, sd: float | None
+) -> tuple[float, float, float, str] | None:
+    """Noise of training in one pair of runs; our standard error, its degrees of freedom; what is stated.
+
+    Both studies measured on the same images: their noise is in neither effect.
+    """
+    here, degrees = measured.on_these_images, measured.degrees_of_freedom
+    if measured.seed_sd is not None and measured.churn_sd is not None and here and degrees:
+        own = (here.high - here.low) / 2
+        own /= float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+        return float(np.hypot(measured.seed_sd, measured.churn_sd)), own, degrees, ""
+    if sd is None:
+        return None
+    own = sd * float(np.sqrt(2 / max(measured.seeds, 1)))
+    return sd * 2**0.5, own, _KNOWN, f"; one seed, {sd:g} points over seeds stated"
 
 
 def _decide(
