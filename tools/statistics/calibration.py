@@ -25,39 +25,11 @@ def log_losses(label_probability: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(label_probability, _LEAST))
 
 
-def brier_scores(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Squared distance of each image's probabilities from what happened, (N,), 0 to 2.
-
-    Args:
-        probabilities: (N, K), rows that sum to 1.
-        label: (N,), integers below K.
-
-    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
-    """
-    own = np.take_along_axis(probabilities, label[:, None], axis=1)[:, 0]
-    return np.sum(probabilities**2, axis=1) - 2 * own + 1
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error, 0 to 1: how far confidence is from accuracy, bin by bin.
-
-    Args:
-        confidence: probability of the class that was chosen, (N,), 0 to 1.
-        right: whether that class was the label, (N,) bool.
-        bins: of equal width.
-
-    Source: Guo et al., "On calibration of modern neural networks", 2017, Eq. 3.
-    """
-    gap, _ = _gaps(confidence[None], right[None], bins)
-    return float(np.abs(gap.sum(axis=-1)).sum() / confidence.size)
-
-
 def compare_scores(plain: np.ndarray, candidate: np.ndarray) -> Difference:
     """Compare mean scores of twins over the same images.
 
     Args:
-        plain, candidate: score of each seed and image, (S, N): of ``log_losses`` or
-            ``brier_scores``.
+        plain, candidate: score of each seed and image, (S, N): of ``log_losses``, or Brier's.
 
     One seed is about these weights; several are compared as accuracies are.
     """
@@ -88,13 +60,17 @@ def compare_calibration(
 ) -> Difference:
     """Compare expected calibration errors of twins, by resamples of the images they share.
 
-    Args:
-        plain, candidate: confidence and right or wrong of each seed and image, (S, N) both.
+    The error, 0 to 1, is how far confidence is from accuracy, bin by bin.
 
-    Resamples are centred on the estimate: the error of a resample is larger than that of the set.
+    Args:
+        plain, candidate: probability of the class that was chosen, 0 to 1, and whether that class
+            was the label, of each seed and image, (S, N) both.
+        bins: of equal width.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, Eq. 3. Resamples are centred on the estimate: the error of a resample is larger than that of the set.
     """
     (seeds, n), generator = plain[0].shape, np.random.default_rng(seed)
-    gaps = np.concatenate([_gaps(*side, bins)[0] for side in (plain, candidate)])  # (2S, bins, N)
+    gaps = np.concatenate([_gaps(*side, bins) for side in (plain, candidate)])  # (2S, bins, N)
     values = np.abs(gaps.sum(axis=2)).sum(axis=1) / n
     boots = np.empty((2 * seeds, resamples))
     for index in range(resamples):
@@ -106,8 +82,8 @@ def compare_calibration(
     return differences_over_seeds(*sides, noise, size, size, (0.0, 1.0))[0]
 
 
-def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right or wrong less confidence where an image's bin is, else 0, (S, bins, N); bins (S, N)."""
+def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
+    """Right or wrong less confidence where an image's bin is, else 0, (S, bins, N)."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.where(place[:, None] == np.arange(bins)[:, None], (right - confidence)[:, None], 0.0)
-    return gap, place
+    own = place[:, None] == np.arange(bins)[:, None]
+    return np.where(own, (right - confidence)[:, None], 0.0)

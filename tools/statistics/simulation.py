@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -103,36 +103,7 @@ def simulate(setting: Setting, studies: int, seed: int = 0) -> Rates:
     Raises:
         ValueError: a metric that is not simulated.
     """
-    draws: dict[str, Callable[[Setting, np.random.Generator], _Study]] = {
-        "top-k": _draw_accuracies,
-        "AP": _draw_precisions,
-        "boxes": _draw_detectors,
-    }
-    if setting.metric not in draws:
-        raise ValueError(f"metric {setting.metric!r}: expected one of {', '.join(draws)}")
-    rng = np.random.default_rng([seed, setting.images, round(1000 * setting.run_sd)])
-    found = [draws[setting.metric](setting, rng) for _ in range(studies)]
-    seeds = found[0].seeds
-    p_values = np.array([study.p_values for study in found])
-    lows = np.array([study.lows for study in found])
-    highs = np.array([study.highs for study in found])
-    truths = np.array([study.truths for study in found])
-    clear = p_values < 1 - CONFIDENCE
-    odds = clear == ((lows <= 0) & (highs >= 0))
-    held = (lows <= truths) & (truths <= highs)
-    looks = None
-    if set(LOOKS) <= set(seeds):
-        at = [seeds.index(look) for look in LOOKS]
-        looks = float(np.mean((p_values[:, at] < look_levels(LOOKS)).any(axis=1)))
-    return Rates(
-        setting,
-        studies,
-        seeds,
-        tuple(clear.mean(axis=0).tolist()),
-        tuple(np.where(np.isnan(truths[0]), np.nan, held.mean(axis=0)).tolist()),
-        float(odds.mean()),
-        looks,
-    )
+    return _count(setting, [_draw((setting, studies, seed))])
 
 
 def simulate_all(settings: dict[Setting, int], workers: int = 2) -> list[Rates]:
@@ -143,8 +114,46 @@ def simulate_all(settings: dict[Setting, int], workers: int = 2) -> list[Rates]:
         for start in range(0, studies, 200)
     ]
     with ProcessPoolExecutor(workers) as pool:
-        done = list(pool.map(_simulate_part, parts))
-    return [_merged([one for one in done if one.setting == setting]) for setting in settings]
+        done = list(zip(parts, pool.map(_draw, parts), strict=True))
+    return [_count(s, [found for (of, *_), found in done if of == s]) for s in settings]
+
+
+def _draw(part: tuple[Setting, int, int]) -> dict[int, np.ndarray]:
+    """Studies of a setting by their seeds: p-value, interval's ends and truth, (studies, 4)."""
+    setting, studies, seed = part
+    draws = {"top-k": _draw_accuracies, "AP": _draw_precisions, "boxes": _draw_detectors}
+    if setting.metric not in draws:
+        raise ValueError(f"metric {setting.metric!r}: expected one of {', '.join(draws)}")
+    rng = np.random.default_rng([seed, setting.images, round(1000 * setting.run_sd)])
+    rows: dict[int, list[list[float | None]]] = {}
+    for _ in range(studies):
+        compared, weights, networks = draws[setting.metric](setting, rng)
+        for seeds, found in compared.items():
+            truth = weights if seeds == 1 else networks
+            rows.setdefault(seeds, []).append([found.p_value, found.low, found.high, truth])
+    return {seeds: np.array(row, dtype=float) for seeds, row in rows.items()}
+
+
+def _count(setting: Setting, parts: Sequence[dict[int, np.ndarray]]) -> Rates:
+    seeds = tuple(parts[0])
+    drawn = np.stack([np.concatenate([part[s] for part in parts]) for s in seeds], axis=1)
+    p_values, low, high, truth = np.moveaxis(drawn, 2, 0)  # (studies, seeds) each
+    clear = p_values < 1 - CONFIDENCE
+    odds = clear == ((low <= 0) & (high >= 0))
+    covered = np.where(np.isnan(truth), np.nan, (low <= truth) & (truth <= high))
+    looks = None
+    if set(LOOKS) <= set(seeds):
+        at = [seeds.index(look) for look in LOOKS]
+        looks = float(np.mean((p_values[:, at] < look_levels(LOOKS)).any(axis=1)))
+    return Rates(
+        setting,
+        len(drawn),
+        seeds,
+        tuple(clear.mean(axis=0).tolist()),
+        tuple(covered.mean(axis=0).tolist()),
+        float(odds.mean()),
+        looks,
+    )
 
 
 def shortcomings(found: Iterable[Rates]) -> list[str]:
@@ -208,25 +217,9 @@ def replace_tables(text: str, tables: str) -> str:
 # One study ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Study:
-    seeds: tuple[int, ...]
-    p_values: list[float]
-    lows: list[float]
-    highs: list[float]
-    truths: list[float]
-
-
-def _summed_up(compared: dict[int, Difference], setting: Setting, weights: float) -> _Study:
-    """``weights``: the true difference of the first seed's two sets of weights, points."""
-    rows = list(compared.values())
-    return _Study(
-        tuple(compared),
-        [np.nan if row.p_value is None else row.p_value for row in rows],
-        [np.nan if row.low is None else row.low for row in rows],
-        [np.nan if row.high is None else row.high for row in rows],
-        [weights if seeds == 1 else setting.gain for seeds in compared],
-    )
+# By number of seeds what the suite says; the true difference, in points, of the first seed's two
+# sets of weights; and that of the networks.
+_Study = tuple[dict[int, Difference], float, float]
 
 
 def _draw_accuracies(setting: Setting, rng: np.random.Generator) -> _Study:
@@ -248,7 +241,7 @@ def _draw_accuracies(setting: Setting, rng: np.random.Generator) -> _Study:
         sides.append(right)
         shifts.append(gain + runs[0])
     compared = {s: compare_accuracy(sides[0][:s], sides[1][:s]) for s in SEEDS}
-    return _summed_up(compared, setting, shifts[1] - shifts[0])
+    return compared, shifts[1] - shifts[0], setting.gain
 
 
 def _draw_precisions(setting: Setting, rng: np.random.Generator) -> _Study:
@@ -268,7 +261,7 @@ def _draw_precisions(setting: Setting, rng: np.random.Generator) -> _Study:
         noise = noise_of_resamples(boots[0][:s], boots[1][:s], setting.images)
         sides = values[0][:s], values[1][:s]
         compared[s] = differences_over_seeds(sides[0], sides[1], noise, images, images)[0]
-    return _summed_up(compared, setting, shifts[1] - shifts[0])
+    return compared, shifts[1] - shifts[0], setting.gain
 
 
 def _draw_detectors(setting: Setting, rng: np.random.Generator) -> _Study:
@@ -284,7 +277,7 @@ def _draw_detectors(setting: Setting, rng: np.random.Generator) -> _Study:
         for s in (1, 3)
     }
     unknown = np.nan if setting.gain else 0.0  # what a gain in skill comes to in AP
-    return _summed_up(compared, replace(setting, gain=unknown), unknown)
+    return compared, unknown, unknown
 
 
 def _draw_boxes(images: int, rng: np.random.Generator) -> Annotations:
@@ -317,30 +310,7 @@ def _draw_detections(
     )
 
 
-# Putting together --------------------------------------------------------------------------------
-
-
-def _simulate_part(part: tuple[Setting, int, int]) -> Rates:
-    return simulate(part[0], part[1], seed=part[2])
-
-
-def _merged(parts: Sequence[Rates]) -> Rates:
-    """The rates of all studies, from those of parts of them."""
-    studies = np.array([part.studies for part in parts], dtype=float)
-    share = studies / studies.sum()
-
-    def mean(values: list) -> tuple[float, ...]:
-        return tuple((share @ np.array(values)).tolist())
-
-    looks = [part.looks for part in parts if part.looks is not None]
-    return replace(
-        parts[0],
-        studies=int(studies.sum()),
-        clear=mean([part.clear for part in parts]),
-        covered=mean([part.covered for part in parts]),
-        at_odds=float(share @ np.array([part.at_odds for part in parts])),
-        looks=float(share @ np.array(looks)) if len(looks) == len(parts) else None,
-    )
+# Tables ------------------------------------------------------------------------------------------
 
 
 def _name(setting: Setting) -> str:
