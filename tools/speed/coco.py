@@ -16,6 +16,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from backbones.device import choose_device
 from backbones.inference import prepare_for_inference
 from detection.annotations import Results, read_annotations, read_results
 from detection.reference import build_ours, make_inputs
@@ -29,9 +30,8 @@ def score_file() -> Iterator[Measurement]:
     """From two JSON files to the 12 numbers: time of pycocotools over ours."""
     with tempfile.TemporaryDirectory() as folder:
         truth, results = _make_files(Path(folder))
-        numbers = _check_equal_to_the_bit(
-            score_results(results, truth)["metrics"], _by_pycocotools(results, truth)
-        )
+        numbers = score_results(results, truth)["metrics"]
+        _check_equal_to_the_bit(numbers, _by_pycocotools(results, truth))
         yield compare(
             lambda: _by_pycocotools(results, truth),
             lambda: score_results(results, truth),
@@ -46,23 +46,16 @@ def score_arrays() -> Iterator[Measurement]:
 
     Scoring is measured over all images, detecting over a few.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto").type
     model = prepare_for_inference(build_ours("se_resnet50", device)[0])
     given = make_inputs(1)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         truth, results = _make_files(Path(folder))
         annotations = read_annotations(truth)
         found = read_results(results, annotations)
-        batches = [
-            Results(*columns)
-            for columns in zip(
-                *(
-                    np.split(column, IMAGES)
-                    for column in (found.image, found.category, found.box, found.score)
-                ),
-                strict=True,
-            )
-        ]
+        columns = (found.image, found.category, found.box, found.score)
+        parts = zip(*(np.split(column, IMAGES) for column in columns), strict=True)
+        batches = [Results(*part) for part in parts]
         model(given)
         shares = []
         for _ in range(5):
@@ -97,12 +90,10 @@ def _by_pycocotools(results: Path, truth: Path) -> dict[str, float]:
     return dict(zip(METRICS, (100 * float(value) for value in evaluation.stats), strict=True))
 
 
-def _check_equal_to_the_bit(ours: dict[str, Any], theirs: dict[str, float]) -> dict[str, Any]:
-    differ = [name for name in METRICS if ours[name] != theirs[name]]
-    if differ:
-        name = differ[0]
-        raise ValueError(f"{name} is {ours[name]!r} here, {theirs[name]!r} by pycocotools")
-    return ours
+def _check_equal_to_the_bit(ours: dict[str, Any], theirs: dict[str, float]) -> None:
+    for name in METRICS:
+        if ours[name] != theirs[name]:
+            raise ValueError(f"{name} is {ours[name]!r} here, {theirs[name]!r} by pycocotools")
 
 
 def _make_files(folder: Path) -> tuple[Path, Path]:
@@ -132,20 +123,15 @@ def _make_files(folder: Path) -> tuple[Path, Path]:
                 }
             )
         near = rng.integers(0, count, DETECTIONS)
-        found = (
-            np.abs(
-                boxes[near]
-                + rng.normal(0, 1, (DETECTIONS, 4)) * rng.choice([2, 40], (DETECTIONS, 1))
-            )
-            + 0.1
-        )
+        shift = rng.normal(0, 1, (DETECTIONS, 4)) * rng.choice([2, 40], (DETECTIONS, 1))
+        found = np.abs(boxes[near] + shift) + 0.1
         right = rng.random(DETECTIONS) < 0.7
         named = np.where(right, kinds[near], rng.integers(1, CATEGORIES + 1, DETECTIONS))
         scores = rng.random(DETECTIONS)
         rows += [
             {"image_id": image["id"], "category_id": category, "bbox": box, "score": score}
             for category, box, score in zip(
-                named.tolist(), found.tolist(), scores.tolist(), strict=True
+                *(a.tolist() for a in (named, found, scores)), strict=True
             )
         ]
     truth, results = folder / "instances_val.json", folder / "results.json"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from backbones.device import choose_device
 from backbones.inference import prepare_for_inference
 from detection.backbone import build_detectron2_backbone
 from detection.reference import SIZE, build_ours, build_reference, build_step, make_inputs
@@ -31,7 +32,7 @@ def train_against_detectron2() -> Iterator[Measurement]:
 
     A processor has smaller images, or a step would take half a minute.
     """
-    device = _device()
+    device = choose_device("auto").type
     count, size = (2, SIZE) if device == "cuda" else (1, (480, 640))
     steps = []
     for model, cfg in (build_ours("se_resnet50", device), build_reference(device)):
@@ -43,7 +44,7 @@ def train_against_detectron2() -> Iterator[Measurement]:
 
 def detect_against_detectron2() -> Iterator[Measurement]:
     """Time of Detectron2's inference over ours, for one image."""
-    device = _device()
+    device = choose_device("auto").type
     plain, theirs = build_ours("se_resnet50", device)[0], build_reference(device)[0]
     for model in (plain.eval(), theirs.eval()):
         calibrate_norms(model.backbone.bottom_up)
@@ -56,13 +57,9 @@ def detect_against_detectron2() -> Iterator[Measurement]:
         yield compare(partial(theirs, inputs), partial(ours, inputs), settings, difference)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _settings(count: int, size: tuple[int, int], mode: str) -> dict[str, Any]:
     return {
-        "device": _device(),
+        "device": choose_device("auto").type,
         "precision": "float32",
         "images": f"{count}x3x{size[0]}x{size[1]}",
         "memory_format": "as it comes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def later_pass() -> Iterator[Measurement]:
     Eight copies of the images, so that crops come from memory and not from a processor's cache.
     """
     with _files(copies=8) as files, tempfile.TemporaryDirectory() as folder:
-        _use(_evaluation(files, folder))
+        deque(_evaluation(files, folder), maxlen=0)
         yield _compare(files, EVALUATION, lambda: _evaluation(files, folder))
 
 
@@ -83,19 +84,13 @@ def _compare(
     torch.set_num_threads(1)
     try:
         return compare(
-            lambda: _use(batch for batch, _ in DataLoader(default, BATCH)),
-            lambda: _use(normalize(batch, InputFormat()) for batch in crops()),
+            lambda: deque(DataLoader(default, BATCH), maxlen=0),
+            lambda: deque((normalize(batch, InputFormat()) for batch in crops()), maxlen=0),
             settings,
             difference,
         )
     finally:
         torch.set_num_threads(threads)
-
-
-def _use(batches: Iterable[Tensor]) -> None:
-    """Take batches one at a time, as a network would."""
-    for _ in batches:
-        pass
 
 
 def _evaluation(files: ImageFiles, cache: str) -> Iterator[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ from tools.speed.timing import (
     check_equal,
     choose_clock,
     compare,
-    compare_seconds,
+    interleave,
+    summarize,
 )
 
 # Outputs of two exact forms may differ by so much of the largest: rounding, which untrained networks
@@ -59,51 +61,46 @@ def against_timm(batch: int) -> Iterator[Measurement]:
     for device, dtype, count in conditions(batch):
         ours = build_network("se_resnet50", stride_in_1x1=False)  # where timm has its strides
         x = images(count, (224, 224), device, dtype)
-        context = multiprocessing.get_context("spawn")
-        timm_side, connection = context.Pipe()
-        with tempfile.TemporaryDirectory() as folder:
+        spawn = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, spawn) as peer:
             path = Path(folder) / "seresnet50.safetensors"
             save_file(calibrate_norms(timm.create_model("seresnet50")).state_dict(), path)
             load_weights(ours, path)
-            arguments = (path, timm_side, device, dtype, count, torch.get_num_threads())
-            process = context.Process(target=_serve_timm, args=arguments, daemon=True)
-            process.start()
-            timm_side.close()
-            theirs = torch.from_numpy(connection.recv())
-        fast = prepare_for_inference(ours.to(device, dtype), "compiled")
-        clock, name = choose_clock()
-
-        def slow(connection: Connection = connection) -> float:
-            connection.send(True)
-            return connection.recv()
-
-        with torch.inference_mode():
-            difference = check_equal(fast(x).cpu(), theirs, ALLOWED[dtype])
+            loaded = peer.submit(_load_timm, path, device, dtype, count, torch.get_num_threads())
+            theirs = torch.from_numpy(loaded.result())
+            fast = prepare_for_inference(ours.to(device, dtype), "compiled")
+            clock, name = choose_clock()
+            with torch.inference_mode():
+                difference = check_equal(fast(x).cpu(), theirs, ALLOWED[dtype])
+                rounds = interleave(
+                    lambda peer=peer: peer.submit(_time_timm).result(),  # type: ignore[misc]
+                    partial(clock, partial(fast, x)),
+                )
             settings = describe(x, mode="compiled", clock=name, peer="in its own process")
-            yield compare_seconds(slow, partial(clock, partial(fast, x)), settings, difference)
-        connection.send(False)
-        process.join()
+            yield summarize([slow / ours_ for slow, ours_ in rounds], settings, difference)
 
 
-def _serve_timm(
-    weights: Path,
-    connection: Connection,
-    device: torch.device,
-    dtype: torch.dtype,
-    count: int,
-    threads: int,
-) -> None:
-    """Send the logits of timm's network, then the seconds of a forward pass whenever asked."""
+_timm_pass: Callable[[], Tensor]  # in the process of timm's network alone
+
+
+def _load_timm(
+    weights: Path, device: torch.device, dtype: torch.dtype, count: int, threads: int
+) -> np.ndarray:
+    """Load timm's network in this process, and return its logits."""
+    global _timm_pass
     torch.set_num_threads(threads)
     network = timm.create_model("seresnet50").eval()
     network.load_state_dict(load_file(weights))
     network.to(device, dtype)
-    x = images(count, (224, 224), device, dtype).contiguous()
-    clock, _ = choose_clock()
+    _timm_pass = partial(network, images(count, (224, 224), device, dtype).contiguous())
     with torch.inference_mode():
-        connection.send(network(x).float().cpu().numpy())
-        while connection.recv():
-            connection.send(clock(partial(network, x)))
+        return _timm_pass().float().cpu().numpy()
+
+
+def _time_timm() -> float:
+    """Seconds of one forward pass."""
+    with torch.inference_mode():
+        return choose_clock()[0](_timm_pass)
 
 
 def compare_twins(se: nn.Module, plain: nn.Module, mode: str, x: Tensor) -> Measurement:

@@ -30,12 +30,9 @@ def training_memory_over_twin(rounds: int = 3) -> Iterator[Measurement]:
 
     On a CPU the whole process counts, libraries included, on a GPU what torch allocated there.
     """
-    ratios = []
-    for _ in range(rounds):
-        se, plain = _peak("se_resnet50"), _peak("resnet50")
-        ratios.append(se / plain)
-    settings = {"steps": 3, "batch": 8, "bytes": se, "bytes_of_twin": plain}
-    yield summarize(ratios, settings)
+    peaks = [(_peak("se_resnet50"), _peak("resnet50")) for _ in range(rounds)]
+    settings = {"steps": 3, "batch": 8, "bytes": peaks[-1][0], "bytes_of_twin": peaks[-1][1]}
+    yield summarize([se / plain for se, plain in peaks], settings)
 
 
 def _peak(network: str) -> int:
@@ -45,7 +42,7 @@ def _peak(network: str) -> int:
 
 
 def _train(name: str) -> int:
-    from backbones.device import keep_large_tensors_on_heap, peak_memory
+    from backbones.device import choose_device, keep_large_tensors_on_heap, peak_memory
 
     keep_large_tensors_on_heap()
     import torch
@@ -53,7 +50,7 @@ def _train(name: str) -> int:
     from tools.speed.networks import images
     from tools.speed.training import BATCH, build_step, network_to_train
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     x = images(BATCH, (224, 224), device, torch.float32)
     step = build_step(network_to_train(name, "eager").to(device), x)
     for _ in range(3):

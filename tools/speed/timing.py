@@ -54,20 +54,7 @@ def compare(
     """
     clock, name = (_wall_seconds, "wall") if wall else choose_clock()
     settings = settings | {"clock": name}
-    timed = partial(clock, over), partial(clock, under)
-    return compare_seconds(*timed, settings, difference, seconds, least)
-
-
-def compare_seconds(
-    over: Callable[[], float],
-    under: Callable[[], float],
-    settings: dict[str, Any],
-    difference: tuple[float, float] | None = None,
-    seconds: float = 90.0,
-    least: int = 5,
-) -> Measurement:
-    """Do what `compare` does with two that return their duration in seconds."""
-    rounds = interleave(over, under, seconds, least)
+    rounds = interleave(partial(clock, over), partial(clock, under), seconds, least)
     return summarize([one / other for one, other in rounds], settings, difference)
 
 

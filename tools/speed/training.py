@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import InputFormat, build_network
+from backbones.device import choose_device
 from classification.config import ClassificationConfig
 from classification.datasets import ImageArray
 from classification.distributed import Processes
@@ -25,7 +27,7 @@ from classification.transforms import normalize
 from tools.experiments.experiment import load_experiment
 from tools.sample_data import make_cifar10
 from tools.speed.networks import calibrate_norms, describe, images
-from tools.speed.timing import Measurement, choose_clock, compare, summarize
+from tools.speed.timing import Measurement, choose_clock, compare, interleave, summarize
 
 BATCH = 8
 
@@ -36,7 +38,7 @@ def step_over_twin(mode: str) -> Iterator[Measurement]:
     Args:
         mode: "eager"; "compiled"; or "frozen", as detectors train: eager, all norms frozen.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     count = 256 if device.type == "cuda" else BATCH
     precisions = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
     x = images(count, (224, 224), device, torch.float32)
@@ -103,7 +105,7 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
     SE-ResNet-20 on 32 images of 32x32 in memory: steps of a fraction of a second, so that what
     the harness adds to each would show.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         root = make_cifar10(Path(folder) / "cifar10", train_per_class=200, test_per_class=10)
         overrides = [f"train.iterations={iterations}", "train.batch_size=32", "evaluate.every=0"]
@@ -118,31 +120,31 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
         torch.manual_seed(0)
         network = build_network("se_resnet20", 10)
         clock, clock_name = choose_clock()
-        ratios: list[float] = []
-        for index in range(rounds + 1):
-            ours, bare = copy.deepcopy(network), copy.deepcopy(network)
-            run = Path(folder) / str(index)
-            run.mkdir()
-            harness = partial(_harness, ours, dataset, config, device, run)
-            loop = partial(_bare_loop, bare, dataset, config, device)
-            if index % 2:
-                bare_seconds, seconds = clock(loop), clock(harness)
-            else:
-                seconds, bare_seconds = clock(harness), clock(loop)
-            for name, tensor in ours.state_dict().items():
-                if not torch.equal(tensor, bare.state_dict()[name]):
+        expected: dict[str, Tensor] = {}  # weights at the end, of whichever is first
+
+        def seconds(train: Callable[..., None], *more: Any) -> float:
+            trained = copy.deepcopy(network)
+            taken = clock(partial(train, trained, dataset, config, device, *more))
+            for name, tensor in trained.state_dict().items():
+                if not torch.equal(tensor, expected.setdefault(name, tensor)):
                     raise ValueError(f"{name} is not the same after the run and the bare loop")
-            if index:  # the first warms up
-                ratios.append(seconds / bare_seconds)
+            return taken
+
+        found = interleave(
+            lambda: seconds(_harness, Path(tempfile.mkdtemp(dir=folder))),
+            partial(seconds, _bare_loop),
+            seconds=0.0,
+            least=rounds,
+        )
         settings = {
             "device": device.type,
             "network": "se_resnet20",
             "batch": config.train.batch_size,
             "iterations": iterations,
-            "seconds": round(bare_seconds, 2),
+            "seconds": round(found[-1][1], 2),
             "clock": clock_name,
         }
-        yield summarize(ratios, settings, (0.0, 0.0))
+        yield summarize([run / loop for run, loop in found], settings, (0.0, 0.0))
 
 
 def _harness(
