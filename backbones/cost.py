@@ -14,12 +14,13 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from backbones.result import Latency
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -76,40 +77,39 @@ def _scaling(x_shape, y_shape, *args, out_shape=None, **kwargs) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Seconds of one forward pass."""
-
-    median: float
-    fastest: float
-    slowest: float
-    batch: int
-    repeats: int
-    device: str
-
-
-@torch.inference_mode()
 def measure_latency(
-    module: nn.Module,
+    modules: Sequence[nn.Module],
     input_size: tuple[int, int, int] = (3, 224, 224),
-    batch: int = 1,
     repeats: int = 20,
     budget: float = 10.0,
 ) -> Latency:
-    """Time forward passes in evaluation mode, on the module's device, after three warm-up passes.
+    """Time one image alone by `modules` one after another, on their device, in evaluation mode.
 
-    Pictures are noise in channels-last. After `budget` seconds no further repeat is begun, once
-    there are three.
+    Images are noise in channels-last. Three passes warm up; after `budget` seconds of a module no
+    further repeat is begun, once there are three.
     """
+    found = [_seconds(module, input_size, repeats, budget) for module in modules]
+    return Latency(
+        median_ms=1000 * sum(map(statistics.median, found)),
+        fastest_ms=1000 * sum(map(min, found)),
+        slowest_ms=1000 * sum(map(max, found)),
+        repeats=min(map(len, found)),
+    )
+
+
+@torch.inference_mode()
+def _seconds(
+    module: nn.Module, input_size: tuple[int, int, int], repeats: int, budget: float
+) -> list[float]:
     parameter = next(module.parameters())
     training = module.training
     module.eval()
-    images = torch.randn(batch, *input_size, device=parameter.device, dtype=parameter.dtype)
-    images = images.contiguous(memory_format=torch.channels_last)
-    seconds = []
+    image = torch.randn(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+    image = image.contiguous(memory_format=torch.channels_last)
+    seconds: list[float] = []
     for index in range(repeats + 3):
         start = time.perf_counter()
-        module(images)
+        module(image)
         if parameter.device.type == "cuda":
             torch.cuda.synchronize(parameter.device)
         if index >= 3:
@@ -117,27 +117,7 @@ def measure_latency(
         if len(seconds) >= 3 and sum(seconds) > budget:
             break
     module.train(training)
-    return Latency(
-        median=statistics.median(seconds),
-        fastest=min(seconds),
-        slowest=max(seconds),
-        batch=batch,
-        repeats=len(seconds),
-        device=str(parameter.device),
-    )
-
-
-def describe_latency(
-    modules: Sequence[nn.Module], input_size: tuple[int, int, int]
-) -> dict[str, float | int]:
-    """Latency of one image alone by `modules` one after another, in milliseconds, as plain values."""
-    found = [measure_latency(module, input_size) for module in modules]
-    return {
-        "median_ms": 1000 * sum(latency.median for latency in found),
-        "fastest_ms": 1000 * sum(latency.fastest for latency in found),
-        "slowest_ms": 1000 * sum(latency.slowest for latency in found),
-        "repeats": min(latency.repeats for latency in found),
-    }
+    return seconds
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

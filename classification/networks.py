@@ -123,8 +123,8 @@ def _load(
     loaded = load_weights(
         network, weights, replace_head=training, allow_missing=backbone.allow_missing
     )
-    input_format = loaded.input_format or _recipe_format(config)
-    return Member(backbone, network, input_format, WeightsFile(**loaded.describe()), network)
+    input_format = weights.input_format or _recipe_format(config)
+    return Member(backbone, network, input_format, loaded, network)
 
 
 def _build(

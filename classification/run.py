@@ -16,12 +16,12 @@ from torch import nn
 from backbones import (
     count_multiply_adds,
     count_parameters,
-    describe_latency,
+    measure_latency,
     save_weights,
 )
 from backbones.device import choose_device, peak_memory
 from backbones.files import CURVE, SAMPLES, WEIGHTS, lock_directory
-from backbones.result import Cost, Latency, Result, Timing, Weights
+from backbones.result import Cost, Result, Timing, Weights
 from backbones.result import Protocol as ProtocolInfo
 from classification.catalog import Readers
 from classification.check import (
@@ -325,12 +325,11 @@ class _Task:
     def _cost(self, members: Sequence[Member]) -> Cost:
         size = (3, self._side, self._side)
         networks = [member.network for member in members]
-        latency = describe_latency([member.prepared for member in members], size)
         return Cost(
             parameters=sum(map(count_parameters, networks)),
             multiply_adds=sum(count_multiply_adds(network, size) for network in networks),
             input_size=list(size),
-            latency=Latency(**latency),
+            latency=measure_latency([member.prepared for member in members], size),
         )
 
 

@@ -40,7 +40,8 @@ from backbones import (
     load_weights,
     read_weights,
 )
-from backbones.weights.load import LoadedWeights, Weights, fit_backbone
+from backbones.result import WeightsFile
+from backbones.weights.load import Weights, fit_backbone
 
 from .config import NORMS
 from .pyramid import Pyramid
@@ -88,7 +89,7 @@ class Detectron2Backbone(DetectorBackbone):
             if frozen:
                 for module in modules:
                     module.requires_grad_(False)
-        self.loaded: LoadedWeights | None = None  # what it started from
+        self.loaded: WeightsFile | None = None  # what it started from
         self._started = False
         self.register_load_state_dict_pre_hook(_require_every_tensor)
 

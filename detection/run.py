@@ -29,7 +29,7 @@ from backbones import (
     build_backbone,
     count_multiply_adds,
     count_parameters,
-    describe_latency,
+    measure_latency,
     prepare_for_inference,
 )
 from backbones.checkpoint import StopRequest
@@ -43,7 +43,6 @@ from backbones.result import (
     Result,
     Timing,
     Weights,
-    WeightsFile,
 )
 from backbones.weights.load import fit_backbone
 
@@ -220,7 +219,7 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> Result | N
             return {name: found.scores.metrics[name] for name in names} if found else {}
 
         timing = train_detector(config, cfg, model, directory, resume, data.sha256(), validate)
-        initial = _describe_initial(model)
+        initial = _backbone_of(model).loaded
         digest = None
         if comm.is_main_process():
             digest = save_detector(detector, directory / WEIGHTS, config, initial)
@@ -339,27 +338,17 @@ def _describe_dataset(config: DetectionConfig, data: CocoData) -> Dataset:
     )
 
 
-def _describe_initial(model: nn.Module) -> WeightsFile | None:
-    """What the backbone started from."""
-    loaded = _backbone_of(model).loaded
-    if loaded is None:
-        return None
-    return WeightsFile(
-        loaded.path, loaded.sha256, loaded.format, loaded.tensors, loaded.missing, loaded.unexpected
-    )
-
-
 def _describe_cost(config: DetectionConfig, detector: Detector) -> Cost:
     size = backbone_input_size(config.evaluate.min_size)
     stages = _backbone_of(detector.model).stages
     with torch.device("meta"):
         backbone = build_backbone(config.backbone.name, **config.backbone.options)
-    latency = describe_latency([prepare_for_inference(stages, config.evaluate.inference)], size)
+    prepared = prepare_for_inference(stages, config.evaluate.inference)
     return Cost(
         parameters=count_parameters(detector.model),
         multiply_adds=count_multiply_adds(backbone, size),
         input_size=list(size),
-        latency=Latency(**latency),
+        latency=measure_latency([prepared], size),
         scope="parameters of the whole detector that are learned; multiply-adds and latency of the "
         "backbone",
     )

@@ -203,8 +203,8 @@ def test_the_rule_counts_a_worked_block():
 def test_latency_is_measured_in_evaluation_mode_and_leaves_the_network_as_it_was():
     network = build_network("resnet20", 10).train()
     before = network.backbone.res4.norm.running_mean.clone()
-    latency = cost.measure_latency(network, (3, 32, 32), batch=2, repeats=3)
-    assert 0 < latency.fastest <= latency.median <= latency.slowest
-    assert (latency.batch, latency.repeats, latency.device) == (2, 3, "cpu")
+    latency = cost.measure_latency([network], (3, 32, 32), repeats=3)
+    assert 0 < latency.fastest_ms <= latency.median_ms <= latency.slowest_ms
+    assert latency.repeats == 3
     assert network.training
     assert torch.equal(network.backbone.res4.norm.running_mean, before)

@@ -227,10 +227,9 @@ def test_msra_weights_read_as_detectron2_reads_them(tmp_path):
     assert_same_stages(ours, theirs)
 
 
-def caffe_blobs(network, names):
+def caffe_blobs(network, inverse):
     """Write a legacy network of timm as pycaffe gives its layers: a list of arrays for each."""
-    inverse = dict(names.pairs())
-    legacy = dict(next(f for f in FORMATS if f.name == "timm-legacy").names.pairs())
+    legacy = dict(next(f for f in FORMATS if f.name == "timm-legacy").theirs)
     layers = {legacy[ours]: theirs for ours, theirs in inverse.items()}
     blobs = {}
     for name, tensor in network.state_dict().items():
@@ -253,7 +252,7 @@ def caffe_blobs(network, names):
 @pytest.mark.parametrize("container", ["npz", "npy"])
 def test_caffe_blobs_are_read_in_the_usual_order_of_classes(container, tmp_path):
     network = randomized(lambda: timm.create_model("legacy_seresnet50"))
-    blobs = caffe_blobs(network, next(f for f in FORMATS if f.name == "caffe").names)
+    blobs = caffe_blobs(network, next(f for f in FORMATS if f.name == "caffe").theirs)
     assert "conv2_1_1x1_reduce/bn/scale" in blobs
     if container == "npy":
         file = tmp_path / "weights.npy"

@@ -1,6 +1,5 @@
 """Weights are written whole, load strictly, and near misses are caught."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -51,7 +50,6 @@ def test_a_network_comes_back_with_all_that_is_needed_to_use_it(saved):
     assert torch.equal(features(network), features(other))
     assert (loaded.missing, loaded.unexpected) == ([], [])
     assert loaded.tensors == len(network.state_dict())
-    json.dumps(loaded.describe())
 
 
 def test_a_backbone_takes_its_part_and_drops_the_head(saved):

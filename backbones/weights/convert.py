@@ -15,7 +15,7 @@ from backbones.features import Network
 from backbones.libraries import build_model, split_name
 from backbones.registry import EXTERNAL, describe_backbone
 from backbones.weights.files import save_detectron2, save_state, save_torch
-from backbones.weights.formats import FORMATS, SameOrder, WeightFormat, backbone_shapes, from_ours
+from backbones.weights.formats import FORMATS, WeightFormat, backbone_shapes, from_ours
 from backbones.weights.load import Weights, load_weights, read_weights, structure_of
 from backbones.weights.metadata import Metadata, NamedBackbone
 from backbones.zoo import PAIRS
@@ -314,8 +314,8 @@ def _as_library(
 
 def _library_name(name: str, weight_format: WeightFormat) -> str | None:
     """Return what libraries call one of our networks in a format, or None."""
-    if isinstance(weight_format.names, SameOrder):
-        return name if name == weight_format.names.network else None
+    if weight_format.network is not None:
+        return name if name == weight_format.network else None
     bare = name.replace("se_resne", "seresne")
     names = {"timm-legacy": f"legacy_{bare}", "timm": bare, "timm-deep": bare, "torchvision": name}
     return names.get(weight_format.name)

@@ -7,7 +7,7 @@ its names, the structure and the input that its weights were trained with.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,16 @@ from torch import Tensor
 
 from backbones.config import BackboneSettings, InputFormat
 from backbones.weights.layer_names import (
-    LayerNames,
-    caffe_names,
-    detectron2_names,
-    msra_names,
-    torchvision_names,
+    CAFFE,
+    CAFFE_DEEP,
+    DETECTRON2,
+    MMPRETRAIN,
+    MOSKOMULE,
+    MSRA,
+    TIMM_DEEP,
+    TIMM_LEGACY,
+    TORCHVISION,
+    expand,
 )
 from backbones.zoo import PAIRS, Pair
 
@@ -32,38 +37,48 @@ _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked
 
 
 @dataclass(frozen=True)
-class SameOrder:
-    """Names of a network that has the layers of one of ours, in the same order."""
-
-    network: str  # ours
-    theirs: str  # for `external.build_model`
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield (our name, their name) of every layer."""
-        from backbones.build import build_network
-        from backbones.libraries import build_model
-
-        with torch.device("meta"):
-            ours, theirs = build_network(self.network), build_model(self.theirs, {})
-        for one, other in zip(_layers(ours), _layers(theirs), strict=True):
-            assert one[1] == other[1], (one, other)
-            yield one[0], other[0]
-
-
-@dataclass(frozen=True)
 class WeightFormat:
     """How a format names tensors, and what its weights were trained in."""
 
     name: str
     title: str
     marker: str  # a pattern that some name has in this format, and none in the formats after it
-    names: LayerNames | SameOrder
+    # A table of `layer_names`; or one of our networks and, for `build_model`, a library's, whose
+    # layers have the same order.
+    names: Mapping[str, str] | tuple[str, str]
     input_format: InputFormat
-    # Tensors in our names -> options that the network must have.
-    structure: Callable[[Tensors], dict[str, Any]]
+    # Options that the network must have, or what tells them from tensors in our names.
+    options: Mapping[str, Any] | Callable[[Tensors], dict[str, Any]]
     # Makes the file's tensors into `LAYER.weight`, `LAYER.running_mean`, ... where they are not.
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
     convolutional_gate: bool = True  # the matrices of SE are kept as 1x1 convolutions
+
+    @property
+    def network(self) -> str | None:
+        """The one network of ours that it is for; None: residual ones."""
+        return self.names[0] if isinstance(self.names, tuple) else None
+
+    @functools.cached_property
+    def theirs(self) -> dict[str, str]:
+        """Our name of every layer -> theirs."""
+        if not isinstance(self.names, tuple):
+            return dict(expand(self.names))
+        from backbones.build import build_network
+        from backbones.libraries import build_model
+
+        with torch.device("meta"):
+            networks = build_network(self.names[0]), build_model(self.names[1], {})
+        ours, theirs = (list(_layers(network).items()) for network in networks)
+        assert [shapes for _, shapes in ours] == [shapes for _, shapes in theirs], self.name
+        return {one: other for (one, _), (other, _) in zip(ours, theirs, strict=True)}
+
+    def structure(self, tensors: Tensors) -> dict[str, Any]:
+        """Options that the network must have.
+
+        Raises:
+            ValueError: it is none that the suite has.
+        """
+        return self.options(tensors) if callable(self.options) else dict(self.options)
 
 
 def recognize(tensors: Tensors) -> WeightFormat | None:
@@ -80,7 +95,7 @@ def to_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor]:
     Names that are not the format's stay, so that strict loading reports them. The batch counter of
     a norm, which old and frozen ones lack and no output depends on, is added as zero.
     """
-    ours_of = _inverse(weight_format.names)
+    ours_of = {theirs: ours for ours, theirs in weight_format.theirs.items()}
     renamed = {}
     for name, tensor in weight_format.prepare(tensors).items():
         layer, _, leaf = name.rpartition(".")
@@ -107,7 +122,7 @@ def from_ours(tensors: Tensors, weight_format: WeightFormat) -> dict[str, Tensor
     Raises:
         ValueError: a tensor has no name there, e.g. SE's in plain ResNets.
     """
-    theirs_of = dict(weight_format.names.pairs())
+    theirs_of = weight_format.theirs
     renamed = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
@@ -131,10 +146,9 @@ def fitting_network(
     has_gates = any(".se." in name for name in tensors)
     given = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("backbone.")}
     for pair in PAIRS:
-        if isinstance(weight_format.names, SameOrder):
-            if pair.plain != weight_format.names.network:
-                continue
-        elif pair.arguments.get("layers") != depths:
+        if weight_format.network not in (None, pair.plain):
+            continue
+        if weight_format.network is None and pair.arguments.get("layers") != depths:
             continue
         name = pair.se if has_gates else pair.plain
         options = {key: value for key, value in structure.items() if key in pair.options}
@@ -163,17 +177,12 @@ def _shapes(name: str, options: tuple[tuple[str, Any], ...]) -> dict[str, tuple[
     return {f"backbone.{n}": tuple(t.shape) for n, t in backbone.state_dict().items()}
 
 
-def _layers(module: torch.nn.Module) -> list[tuple[str, list[torch.Size]]]:
+def _layers(module: torch.nn.Module) -> dict[str, list[torch.Size]]:
     """Return every layer that has tensors, in order, with their shapes."""
     layers: dict[str, list[torch.Size]] = {}
     for name, tensor in module.state_dict().items():
         layers.setdefault(name.rpartition(".")[0], []).append(tensor.shape)
-    return list(layers.items())
-
-
-@functools.cache
-def _inverse(names: LayerNames | SameOrder) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in names.pairs()}
+    return layers
 
 
 def _depths(tensors: Tensors) -> tuple[int, ...]:
@@ -201,19 +210,6 @@ def _gate_options(tensors: Tensors, pair: Pair) -> dict[str, Any]:
     if len(stages) != len(_depths(tensors)):
         options["se_stages"] = tuple(stages)
     return options
-
-
-def _no_choice(tensors: Tensors) -> dict[str, Any]:
-    """Networks that are built in one way only."""
-    return {}
-
-
-def _strided_in_3x3(tensors: Tensors) -> dict[str, Any]:
-    return {"stride_in_1x1": False, "stem_pool": "padded"}
-
-
-def _strided_in_1x1(tensors: Tensors) -> dict[str, Any]:
-    return {"stride_in_1x1": True, "stem_pool": "padded"}
 
 
 def _strided_as_senet(tensors: Tensors) -> dict[str, Any]:
@@ -321,51 +317,52 @@ _INCEPTION_V3 = replace(_INCEPTION, crop=0.875)
 _CAFFE_INPUT = InputFormat("BGR", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), size=224, crop=0.875)
 _MSRA_INPUT = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), size=224, crop=0.875)
 
+_IN_3X3 = {"stride_in_1x1": False, "stem_pool": "padded"}
+_IN_1X1 = {"stride_in_1x1": True, "stem_pool": "padded"}
+
 # fmt: off
 FORMATS: tuple[WeightFormat, ...] = (
     WeightFormat(
         "caffe-senet154", "SENet-154's Caffe blobs", r"^conv1_1/3x3_s2[/.]0$",
-        caffe_names(deep=True), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+        CAFFE_DEEP, _CAFFE_INPUT, _strided_as_senet, _from_caffe),
     WeightFormat(
         "caffe", "SENet's Caffe blobs", r"^conv2_1_1x1_reduce[/.]0$",
-        caffe_names(deep=False), _CAFFE_INPUT, _strided_as_senet, _from_caffe),
+        CAFFE, _CAFFE_INPUT, _strided_as_senet, _from_caffe),
     WeightFormat(
         "msra", "MSRA's ResNets for Detectron", r"^res2_0_branch2a_w$",
-        msra_names(), _MSRA_INPUT, _strided_in_1x1, _from_msra),
+        MSRA, _MSRA_INPUT, _IN_1X1, _from_msra),
     WeightFormat(
         "mmpretrain", "MMPretrain's ResNets", r"^backbone\.layer1\.0\.conv1\.weight$",
-        torchvision_names("backbone.", ("se_layer.conv1.conv", "se_layer.conv2.conv"), "head.fc"), _RGB, _strided_in_3x3),
+        MMPRETRAIN, _RGB, _IN_3X3),
     WeightFormat(
         "timm-legacy", "timm's legacy SE networks, the same as Cadene's", r"^layer0\.conv1\.weight$",
-        torchvision_names(
-            gates=("se_module.fc1", "se_module.fc2"), head="last_linear", legacy=True),
-        _RGB, _strided_as_senet),
+        TIMM_LEGACY, _RGB, _strided_as_senet),
     WeightFormat(
         "detectron2", "Detectron2's ResNets", r"(^|\.)res2\.0\.conv1\.norm\.weight$",
-        detectron2_names(), _RGB, _strided_in_3x3, _from_detectron2, convolutional_gate=False),
+        DETECTRON2, _RGB, _IN_3X3, _from_detectron2, convolutional_gate=False),
     WeightFormat(
         "timm-deep", "timm's ResNets with a deep stem", r"^conv1\.6\.weight$",
-        torchvision_names(deep=True), _RGB_BICUBIC, _strided_in_3x3),
+        TIMM_DEEP, _RGB_BICUBIC, _IN_3X3),
     WeightFormat(
         "timm", "timm's ResNets with SE", r"^layer1\.0\.se\.fc1\.weight$",
-        torchvision_names(), _RGB_BICUBIC, _strided_in_3x3),
+        TORCHVISION, _RGB_BICUBIC, _IN_3X3),
     WeightFormat(
         "moskomule", "moskomule's SE-ResNets", r"^layer1\.0\.se\.fc\.0\.weight$",
-        torchvision_names(gates=("se.fc.0", "se.fc.2")), _RGB, _strided_in_3x3,
+        MOSKOMULE, _RGB, _IN_3X3,
         convolutional_gate=False),
     WeightFormat(
         "torchvision", "torchvision's ResNets; timm's plain ones and Places365's have the same names",
         r"^layer1\.0\.conv1\.weight$",
-        torchvision_names(), _RGB, _strided_in_3x3),
+        TORCHVISION, _RGB, _IN_3X3),
     WeightFormat(
         "torchvision-vgg16-bn", "torchvision's vgg16_bn", r"^features\.40\.weight$",
-        SameOrder("vgg16_bn", "torchvision:vgg16_bn"), _RGB, _no_choice),
+        ("vgg16_bn", "torchvision:vgg16_bn"), _RGB, {}),
     WeightFormat(
         "timm-inception-resnet-v2", "timm's inception_resnet_v2", r"^conv2d_1a\.conv\.weight$",
-        SameOrder("inception_resnet_v2", "timm:inception_resnet_v2"), _INCEPTION, _no_choice),
+        ("inception_resnet_v2", "timm:inception_resnet_v2"), _INCEPTION, {}),
     WeightFormat(
         "inception-v3", "timm's and torchvision's inception_v3", r"^Mixed_5b\.branch1x1\.conv\.weight$",
-        SameOrder("inception_v3", "timm:inception_v3"), _INCEPTION_V3, _no_choice,
+        ("inception_v3", "timm:inception_v3"), _INCEPTION_V3, {},
         _without_auxiliary),
 )
 # fmt: on

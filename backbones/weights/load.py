@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backbones.config import BackboneSettings, InputFormat
 from backbones.features import Backbone, Network
 from backbones.registry import EXTERNAL, find_backbone
+from backbones.result import WeightsFile
 from backbones.squeeze_excite import SEBlock
 from backbones.weights.files import TensorFile, read_state, read_tensors, save_state
 from backbones.weights.formats import (
@@ -25,7 +26,6 @@ from backbones.weights.formats import (
 from backbones.weights.metadata import Metadata, NamedBackbone, read_metadata
 
 __all__ = [
-    "LoadedWeights",
     "Weights",
     "fit_backbone",
     "load_weights",
@@ -59,25 +59,6 @@ class Weights:
     input_format: InputFormat | None = None
     found_in: str = ""  # keys that led to the state dict in a checkpoint, e.g. "model_ema"
     unfit: str | None = None  # why no network of the table may take them, though tensors fit
-
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """What `load_weights` did, for the record."""
-
-    path: str
-    format: str
-    sha256: str
-    tensors: int  # loaded
-    input_format: InputFormat | None
-    missing: list[str]  # left as they were: a head that is replaced, what `allow_missing` names
-    unexpected: list[str]  # in the file and not used: the head that was replaced or dropped
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a record keeps of it, as plain values."""
-        values = asdict(self)
-        del values["input_format"]
-        return values
 
 
 def save_weights(
@@ -174,13 +155,16 @@ def load_weights(
     *,
     replace_head: bool = False,
     allow_missing: Sequence[str] = (),
-) -> LoadedWeights:
+) -> WeightsFile:
     """Load weights into a network, or their backbone part into a backbone: all, or an error.
 
     Args:
         weights: as `read_weights` takes them, or what it returned.
         replace_head: keep the network's own classifier; the file's is not used.
         allow_missing: patterns (`backbone.res5.*`) of tensors that the file may lack.
+
+    Returns:
+        What was left as it was (`missing`), and the head that was not used (`unexpected`).
 
     Raises:
         ValueError: the network's structure is not the one they were trained in, though the tensors
@@ -193,30 +177,27 @@ def load_weights(
         weights = read_weights(weights, getattr(backbone, "name", ""))
     prefix = "" if isinstance(module, Network) else "backbone."
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    given = _named_for(backbone, weights)
+    named = _named_for(backbone, weights)
     _check_structure(backbone, weights)
-    replaced = "head." if replace_head or prefix else None
-    dropped = [name for name in given if replaced and name.startswith(replaced)]
-    kept = [name for name in wanted if replaced and name.startswith(replaced)]
-    given = {name: tensor for name, tensor in given.items() if name not in dropped}
-    wanted = {name: tensor for name, tensor in wanted.items() if name not in kept}
-    allowed = [
+    loses_head = replace_head or bool(prefix)
+    given = {n: t for n, t in named.items() if not (loses_head and n.startswith("head."))}
+    kept = [name for name in wanted if loses_head and name.startswith("head.")]
+    kept += [
         name
         for name in wanted
-        if name not in given and any(fnmatch.fnmatchcase(name, p) for p in allow_missing)
+        if name not in {*given, *kept} and any(fnmatch.fnmatchcase(name, p) for p in allow_missing)
     ]
-    _check_shapes(weights, given, {n: t for n, t in wanted.items() if n not in allowed})
+    _check_shapes(weights, given, {n: t for n, t in wanted.items() if n not in kept})
     state = {name.removeprefix(prefix): given[name] for name in wanted if name in given}
     check_finite(state, weights.path)
     module.load_state_dict(state, strict=False)
-    return LoadedWeights(
+    return WeightsFile(
         path=weights.path,
-        format=weights.format,
         sha256=weights.sha256,
+        format=weights.format,
         tensors=len(state),
-        input_format=weights.input_format,
-        missing=kept + allowed,
-        unexpected=dropped,
+        missing=kept,
+        unexpected=[name for name in named if name not in given],
     )
 
 
