@@ -20,6 +20,7 @@ from backbones import InputFormat
 from backbones.checkpoint import StopRequest
 from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
+from backbones.monitor import Monitor
 from backbones.synced_norm import sync_norms
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
@@ -34,7 +35,6 @@ from classification.distributed import Processes
 from classification.evaluate import Predictions
 from classification.loader import BadImages, train_batches
 from classification.metrics import TopK
-from classification.monitor import Monitor
 from classification.optimizer import Schedule, build_optimizer
 from classification.order import SampleOrder
 from classification.transforms import cut_out, normalize
@@ -226,7 +226,14 @@ class Trainer:
             self._make_step.optimizer, train.schedule, self.total_steps, self.steps_per_epoch
         )
         self._monitor = Monitor(
-            directory, config, processes, self.total_steps, self.steps_per_epoch
+            directory,
+            config,
+            self.total_steps,
+            self.steps_per_epoch * train.batch_size,
+            self._mean_losses,
+            "lower train.optimizer.lr, warm up longer (train.schedule.warmup) or set "
+            "train.clip_grad",
+            processes.is_first,
         )
         self._bad = BadImages(config.data.skip_bad_images, dataset.root)
         seed_everything(config.seed + processes.rank)
@@ -310,6 +317,12 @@ class Trainer:
         self.schedule.move_to(self.step)
         self._monitor.note(self.step, lr, loss)
 
+    def _mean_losses(self, losses: list[Tensor | float]) -> list[float]:
+        """Mean over the processes of each loss, scalars of the device or of a checkpoint."""
+        device = self._processes.device
+        values = [torch.as_tensor(loss, dtype=torch.float32, device=device) for loss in losses]
+        return self._processes.mean(torch.stack(values)).tolist()
+
     def _set_mode(self) -> None:
         """Training mode; in the last epochs, where asked, with the batch norms frozen."""
         epochs = math.ceil(self.total_steps / self.steps_per_epoch)
@@ -331,15 +344,22 @@ class Trainer:
         counts = TopK(len(self._dataset.class_names))
         counts.update(seen.labels, seen.top)
         error = counts.error(1)
-        self._monitor.note_validation(self.step, error, counts.error(5), seen.loss)
+        is_finite = math.isfinite(seen.loss)
+        self._monitor.write(
+            self.step,
+            val_top1_error=error,
+            val_top5_error=counts.error(5),
+            val_loss=seen.loss if is_finite else None,
+        )
+        if self._processes.is_first:
+            done, total = self.step / self.steps_per_epoch, self.total_steps / self.steps_per_epoch
+            logger.info("epoch %.4g of %.4g: top-1 error %.2f %%", done, total, error)
+            if not is_finite:
+                logger.warning("epoch %.4g: outputs of the network are not finite", done)
         self.schedule.show_loss(seen.loss)
         if self.schedule.is_over:
             logger.info("a plateau at the lowest learning rate ends training after epoch %d", epoch)
-        if (
-            chooses
-            and math.isfinite(seen.loss)
-            and (self.best is None or error < self.best["error"])
-        ):
+        if chooses and is_finite and (self.best is None or error < self.best["error"]):
             tensors = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
             self.best = {"error": error, "epoch": epoch, "network": tensors}
 

@@ -9,9 +9,6 @@ arithmetic itself repeats (it does on the CPU), whatever the number of reading p
 from __future__ import annotations
 
 import itertools
-import json
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,24 +24,21 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_mo
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
 from backbones.device import StepOutOfMemory, is_out_of_memory
-from backbones.files import CHECKPOINT, CURVE, cut_curve
-from backbones.heartbeat import tell
+from backbones.files import CHECKPOINT
+from backbones.monitor import Monitor
 from backbones.result import Timing
 from backbones.synced_norm import sync_norms
-from backbones.tracker import Tracker
 
 from .config import DetectionConfig, reader_processes
 from .detector import ImageMapper
 from .pyramid import Pyramid
 
-logger = logging.getLogger(__name__)
+_ADVICE = "lower train.lr, warm up longer (train.warmup_iterations) or set train.clip_grad"
 
 
 def train_detector(
@@ -77,22 +71,32 @@ def train_detector(
     )
     trainer = _build_trainer(config, cfg, model)
     optimizer = trainer.optimizer
-    clock = _Clock(config.train.batch_size)
-    curve = _Curve(directory, config, len(records), validate, cfg.TEST.EVAL_PERIOD)
+    monitor = Monitor(
+        directory, config, cfg.SOLVER.MAX_ITER, len(records), list, _ADVICE, comm.is_main_process()
+    )
     schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
-    trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), clock, schedule])
-    trainer.register_hooks([*_reporting_hooks(config, cfg), curve])
+    trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), schedule])
+    if comm.is_main_process():
+        printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
+        trainer.register_hooks([hooks.PeriodicWriter([printer], period=config.train.log_every)])
+    trainer.register_hooks([_Reports(monitor, validate, cfg.TEST.EVAL_PERIOD)])
     path = directory / CHECKPOINT
     resume = any(comm.all_gather(resume))
     # A stop between the last checkpoint and the evaluation leaves nothing to train.
     start = _load_state(path, model, trainer, dataset) if resume and path.is_file() else 0
     trainer.data_loader = _build_loader(config, cfg, records, start)
-    with StopRequest() as stop, _finite_loss(trainer):
+    with StopRequest() as stop, monitor.watch(start), _finite_loss(trainer):
         # Last, so that a checkpoint holds all that its iteration did.
         period = cfg.SOLVER.CHECKPOINT_PERIOD
         trainer.register_hooks([_Checkpoints(path, model, dataset, period, stop)])
         trainer.train(start, cfg.SOLVER.MAX_ITER)
-    return Timing(train_seconds=clock.seconds, train_images_per_second=clock.images_per_second)
+    seconds, images = monitor.seconds, config.train.batch_size * cfg.SOLVER.MAX_ITER
+    # Only the process that writes has noted its steps.
+    return (
+        Timing(train_seconds=seconds, train_images_per_second=images / seconds)
+        if seconds
+        else Timing()
+    )
 
 
 @contextmanager
@@ -102,8 +106,7 @@ def _finite_loss(trainer: SimpleTrainer) -> Iterator[None]:
     except FloatingPointError as error:
         raise ValueError(
             f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
-            f"{trainer.optimizer.param_groups[0]['lr']:g}; lower train.lr, warm up longer "
-            "(train.warmup_iterations) or set train.clip_grad"
+            f"{trainer.optimizer.param_groups[0]['lr']:g}; {_ADVICE}"
         ) from error
 
 
@@ -236,100 +239,32 @@ class _SeedOfStep(HookBase):
         torch.manual_seed(_seed_of(self._seed, self.trainer.iter, comm.get_rank()))
 
 
-class _Clock(HookBase):
-    """Seconds of training, kept over resumes."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size, self.seconds, self._steps = batch_size, 0.0, 0
-
-    def before_step(self) -> None:
-        self._began = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.seconds += time.perf_counter() - self._began
-        self._steps += 1
-
-    @property
-    def images_per_second(self) -> float:
-        return self._steps * self._batch_size / self.seconds if self.seconds else 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "steps": self._steps}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.seconds, self._steps = state["seconds"], int(state["steps"])
-
-
-class _Curve(HookBase):
-    """curve.jsonl: every `log_every` iterations their mean loss, and validation's points.
-
-    What the file lacks yet is part of a checkpoint, so that a resumed run's curve is that of an
-    uninterrupted one.
-    """
+class _Reports(HookBase):
+    """Tells the monitor of every step, and of what validation finds."""
 
     def __init__(
-        self,
-        directory: Path,
-        config: DetectionConfig,
-        images: int,
-        validate: Callable[[], dict[str, float | None]],
-        validate_every: int,
+        self, monitor: Monitor, validate: Callable[[], dict[str, float | None]], every: int
     ) -> None:
-        self._directory, self._config, self._images = directory, config, images
-        self._batch_size, self._every = config.train.batch_size, config.train.log_every
-        self._tracker: Tracker | None = None
-        self._validate, self._validate_every = validate, validate_every
-        self._losses: list[float] = []  # since the last point
-        self._seconds: list[float] = []  # where known: not of the first iterations
-
-    def before_train(self) -> None:
-        if comm.is_main_process():
-            step, train = self.trainer.start_iter, self._config.train
-            cut_curve(self._directory / CURVE, step)
-            wish = (train.tracker, train.tensorboard)
-            self._tracker = Tracker(self._directory, *wish, self._config, step)
-
-    def after_train(self) -> None:
-        if self._tracker is not None:
-            self._tracker.close()
+        self._monitor, self._validate, self._every = monitor, validate, every
 
     def after_step(self) -> None:
         step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
         if comm.is_main_process():
-            self._note(step, ends)
-        if self._validate_every and step % self._validate_every == 0 and not ends:
-            metrics = self._validate()
-            if comm.is_main_process():
-                points = {f"val_{name}": value for name, value in metrics.items()}
-                self._append(step, points)
-                known = {name: value for name, value in points.items() if value is not None}
-                self.trainer.storage.put_scalars(**known, smoothing_hint=False)
+            latest = self.trainer.storage.latest()
+            self._monitor.note(step, latest["lr"][0], latest["total_loss"][0])
+            if self._monitor.is_due or ends:
+                self._monitor.flush()
+        if self._every and step % self._every == 0 and not ends:
+            with self._monitor.paused():
+                metrics = self._validate()
+            self._monitor.write(step, **{f"val_{name}": value for name, value in metrics.items()})
             comm.synchronize()  # or the others would wait for rank 0 within the next iteration
 
-    def _note(self, step: int, ends: bool) -> None:
-        latest = self.trainer.storage.latest()
-        self._losses.append(latest["total_loss"][0])
-        if "time" in latest:
-            self._seconds.append(latest["time"][0])
-        if step % self._every and not ends:
-            return
-        rate = self._batch_size / float(np.mean(self._seconds)) if self._seconds else None
-        values = {"lr": latest["lr"][0], "loss": float(np.mean(self._losses))}
-        self._append(step, {**values, "images_per_second": rate})
-        self._losses, self._seconds = [], []
+    def state_dict(self) -> dict[str, Any]:
+        return self._monitor.state_dict()
 
-    def _append(self, step: int, values: dict[str, float | None]) -> None:
-        row = {"step": step, "epoch": step * self._batch_size / self._images, **values}
-        with (self._directory / CURVE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._tracker is not None:
-            self._tracker.log(row)
-
-    def state_dict(self) -> dict[str, list[float]]:
-        return {"losses": self._losses, "seconds": self._seconds}
-
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self._losses, self._seconds = list(state["losses"]), list(state["seconds"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._monitor.load_state_dict(state)
 
 
 class _Checkpoints(HookBase):
@@ -385,45 +320,3 @@ def _load_state(path: Path, model: nn.Module, trainer: SimpleTrainer, dataset: s
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is of another model, or damaged: {reason}") from None
     return state["step"]
-
-
-class _ProgressBar(HookBase):
-    """For a person at a terminal; log.txt has Detectron2's own lines, with the time left."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("iteration {task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]:.1f} images/s  loss {task.fields[loss]:.3f}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-
-    def before_train(self) -> None:
-        total, done = self.trainer.max_iter, self.trainer.start_iter
-        self._task = self._bar.add_task("training", total=total, completed=done, rate=0.0, loss=0.0)
-        if self._bar.console.is_terminal:
-            self._bar.start()
-
-    def after_step(self) -> None:
-        latest = self.trainer.storage.latest()
-        seconds, loss = latest.get("time", (0.0, 0))[0], latest["total_loss"][0]
-        rate = self._batch_size / seconds if seconds else 0.0
-        self._bar.update(self._task, completed=self.trainer.iter + 1, rate=rate, loss=loss)
-        tell("training", self.trainer.iter + 1, self.trainer.max_iter, self._batch_size)
-
-    def after_train(self) -> None:
-        self._bar.stop()
-
-
-def _reporting_hooks(config: DetectionConfig, cfg: CfgNode) -> list[HookBase]:
-    if not comm.is_main_process():
-        return []
-    writer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
-    return [
-        _ProgressBar(config.train.batch_size),
-        hooks.PeriodicWriter([writer], period=config.train.log_every),
-    ]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from backbones import BackboneSettings, build_network, read_weights, save_weights
 from backbones.checkpoint import load_checkpoint, save_checkpoint
 from backbones.files import lock_directory
+from backbones.monitor import Monitor
 from backbones.weights.files import read_state, save_state
 from classification import run
 from classification.config import (
@@ -27,7 +28,6 @@ from classification.config import (
     TrainSettings,
 )
 from classification.engine import Trainer
-from classification.monitor import Monitor
 from tools import sample_data
 
 TINY = BackboneSettings("se_resnet_tiny")
@@ -362,14 +362,14 @@ def train_in_a_process(settings, directory, resume=False, kill_after=None):
 
     def work():
         if kill_after is not None:
-            write = Monitor._write
+            write = Monitor.write
 
             def write_and_die(self, step, **values):
                 write(self, step, **values)
                 if len(curve(directory)) == kill_after:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Monitor._write = write_and_die
+            Monitor.write = write_and_die
         run.train(settings, directory, resume=resume)
 
     process = multiprocessing.get_context("fork").Process(target=work)

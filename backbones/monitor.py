@@ -6,22 +6,18 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from backbones.files import CURVE, cut_curve
 from backbones.heartbeat import tell
 from backbones.tracker import Tracker
-from classification.config import ClassificationConfig
-from classification.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +26,14 @@ COLUMNS = (
     BarColumn(),
     TextColumn("step {task.completed}/{task.total}"),
     TimeRemainingColumn(),
-    TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
+    TextColumn("{task.fields[rate]:.1f} images/s  loss {task.fields[loss]:.3f}"),
 )
 
 
 class Monitor:
-    """Collects the losses on the device and looks at them every `log_every` steps.
+    """Collects the losses of steps and looks at them every `log_every` steps.
 
-    Looking waits for the device, so it is not done at every step. Used in a `with` block.
+    Looking may wait for a GPU or other processes, so it is not done at every step.
 
     Attributes:
         seconds: of training so far; what is `paused` does not count.
@@ -46,15 +42,28 @@ class Monitor:
     def __init__(
         self,
         directory: Path,
-        config: ClassificationConfig,
-        processes: Processes,
+        settings: Any,
         total_steps: int,
-        steps_per_epoch: int,
+        epoch_images: int,
+        read: Callable[[list[Any]], list[float]],
+        advice: str,
+        is_first: bool,
     ) -> None:
-        self._directory, self._processes = directory, processes
-        self._all_settings, self._settings = config, config.train
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._pending: list[tuple[int, float, Tensor]] = []
+        """Watch a training that `watch` shall begin.
+
+        Args:
+            directory: of the run.
+            settings: of the run; `train` of it says batch size, tracker and how often to log.
+            total_steps: when training ends.
+            epoch_images: images of an epoch.
+            read: the losses that were noted, as numbers, in every process the same.
+            advice: what to do where a loss is not finite.
+            is_first: whether this process writes.
+        """
+        self._directory, self._settings, self._train = directory, settings, settings.train
+        self._total_steps, self._epoch_images = total_steps, epoch_images
+        self._read, self._advice, self._is_first = read, advice, is_first
+        self._pending: list[tuple[int, float, Any]] = []  # steps, learning rates, losses
         self._interval = 0.0  # seconds that the pending steps took, as far as it was looked
         self._since = self._told = time.perf_counter()
         self._tracker: Tracker | None = None
@@ -64,10 +73,10 @@ class Monitor:
     @contextmanager
     def watch(self, step: int) -> Iterator[None]:
         """Show the training that goes on from `step`, for the length of a `with` block."""
-        if self._processes.is_first:
+        if self._is_first:
             cut_curve(self._directory / CURVE, step)
-            wish = (self._settings.tracker, self._settings.tensorboard)
-            self._tracker = Tracker(self._directory, *wish, self._all_settings, step)
+            wish = (self._train.tracker, self._train.tensorboard)
+            self._tracker = Tracker(self._directory, *wish, self._settings, step)
             self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
             self._task = self._progress.add_task(
                 "training", total=self._total_steps, completed=step, rate=0.0, loss=math.nan
@@ -86,12 +95,12 @@ class Monitor:
     @property
     def is_due(self) -> bool:
         """Whether enough steps were noted for a point of the curve."""
-        return len(self._pending) >= self._settings.log_every
+        return len(self._pending) >= self._train.log_every
 
-    def note(self, step: int, lr: float, loss: Tensor) -> None:
+    def note(self, step: int, lr: float, loss: Any) -> None:
         """Remember learning rate and loss of `step`, just made, without waiting for the loss."""
         self._pending.append((step, lr, loss))
-        tell("training", step, self._total_steps, self._settings.batch_size)
+        tell("training", step, self._total_steps, self._train.batch_size)
 
     def flush(self) -> None:
         """Write a point of the curve over the steps noted since the last.
@@ -104,13 +113,24 @@ class Monitor:
         losses = self._losses()
         elapsed = self._interval
         step, lr, _ = self._pending[-1]
-        rate = len(self._pending) * self._settings.batch_size / elapsed
-        self._write(step, lr=lr, loss=sum(losses) / len(losses), images_per_second=rate)
+        rate = len(self._pending) * self._train.batch_size / elapsed
+        self.write(step, lr=lr, loss=sum(losses) / len(losses), images_per_second=rate)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, rate=rate, loss=losses[-1])
             self._tell(step, lr, losses[-1], rate, elapsed)
         self._pending.clear()
         self._interval = 0.0
+
+    def write(self, step: int, **values: float | None) -> None:
+        """Write a point of the curve."""
+        if not self._is_first:
+            return
+        epoch = step * self._train.batch_size / self._epoch_images
+        row = {"step": step, "epoch": epoch, **values}
+        with open(self._directory / CURVE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(row)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the time, and the steps that the curve lacks yet.
@@ -126,26 +146,8 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._pending = [
-            (int(step), float(lr), torch.tensor(float(loss), device=self._processes.device))
-            for step, lr, loss in state["pending"]
-        ]
+        self._pending = [(int(step), float(lr), float(loss)) for step, lr, loss in state["pending"]]
         self.seconds, self._interval = float(state["seconds"]), float(state["pending_seconds"])
-
-    def note_validation(self, step: int, top1_error: float, top5_error: float, loss: float) -> None:
-        """Write a point of the validation curve: errors in percent, loss in nats."""
-        is_finite = math.isfinite(loss)
-        self._write(
-            step,
-            val_top1_error=top1_error,
-            val_top5_error=top5_error,
-            val_loss=loss if is_finite else None,
-        )
-        if self._processes.is_first:
-            epoch, total = step / self._steps_per_epoch, self._total_steps / self._steps_per_epoch
-            logger.info("epoch %.4g of %.4g: top-1 error %.2f %%", epoch, total, top1_error)
-            if not is_finite:
-                logger.warning("epoch %.4g: outputs of the network are not finite", epoch)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -154,19 +156,18 @@ class Monitor:
         self._since = time.perf_counter()
 
     def _losses(self) -> list[float]:
-        """Mean losses of the pending steps over all processes; counts their time."""
-        losses = self._processes.mean(torch.stack([loss for *_, loss in self._pending])).tolist()
+        """Losses of the pending steps; counts their time."""
+        losses = self._read([loss for *_, loss in self._pending])
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
         self.seconds += elapsed
         self._interval += elapsed
         for (step, lr, _), loss in zip(self._pending, losses, strict=True):
             if not math.isfinite(loss):
-                epoch = step / self._steps_per_epoch
+                epoch = step * self._train.batch_size / self._epoch_images
                 raise ValueError(
                     f"the loss is {loss} at step {step} (epoch {epoch:.2f}), learning rate {lr:g}; "
-                    "lower train.optimizer.lr, warm up longer (train.schedule.warmup) or set "
-                    "train.clip_grad"
+                    f"{self._advice}"
                 )
         return losses
 
@@ -181,12 +182,3 @@ class Monitor:
             "step %d of %d: loss %.4f, learning rate %.4g, %.0f images/s, %s left",
             *(step, self._total_steps, loss, lr, rate, left),
         )
-
-    def _write(self, step: int, **values: float | None) -> None:
-        if not self._processes.is_first:
-            return
-        row = {"step": step, "epoch": step / self._steps_per_epoch, **values}
-        with open(self._directory / CURVE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._tracker is not None:
-            self._tracker.log(row)
