@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,23 +56,10 @@ class Predictions:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """What one ensemble says about some images."""
-
-    top: np.ndarray  # best classes, best first, int32 (N, min(5, C))
-    scores: np.ndarray  # of these, float32
-    right: np.ndarray  # the score of the image's own class, float64 (N,)
-    squares: np.ndarray  # sum of the squared scores of all classes, float64 (N,)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Some images, and what every ensemble says about them."""
-
-    indices: np.ndarray
-    labels: np.ndarray
-    answers: list[_Answers]
+# Of some images: "indices" and "labels", and of what one ensemble says "top" and "scores" as above,
+# "right", the score of the image's own class, and "squares", the sum of all classes' squared scores,
+# both float64 (N,).
+Columns = dict[str, np.ndarray]
 
 
 @torch.inference_mode()
@@ -98,7 +85,7 @@ def predict(
             network.eval()
     started = time.perf_counter()
     bad = BadImages(data.skip_bad_images, dataset.root)
-    mine: list[_Scored] = []
+    mine: list[list[Columns]] = []  # batches of ensembles
     done = 0
     for batch in evaluation_batches(
         dataset,
@@ -121,10 +108,11 @@ def predict(
     if not parts:
         raise ValueError(f"{dataset.name} {dataset.split}: no image could be read")
     scored = _join(parts)
-    assert len(np.unique(scored.indices)) == len(scored.indices), "an image was counted twice"
-    assert len(scored.indices) + len(bad.names) == len(dataset), "an image was lost"
+    places = scored[0]["indices"]
+    assert len(np.unique(places)) == len(places), "an image was counted twice"
+    assert len(places) + len(bad.names) == len(dataset), "an image was lost"
     seconds = time.perf_counter() - started
-    return [_in_order(scored, answers, sorted(bad.names), seconds) for answers in scored.answers]
+    return [_in_order(answers, sorted(bad.names), seconds) for answers in scored]
 
 
 def common_interpolation(formats: Iterable[InputFormat]) -> str:
@@ -156,19 +144,25 @@ def refuse_non_finite(seen: Predictions, ids: Sequence[str], networks: Sequence[
     )
 
 
-def _score(ensembles: Sequence[Ensemble], batch: Batch, device: torch.device) -> _Scored:
+def _score(ensembles: Sequence[Ensemble], batch: Batch, device: torch.device) -> list[Columns]:
     images = batch.images.to(device, non_blocking=True)
-    labels = batch.labels.to(device)[:, None]
+    labels = batch.labels.to(device)
     answers = []
     for networks in ensembles:
         scores = torch.zeros((), dtype=torch.float64, device=device)
         for network, input_format in networks:
             scores = scores + mean_softmax(_logits(network, input_format, images)) / len(networks)
         top, best = best_classes(scores)
-        own, squares = scores.gather(1, labels)[:, 0], scores.square().sum(dim=1)
-        found = (top.to(torch.int32), best.float(), own, squares)
-        answers.append(_Answers(*(column.cpu().numpy() for column in found)))
-    return _Scored(batch.indices.numpy(), batch.labels.numpy(), answers)
+        columns = {
+            "indices": batch.indices,
+            "labels": batch.labels,
+            "top": top.to(torch.int32),
+            "scores": best.float(),
+            "right": scores.gather(1, labels[:, None])[:, 0],
+            "squares": scores.square().sum(dim=1),
+        }
+        answers.append({name: column.cpu().numpy() for name, column in columns.items()})
+    return answers
 
 
 def _logits(network: nn.Module, input_format: InputFormat, images: Tensor) -> Tensor:
@@ -181,37 +175,30 @@ def _logits(network: nn.Module, input_format: InputFormat, images: Tensor) -> Te
     return torch.stack(logits, dim=1)
 
 
-def _join(parts: Sequence[_Scored]) -> _Scored:
-    columns = [field.name for field in fields(_Answers)]
-    answers = [
-        _Answers(*(np.concatenate([getattr(part, name) for part in each]) for name in columns))
-        for each in zip(*(part.answers for part in parts), strict=True)
+def _join(parts: Sequence[Sequence[Columns]]) -> list[Columns]:
+    """The images of all parts, for each ensemble."""
+    return [
+        {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+        for answers in zip(*parts, strict=True)
     ]
-    return _Scored(
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        answers,
-    )
 
 
-def _in_order(
-    scored: _Scored, answers: _Answers, skipped: list[str], seconds: float
-) -> Predictions:
+def _in_order(answers: Columns, skipped: list[str], seconds: float) -> Predictions:
     """Put images in the order of the set: so the loss does not depend on the processes either."""
-    order = np.argsort(scored.indices)
-    own = answers.right[order]
-    brier = np.maximum(answers.squares[order] - 2 * own + 1, 0.0)
+    order = np.argsort(answers["indices"])
+    own = answers["right"][order]
+    brier = np.maximum(answers["squares"][order] - 2 * own + 1, 0.0)
     right = np.maximum(own, np.finfo(np.float64).tiny)
     return Predictions(
-        scored.indices[order],
-        scored.labels[order],
-        answers.top[order],
-        answers.scores[order],
-        own.astype(np.float32),
-        brier.astype(np.float32),
-        float(-np.log(right).mean()),
-        skipped,
-        seconds,
+        indices=answers["indices"][order],
+        labels=answers["labels"][order],
+        top=answers["top"][order],
+        scores=answers["scores"][order],
+        probability=own.astype(np.float32),
+        brier=brier.astype(np.float32),
+        loss=float(-np.log(right).mean()),
+        skipped=skipped,
+        seconds=seconds,
     )
 
 
