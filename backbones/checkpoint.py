@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ from zipfile import BadZipFile
 
 import torch
 
+from backbones.config import first_line
 from backbones.files import sha256, write_whole
 
 # torch.save writes a zip archive, and an archive may end with a comment: there stands the SHA-256 of
@@ -32,15 +34,20 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     write_whole(path, lambda partial: _save(dict(state), partial))
 
 
-def load_checkpoint(path: str | Path) -> Any:
+def load_checkpoint(path: str | Path, task: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, on the CPU, without executing anything in the file.
 
+    Args:
+        task: whose checkpoint it must be, for messages.
+        kinds: the keys it must have, and the types of their values.
+
     Raises:
-        ValueError: the file is not what was written: a single changed bit is found.
+        ValueError: the file is not what was written: a single changed bit is found. Or it is no
+            checkpoint of `task`.
     """
     try:
         _verify(Path(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (
         RuntimeError,
         ValueError,
@@ -50,10 +57,35 @@ def load_checkpoint(path: str | Path) -> Any:
         pickle.UnpicklingError,
         BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is damaged or no checkpoint ({reason}); remove it to train from the start"
+            f"{path} is damaged or no checkpoint ({first_line(error)}); remove it to train from the "
+            "start"
         ) from None
+    if not isinstance(state, dict) or not kinds.keys() <= state.keys():
+        raise ValueError(
+            f"{path} is no checkpoint of {task}, or one of another version; remove it to train from "
+            "the start"
+        )
+    for key, kind in kinds.items():
+        if not isinstance(state[key], kind) or isinstance(state[key], bool):
+            raise ValueError(
+                f"{path} is no checkpoint of this suite: its {key} is a "
+                f"{type(state[key]).__name__}; remove it to train from the start"
+            )
+    return state
+
+
+@contextmanager
+def taking_over(path: str | Path, what: str) -> Iterator[None]:
+    """Say of whatever does not fit inside the `with` block that it is of another `what`.
+
+    Raises:
+        ValueError: naming the checkpoint at `path`.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is of another {what}, or damaged: {first_line(error)}") from None
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

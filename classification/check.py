@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from backbones.config import first_line
 from backbones.tracker import check_tracker
 from classification.config import ClassificationConfig
 from classification.datasets import Batch
@@ -113,7 +114,7 @@ def check_compiler(inference: str) -> None:
         torch.compile(nn.Linear(2, 2))(torch.zeros(1, 2))
     except Exception as error:
         raise ValueError(
-            f"evaluate.inference=compiled: torch cannot compile here ({_first_line(error)}); "
+            f"evaluate.inference=compiled: torch cannot compile here ({first_line(error)}); "
             "choose eager or auto"
         ) from None
 
@@ -125,7 +126,7 @@ def _sizes(batches: Iterator[Batch], what: str) -> list[tuple[int, int, int]]:
     except ValueError:
         raise
     except (RuntimeError, IndexError, TypeError) as error:
-        raise ValueError(f"{what} cannot be prepared: {_first_line(error)}") from None
+        raise ValueError(f"{what} cannot be prepared: {first_line(error)}") from None
     shapes = [batch.images.shape for batch in found if len(batch.labels)]
     return [(shape[-3], shape[-2], shape[-1]) for shape in shapes]
 
@@ -144,7 +145,7 @@ def _try_shape(network: nn.Module, shape: tuple[int, ...], mend: str) -> None:
     except NotImplementedError:
         pass  # an operation that knows no shapes without values: nothing can be said
     except (ValueError, RuntimeError, AssertionError, IndexError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if "meta" not in reason:
             size = "x".join(map(str, shape[2:]))
             raise ValueError(
@@ -153,7 +154,3 @@ def _try_shape(network: nn.Module, shape: tuple[int, ...], mend: str) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,14 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from backbones import InputFormat
-from backbones.checkpoint import StopRequest
+from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint, taking_over
 from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
 from backbones.monitor import Monitor
 from backbones.synced_norm import sync_norms
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
-    TrainingState,
+    KINDS,
     capture_random_state,
     restore_random_state,
     seed_everything,
@@ -154,7 +154,7 @@ class TrainStep:
         return self._criterion(logits.float(), targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields of a `TrainingState` that are the network's and the optimiser's."""
+        """What a checkpoint holds of network and optimiser."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -162,29 +162,29 @@ class TrainStep:
             "average": None if self._average is None else self._average.module.state_dict(),
         }
 
-    def load_state(self, state: TrainingState) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: it is of another network or optimiser, or holds numbers that are not finite.
         """
         mine = self.optimizer.state_dict()["param_groups"]
-        for ours, theirs in zip(mine, state.optimizer["param_groups"], strict=True):
+        for ours, theirs in zip(mine, state["optimizer"]["param_groups"], strict=True):
             for key, value in ours.items():
                 if key not in ("lr", "initial_lr", "params") and theirs[key] != value:
                     raise ValueError(f"{key} was {theirs[key]}, this run has {value}")
-        self.network.load_state_dict(state.network)
-        self.optimizer.load_state_dict(state.optimizer)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for parameter, values in self.optimizer.state.items():
             for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
                 value = values.get(key)
                 if value is not None and value.shape != parameter.shape:
                     raise ValueError(f"{key} of shape {tuple(value.shape)}")
-        self._scaler.load_state_dict(state.scaler)
+        self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
-            if state.average is None:
+            if state["average"] is None:
                 raise ValueError("it has no averaged weights")
-            self._average.module.load_state_dict(state.average)
+            self._average.module.load_state_dict(state["average"])
         check_finite(self.network.state_dict())
         check_finite(self.final_network.state_dict())
 
@@ -371,19 +371,19 @@ class Trainer:
         monitor = self._monitor.state_dict()
         if not self._processes.is_first:
             return
-        state = TrainingState(
-            step=self.step,
-            total_steps=self.total_steps,
-            processes=self._processes.count,
-            dataset=self._dataset_sha256,
-            best=self.best,
-            schedule=self.schedule.state_dict(),
-            monitor=monitor,
-            random=random_states,
-            bad_images=sorted(self._bad.names),
+        state = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "processes": self._processes.count,
+            "dataset": self._dataset_sha256,
+            "best": self.best,
+            "schedule": self.schedule.state_dict(),
+            "monitor": monitor,
+            "random": random_states,
+            "bad_images": sorted(self._bad.names),
             **self._make_step.state_dict(),
-        )
-        state.save(self._directory / CHECKPOINT)
+        }
+        save_checkpoint(state, self._directory / CHECKPOINT)
 
     def resume(self) -> None:
         """Go on from the checkpoint in the run's directory, if there is one.
@@ -397,37 +397,33 @@ class Trainer:
                 "nothing to resume from in %s: training starts from the beginning", self._directory
             )
             return
-        state = TrainingState.load(path)
+        state = load_checkpoint(path, "classification", KINDS)
         mine = (self.total_steps, self._processes.count, self._dataset_sha256)
-        theirs = (state.total_steps, state.processes, state.dataset)
+        theirs = (state["total_steps"], state["processes"], state["dataset"])
         words = ("steps in all", "processes", "training images (sha256)")
         for word, wanted, found in zip(words, mine, theirs, strict=True):
             if wanted != found:
                 raise ValueError(f"{path} was made with {found} {word}, this run has {wanted}")
-        try:
+        with taking_over(path, "network or optimiser"):
             self._take_over(state)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{path} is of another network or optimiser, or damaged: {reason}"
-            ) from None
         logger.info("resumed at step %d of %d", self.step, self.total_steps)
 
-    def _take_over(self, state: TrainingState) -> None:
-        if not 0 <= state.step <= self.total_steps:
-            raise ValueError(f"step {state.step} of {self.total_steps}")
+    def _take_over(self, state: dict[str, Any]) -> None:
+        if not 0 <= state["step"] <= self.total_steps:
+            raise ValueError(f"step {state['step']} of {self.total_steps}")
         self._make_step.load_state(state)
-        self.schedule.load_state_dict(state.schedule)
-        self._monitor.load_state_dict(state.monitor)
-        if state.best is not None:
-            if state.best["network"].keys() != state.network.keys():
+        self.schedule.load_state_dict(state["schedule"])
+        self._monitor.load_state_dict(state["monitor"])
+        best = state["best"]
+        if best is not None:
+            if best["network"].keys() != state["network"].keys():
                 raise ValueError("the best epoch is of another network")
-            check_finite(state.best["network"])
+            check_finite(best["network"])
             self.best = {
-                "error": float(state.best["error"]),
-                "epoch": int(state.best["epoch"]),
-                "network": state.best["network"],
+                "error": float(best["error"]),
+                "epoch": int(best["epoch"]),
+                "network": best["network"],
             }
-        self.step = state.step
-        self._bad.add(map(str, state.bad_images))
-        restore_random_state(state.random[self._processes.rank], self._processes.device)
+        self.step = state["step"]
+        self._bad.add(map(str, state["bad_images"]))
+        restore_random_state(state["random"][self._processes.rank], self._processes.device)

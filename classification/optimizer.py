@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
-from backbones.config import check_choice
+from backbones.config import check_choice, first_line
 from classification.config import OptimizerSettings, ScheduleSettings
 
 
@@ -47,10 +47,9 @@ def check_optimizer(settings: OptimizerSettings) -> None:
         network(torch.ones(2, 3, 3, 3)).sum().backward()
         optimizer.step()
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"train.optimizer.name={settings.name}: it cannot make a step with these settings here "
-            f"({reason}); choose another, e.g. sgd or adamw"
+            f"({first_line(error)}); choose another, e.g. sgd or adamw"
         ) from None
 
 

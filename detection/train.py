@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
@@ -27,7 +26,7 @@ from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint
+from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint, taking_over
 from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
 from backbones.monitor import Monitor
@@ -278,7 +277,8 @@ class _Checkpoints(HookBase):
 
     def after_step(self) -> None:
         step, steps = self.trainer.iter + 1, self.trainer.max_iter
-        stopped = self._is_asked() and step < steps
+        # All processes stop after the same iteration.
+        stopped = any(comm.all_gather(self._stop.asked is not None)) and step < steps
         if comm.is_main_process() and (stopped or step % self._period == 0 or step == steps):
             state = {"model": self._model.state_dict(), "trainer": self.trainer.state_dict()}
             save_checkpoint({"step": step, "dataset": self._dataset, **state}, self._path)
@@ -289,34 +289,14 @@ class _Checkpoints(HookBase):
                 f"{steps}; {self._path} is saved, --resume goes on from it"
             )
 
-    def _is_asked(self) -> bool:
-        """Whether any process was asked: all stop after the same iteration."""
-        asked = self._stop.asked is not None
-        if comm.get_world_size() == 1:
-            return asked
-        device = next(self._model.parameters()).device
-        flag = torch.tensor(float(asked), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
-
 
 def _load_state(path: Path, model: nn.Module, trainer: SimpleTrainer, dataset: str) -> int:
     """Take over what `_Checkpoints` wrote. Returns the iterations that are done."""
-    state = load_checkpoint(path)
     kinds = {"step": int, "dataset": str, "model": dict, "trainer": dict}
-    if not isinstance(state, dict) or any(
-        not isinstance(state.get(key), kind) for key, kind in kinds.items()
-    ):
-        raise ValueError(
-            f"{path} is no checkpoint of detection, or one of another version; remove it to train "
-            "from the start"
-        )
+    state = load_checkpoint(path, "detection", kinds)
     if state["dataset"] != dataset:
         raise ValueError(f"{path} was made with other annotations than this run has")
-    try:
+    with taking_over(path, "model"):
         model.load_state_dict(state["model"])
         trainer.load_state_dict(state["trainer"])
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is of another model, or damaged: {reason}") from None
     return state["step"]
