@@ -10,7 +10,6 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,30 +39,23 @@ def read_synsets(path: Path) -> dict[int, str]:
         if content[126:128] not in (b"IM", b"MI"):
             raise ValueError("not a MATLAB file of level 5")
         order = "<" if content[126:128] == b"IM" else ">"
-        for array in _arrays(_unpacked(_elements(content[128:], order), order), order):
-            if array.name == "synsets":
-                rows = [
-                    (
-                        _number(row["ILSVRC2012_ID"]),
-                        _text(row["WNID"]),
-                        _number(row["num_children"]),
-                    )
-                    for row in _rows(array)
-                ]
-                return {number: wnid for number, wnid, children in rows if children == 0}
+        for element, data in _unpacked(_elements(content[128:], order), order):
+            if element != _MATRIX:
+                continue
+            kind, size, name, parts = _open(data, order)
+            if name == "synsets":
+                if kind != _STRUCT:
+                    raise ValueError("synsets is no table")
+                rows = _rows(size, parts, order)
+                keys = ("ILSVRC2012_ID", "WNID", "num_children")
+                values = [[_value(row[key], order) for key in keys] for row in rows]
+                return {
+                    int(number): str(wnid) for number, wnid, children in values if children == 0
+                }
         raise ValueError("no variable 'synsets'")
     except (ValueError, LookupError, struct.error, zlib.error) as error:
         reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
         raise ValueError(f"{path}: not the devkit's, or damaged ({printable(reason)})") from None
-
-
-@dataclass(frozen=True)
-class _Array:
-    name: str
-    kind: int  # its class
-    size: int  # how many values
-    parts: list[tuple[int, bytes]]  # what follows its name: types and bytes
-    order: str  # "<" or ">"
 
 
 def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -93,48 +85,41 @@ def _unpacked(elements: Iterable[tuple[int, bytes]], order: str) -> Iterator[tup
             yield kind, data
 
 
-def _arrays(elements: Iterable[tuple[int, bytes]], order: str) -> Iterator[_Array]:
-    for kind, data in elements:
-        if kind != _MATRIX:
-            continue
-        flags, sizes, name, *parts = _elements(data, order) if data else ((6, bytes(8)),) * 3
-        (flag,) = struct.unpack_from(f"{order}I", flags[1])
-        size = math.prod(np.frombuffer(sizes[1], f"{order}i4").tolist())
-        yield _Array(name[1].decode("latin1"), flag & 0xFF, size, parts, order)
+def _open(data: bytes, order: str) -> tuple[int, int, str, list[tuple[int, bytes]]]:
+    """Of an array: its class, how many values it has, its name, and the elements that hold them."""
+    flags, sizes, name, *parts = _elements(data, order) if data else ((6, bytes(8)),) * 3
+    (flag,) = struct.unpack_from(f"{order}I", flags[1])
+    size = math.prod(np.frombuffer(sizes[1], f"{order}i4").tolist())
+    return flag & 0xFF, size, name[1].decode("latin1"), parts
 
 
-def _rows(array: _Array) -> list[dict[str, _Array]]:
+def _rows(size: int, parts: list[tuple[int, bytes]], order: str) -> list[dict[str, bytes]]:
     """The rows of an array of structures: one array a column and row."""
-    if array.kind != _STRUCT:
-        raise ValueError("synsets is no table")
-    length = int.from_bytes(array.parts[0][1], "little" if array.order == "<" else "big")
-    names = array.parts[1][1]
+    length = int.from_bytes(parts[0][1], "little" if order == "<" else "big")
+    names = parts[1][1]
     if not length or not names or len(names) % length:
         raise ValueError("columns without names")
     columns = [
         names[at : at + length].split(b"\0")[0].decode("latin1")
         for at in range(0, len(names), length)
     ]
-    values = list(_arrays(array.parts[2:], array.order))
-    if len(values) != array.size * len(columns):
-        raise ValueError(f"{len(values)} values for {array.size} rows of {len(columns)} columns")
+    values = [data for element, data in parts[2:] if element == _MATRIX]
+    if len(values) != size * len(columns):
+        raise ValueError(f"{len(values)} values for {size} rows of {len(columns)} columns")
     return [
         dict(zip(columns, values[at : at + len(columns)], strict=True))
         for at in range(0, len(values), len(columns))
     ]
 
 
-def _number(array: _Array) -> int:
-    kind, data = array.parts[0]
-    values = np.frombuffer(data, array.order + _NUMBERS[kind])
+def _value(data: bytes, order: str) -> int | str:
+    """The text or the whole number in an array."""
+    kind, _, _, parts = _open(data, order)
+    element, content = parts[0]
+    if kind == _TEXT:
+        encoding = _ENCODINGS[element]
+        return content.decode(encoding + {"<": "-le", ">": "-be"}[order] * (encoding == "utf-16"))
+    values = np.frombuffer(content, order + _NUMBERS[element])
     if len(values) != 1 or not float(values[0]).is_integer():
         raise ValueError(f"{values.tolist()} where a whole number is wanted")
     return int(values[0])
-
-
-def _text(array: _Array) -> str:
-    kind, data = array.parts[0]
-    if array.kind != _TEXT or kind not in _ENCODINGS:
-        raise ValueError("a number where a text is wanted")
-    order = "" if "16" not in _ENCODINGS[kind] else ("-le" if array.order == "<" else "-be")
-    return data.decode(_ENCODINGS[kind] + order)

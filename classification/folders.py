@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -104,44 +105,45 @@ def some(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(printable(name) for name in names[:shown]) + more
 
 
-class Walk:
-    """Image files of folders and of what lies in them, sorted; counts the others by suffix."""
+def find_images(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Image files in `folder`, however deep, sorted, relative to it; no file is touched.
 
-    def __init__(self) -> None:
-        self.left_out: Counter[str] = Counter()
+    Args:
+        left_out: counts the other files, by suffix.
+    """
+    return sorted(_walk(str(folder), "", (), left_out))
 
-    def images(self, folder: Path) -> list[str]:
-        """Paths relative to `folder`; directories are read, no file is touched."""
-        return sorted(self._walk(str(folder), "", ()))
 
-    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return  # a link to a folder that it lies in
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[0] == ".":
-                    continue
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    yield prefix + name
-                elif entry.is_dir():
-                    yield from self._walk(entry.path, f"{prefix}{name}/", (*above, here))
-                else:
-                    self.left_out[os.path.splitext(name)[1] or "no suffix"] += 1
+def _walk(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...], left_out: Counter[str]
+) -> Iterator[str]:
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return  # a link to a folder that it lies in
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                yield prefix + name
+            elif entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{name}/", (*above, here), left_out)
+            else:
+                left_out[os.path.splitext(name)[1] or "no suffix"] += 1
 
-    def report(self, folder: Path) -> None:
-        """Log what was left out."""
-        if self.left_out:
-            counts = [f"{count} of {suffix}" for suffix, count in self.left_out.most_common()]
-            logger.warning(
-                "%s: %d files are no images by their names and left out (%s); images are %s",
-                folder,
-                self.left_out.total(),
-                some(counts),
-                " ".join(IMAGE_SUFFIXES),
-            )
+
+def report_left_out(folder: Path, left_out: Counter[str]) -> None:
+    """Log which files of `folder` are no images."""
+    if left_out:
+        logger.warning(
+            "%s: %d files are no images by their names and left out (%s); images are %s",
+            folder,
+            left_out.total(),
+            some(f"{count} of {suffix}" for suffix, count in left_out.most_common()),
+            " ".join(IMAGE_SUFFIXES),
+        )
 
 
 def read_class_folders(
@@ -156,21 +158,21 @@ def read_class_folders(
     """
     ids: list[str] = []
     labels: list[int] = []
-    walk = Walk()
+    left_out: Counter[str] = Counter()
     for label, class_name in enumerate(classes):
         directory = folder / class_name
         if not directory.is_dir():
             continue
-        images = walk.images(directory)
+        images = find_images(directory, left_out)
         if not images:
-            others = f", only files of {some(walk.left_out)}" if walk.left_out else ""
+            others = f", only files of {some(left_out)}" if left_out else ""
             raise ValueError(
                 f"{printable(str(directory))} holds no image{others}: fill it (images are "
                 f"{' '.join(IMAGE_SUFFIXES)}) or remove the folder"
             )
         ids += [f"{class_name}/{image}" for image in images]
         labels += [label] * len(images)
-    walk.report(folder)
+    report_left_out(folder, left_out)
     shown = [printable(class_name) for class_name in classes]
     return ImageFiles(name, split, Names(ids), np.array(labels, np.int64), shown, root, folder)
 
@@ -204,8 +206,29 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in (line.rstrip("\r\t ") for line in text.split("\n")) if line]
 
 
-def read_labels(path: Path, classes: int) -> tuple[list[str], np.ndarray]:
-    """File names and labels, int64, of a list with lines `<file> <label>`.
+@dataclass(frozen=True)
+class Listed:
+    """What a file at `path` says of images: their names, and for each its label, int64."""
+
+    path: Path
+    names: Sequence[str]
+    labels: np.ndarray
+
+
+def read_listed(
+    name: str, split: str, root: Path, folder: Path, classes: Sequence[str], listed: Listed
+) -> ImageFiles:
+    """The listed images of `folder`.
+
+    Raises:
+        ValueError: as `match_listed`.
+    """
+    names = Names(match_listed(listed.names, folder, listed.path))
+    return ImageFiles(name, split, names, listed.labels, classes, root, folder)
+
+
+def read_labels(path: Path, classes: int) -> Listed:
+    """Read a list with lines `<file> <label>`.
 
     Raises:
         ValueError: a line is another, a label is none of 0 to `classes` - 1, or a file comes twice.
@@ -219,7 +242,23 @@ def read_labels(path: Path, classes: int) -> tuple[list[str], np.ndarray]:
         names.append(name)
         labels.append(int(label))
     require_unique(names, path)
-    return names, np.array(labels, np.int64)
+    return Listed(path, names, np.array(labels, np.int64))
+
+
+def label_by_name(
+    path: Path, names: list[str], labels: list[str], classes: Sequence[str]
+) -> Listed:
+    """Number the classes that the list at `path` names for its files.
+
+    Raises:
+        ValueError: a name is none of `classes`, or a file comes twice.
+    """
+    require_unique(names, path)
+    index_of = {name: index for index, name in enumerate(classes)}
+    unknown = sorted(set(labels) - set(index_of))
+    if unknown:
+        raise ValueError(f"{path}: {some(map(repr, unknown))} are no classes of this set")
+    return Listed(path, names, np.array([index_of[label] for label in labels], np.int64))
 
 
 def require_unique(names: Sequence[str], path: Path) -> None:
@@ -244,16 +283,23 @@ def match_listed(names: Iterable[str], folder: Path, source: Path) -> list[str]:
     Raises:
         ValueError: naming the files that are not there, or a path that leads out of `folder`.
     """
-    contents: dict[str, _Contents | None] = {}
+    contents: dict[str, dict[str, str]] = {}
 
-    def look(directory: str) -> "_Contents | None":
-        """What is in a directory of that name, where it exists."""
+    def look(directory: str) -> dict[str, str]:
+        """Paths of what is in a directory, by their names as they are and as `normal` has them."""
         if directory not in contents:
             parent, _, last = directory.rpartition("/")
-            above = look(parent) if directory else None
-            found = above.find(last) if above else None if directory else ""
-            contents[directory] = None if found is None else _Contents.of(folder, found)
+            place = find(parent, last) if directory else "."
+            is_there = place is not None and (folder / place).is_dir()
+            names = os.listdir(folder / str(place)) if is_there else []
+            prefix = f"{place}/" if directory else ""
+            there = {name: prefix + name for name in names}
+            contents[directory] = {normal(name): path for name, path in there.items()} | there
         return contents[directory]
+
+    def find(directory: str, name: str) -> str | None:
+        inside = look(directory)
+        return inside.get(name) or inside.get(normal(name))
 
     matched: list[str] = []
     missing: list[str] = []
@@ -263,8 +309,7 @@ def match_listed(names: Iterable[str], folder: Path, source: Path) -> list[str]:
         if path.startswith("/") or path[1:3] == ":/" or (".." in path and ".." in path.split("/")):
             raise ValueError(f"{source} lists {name!r}, which leads out of {folder}")
         directory, _, file = path.rpartition("/")
-        inside = look(directory)
-        found = inside.find(file) if inside else None
+        found = find(directory, file)
         if found is None:
             missing.append(path)
         else:
@@ -277,30 +322,6 @@ def match_listed(names: Iterable[str], folder: Path, source: Path) -> list[str]:
     return matched
 
 
-class _Contents:
-    """The names in a directory, found in any Unicode form."""
-
-    def __init__(self, prefix: str, names: set[str]) -> None:
-        self._prefix, self._names = prefix, names
-        self._forms: dict[str, str] | None = None
-
-    @classmethod
-    def of(cls, folder: Path, directory: str) -> "_Contents | None":
-        path = folder / directory
-        prefix = f"{directory}/" if directory else ""
-        return cls(prefix, set(os.listdir(path))) if path.is_dir() else None
-
-    def find(self, name: str) -> str | None:
-        """The path of what is called `name`, relative to the folder that all is about."""
-        if name in self._names:
-            return self._prefix + name
-        if name.isascii():
-            return None
-        if self._forms is None:
-            self._forms = {_form(there): there for there in self._names}
-        there = self._forms.get(_form(name))
-        return None if there is None else self._prefix + there
-
-
-def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def normal(name: str) -> str:
+    """The same text in one Unicode form."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)

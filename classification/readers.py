@@ -3,6 +3,7 @@
 import csv
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,21 +15,23 @@ from timm.data import ImageNetInfo
 
 from backbones.weights.pickles import read_pickle
 from classification.config import DataSettings
-from classification.datasets import ImageArray, ImageFiles, Names
+from classification.datasets import ImageArray, ImageFiles
 from classification.devkit import read_synsets
 from classification.folders import (
-    Walk,
+    Listed,
     find_folder,
+    find_images,
     is_number,
+    label_by_name,
     list_classes,
     list_folders,
-    match_listed,
     read_class_folders,
     read_labels,
     read_lines,
+    read_listed,
+    report_left_out,
     require,
     require_root,
-    require_unique,
     some,
 )
 
@@ -205,7 +208,8 @@ def read_folder(settings: DataSettings, split: str) -> ImageFiles:
     if not classes:
         raise ValueError(f"{source} holds no class folders")
     if (folder / TINY_LABELS).is_file():
-        return _read_tiny(settings, folder.name, root, folder, classes)
+        listed = _read_tiny(folder / TINY_LABELS, classes)
+        return read_listed(settings.name, folder.name, root, folder, classes, listed)
     unknown = sorted(set(list_folders(folder)) - set(classes))
     if unknown:
         near = get_close_matches(unknown[0], classes, n=1)
@@ -217,25 +221,12 @@ def read_folder(settings: DataSettings, split: str) -> ImageFiles:
 TINY_LABELS = "val_annotations.txt"
 
 
-def _read_tiny(
-    settings: DataSettings, split: str, root: Path, folder: Path, classes: list[str]
-) -> ImageFiles:
+def _read_tiny(path: Path, classes: Sequence[str]) -> Listed:
     """Tiny ImageNet: `val/images/*.JPEG`, and lines of file, class and box, separated by tabs."""
-    listed = folder / TINY_LABELS
-    rows = [[*line.split("\t"), ""][:2] for line in read_lines(listed)]
-    names = [f"images/{name}" for name, _ in rows]
-    require_unique(names, listed)
-    labels = _label_by_name([label for _, label in rows], classes, listed)
-    names = match_listed(names, folder, listed)
-    return ImageFiles(settings.name, split, Names(names), labels, classes, root, folder)
-
-
-def _label_by_name(names: Sequence[str], classes: Sequence[str], source: Path) -> np.ndarray:
-    index_of = {name: index for index, name in enumerate(classes)}
-    unknown = sorted(set(names) - set(index_of))
-    if unknown:
-        raise ValueError(f"{source}: {some(map(repr, unknown))} are no classes of this set")
-    return np.array([index_of[name] for name in names], np.int64)
+    rows = [[*line.split("\t"), ""][:2] for line in read_lines(path)]
+    return label_by_name(
+        path, [f"images/{row[0]}" for row in rows], [row[1] for row in rows], classes
+    )
 
 
 # ImageNet ------------------------------------------------------------------------------------------
@@ -271,21 +262,22 @@ def read_imagenet(settings: DataSettings, split: str) -> ImageFiles:
     classes = _classes(settings, root, folder, present)
     if present:
         return read_class_folders(settings.name, split, root, folder, classes)
+    # Kaggle's archive has the labels three folders above the images.
+    kaggle = [above / KAGGLE_LABELS for above in (given, root, *root.parents[:3])]
+    kaggle = [path for path in kaggle if split == "val" and path.is_file()]
     if tiny.is_file():
-        return _read_tiny(settings, split, root, folder, classes)
-    if listed.is_file():
-        names, labels = read_labels(listed, len(classes))
-        names = match_listed(names, folder, listed)
-        return ImageFiles(settings.name, split, Names(names), labels, classes, root, folder)
-    if split != "val":
+        found = _read_tiny(tiny, classes)
+    elif listed.is_file():
+        found = read_labels(listed, len(classes))
+    elif kaggle:
+        found = _read_kaggle(kaggle[0], classes)
+    elif split == "val":
+        found = _read_devkit(settings, root, folder, classes)
+    else:
         raise ValueError(
             f"{folder} holds no class folders such as n01440764, and there is no {listed}"
         )
-    # Kaggle's archive has the labels three folders above the images.
-    for above in (given, root, *root.parents[:3]):
-        if (above / KAGGLE_LABELS).is_file():
-            return _read_kaggle(settings, root, folder, above / KAGGLE_LABELS, classes)
-    return _read_devkit(settings, root, folder, classes)
+    return read_listed(settings.name, split, root, folder, classes, found)
 
 
 def _classes(settings: DataSettings, root: Path, folder: Path, present: Sequence[str]) -> list[str]:
@@ -320,9 +312,7 @@ def _classes(settings: DataSettings, root: Path, folder: Path, present: Sequence
     return list(thousand)
 
 
-def _read_kaggle(
-    settings: DataSettings, root: Path, folder: Path, listed: Path, classes: list[str]
-) -> ImageFiles:
+def _read_kaggle(listed: Path, classes: Sequence[str]) -> Listed:
     """Kaggle's labels: rows of an image's name without suffix, and its wnid before each box."""
     try:
         rows = list(csv.reader(read_lines(listed)))
@@ -337,15 +327,12 @@ def _read_kaggle(
             raise ValueError(f"{listed}, line {number}: wanted '<image>,<wnid> <box> ...'")
         names.append(f"{row[0]}.JPEG")
         wnids.append(wnid)
-    require_unique(names, listed)
-    labels = _label_by_name(wnids, classes, listed)
-    names = match_listed(names, folder, listed)
-    return ImageFiles(settings.name, "val", Names(names), labels, classes, root, folder)
+    return label_by_name(listed, names, wnids, classes)
 
 
 def _read_devkit(
-    settings: DataSettings, root: Path, folder: Path, classes: list[str]
-) -> ImageFiles:
+    settings: DataSettings, root: Path, folder: Path, classes: Sequence[str]
+) -> Listed:
     data = root / "ILSVRC2012_devkit_t12" / "data"
     what = f"{folder} has no class folders, and beside it is no meta/val.txt; the devkit's labels"
     truth = require(data / "ILSVRC2012_validation_ground_truth.txt", what)
@@ -359,10 +346,9 @@ def _read_devkit(
     wrong = [line for line in numbers if not is_number(line) or int(line) not in wnid_of]
     if wrong:
         raise ValueError(f"{truth}: {some(map(repr, wrong))} is no class number of meta.mat")
-    walk = Walk()
-    images = walk.images(folder)
-    walk.report(folder)
+    left_out: Counter[str] = Counter()
+    images = find_images(folder, left_out)
+    report_left_out(folder, left_out)
     if len(images) != len(numbers) or not images:
         raise ValueError(f"{folder} holds {len(images)} images, {truth} labels {len(numbers)}")
-    labels = _label_by_name([wnid_of[int(number)] for number in numbers], classes, truth)
-    return ImageFiles(settings.name, "val", Names(images), labels, classes, root, folder)
+    return label_by_name(truth, images, [wnid_of[int(number)] for number in numbers], classes)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from backbones.result import Dataset
 from classification.catalog import Readers, readers_of
 from classification.config import ClassificationConfig, DataSettings
 from classification.datasets import ImageArray, ImageFiles
-from classification.folders import read_lines, require, some
+from classification.folders import normal, read_lines, require, some
 from classification.images import read_image
 from classification.loader import BadImages
 
@@ -164,8 +163,10 @@ def select_listed(dataset: Split, path: Path) -> Split:
     for position, image_id in enumerate(dataset.ids):
         file_name = image_id.rsplit("/", 1)[-1]
         for key in {image_id, file_name, file_name.rsplit(".", 1)[0]}:
-            index.setdefault(_form(key), set()).add(position)
-    found = [index.get(_form(name)) or index.get(_form(name.replace("\\", "/"))) for name in wanted]
+            index.setdefault(normal(key), set()).add(position)
+    found = [
+        index.get(normal(name)) or index.get(normal(name.replace("\\", "/"))) for name in wanted
+    ]
     unknown = [name for name, places in zip(wanted, found, strict=True) if not places]
     if unknown or not wanted:
         what = some(unknown) if unknown else "nothing"
@@ -179,10 +180,6 @@ def select_listed(dataset: Split, path: Path) -> Split:
     if len(np.unique(chosen)) != len(chosen):
         raise ValueError(f"{path}: lists an image twice; every image counts once")
     return dataset.subset(np.sort(chosen))
-
-
-def _form(name: str) -> str:
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 # Are they fit for it? ------------------------------------------------------------------------------

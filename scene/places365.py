@@ -3,19 +3,18 @@
 Source: https://github.com/CSAILVision/places365 for the lists and archives.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from classification.config import DataSettings
-from classification.datasets import ImageFiles, Names
+from classification.datasets import ImageFiles
 from classification.folders import (
     is_number,
     list_folders,
-    match_listed,
     read_class_folders,
     read_labels,
     read_lines,
+    read_listed,
     require,
     require_root,
     some,
@@ -53,13 +52,13 @@ def read_places365(settings: DataSettings, split: str) -> ImageFiles:
     if not (root / name).is_file() and (root / split).is_dir():
         return _read_easyformat(settings, split, root, classes)
     listed = require(root / name, f"the {split} list of Places365 {settings.edition}")
-    names, labels = read_labels(listed, len(classes))
-    names = [name.lstrip("/\\") for name in names]
+    labelled = read_labels(listed, len(classes))
+    labelled = replace(labelled, names=[name.lstrip("/\\") for name in labelled.names])
     folder = _find_folder(settings, split, root)
-    names = match_listed(names, folder, listed)
+    found = read_listed(settings.name, split, root, folder, classes, labelled)
     if split == "train":
-        _check_names(listed, names, labels, classes)
-    return ImageFiles(settings.name, split, Names(names), labels, classes, root, folder)
+        _check_names(listed, found)
+    return found
 
 
 def read_categories(path: Path) -> list[str]:
@@ -81,13 +80,14 @@ def read_categories(path: Path) -> list[str]:
     return [classes[label] for label in range(len(classes))]
 
 
-def _check_names(path: Path, names: list[str], labels: np.ndarray, classes: list[str]) -> None:
+def _check_names(path: Path, train: ImageFiles) -> None:
     """A training image's folder names its class, and the list's number must say the same."""
-    folders = [f"{name[0]}/{name}" for name in classes]
-    for name, label in zip(names, labels.tolist(), strict=True):
+    folders = [f"{name[0]}/{name}" for name in train.class_names]
+    for name, label in zip(train.ids, train.labels.tolist(), strict=True):
         if name.rpartition("/")[0] != folders[label]:
+            there = train.class_names[label]
             raise ValueError(
-                f"{path}: /{name} is labelled {label}, which {CATEGORIES} calls {classes[label]!r}"
+                f"{path}: /{name} is labelled {label}, which {CATEGORIES} calls {there!r}"
             )
 
 
@@ -128,4 +128,4 @@ def _read_easyformat(
         )
         raise ValueError(f"{folder}: {what}, by {CATEGORIES}")
     found = read_class_folders(settings.name, split, root, folder, names)
-    return ImageFiles(settings.name, split, found.ids, found.labels, classes, root, folder)
+    return replace(found, class_names=classes)
