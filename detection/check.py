@@ -11,13 +11,14 @@ from backbones import describe_backbone, load_user_module
 from backbones.config import printable
 from backbones.device import choose_device
 from backbones.duplicates import describe_shared, find_shared_files
+from backbones.result import Weights as WeightsUsed
 from backbones.tracker import check_tracker
 from backbones.weights.load import Weights, read_weights
 
 from .backbone import build_detectron2_backbone
 from .coco import CocoData, CocoPart, load_coco
 from .config import Build, DetectionConfig
-from .detector import Detector, build_cfg, choose_input_format
+from .detector import Detector, build_cfg, choose_input_format, load_detector
 
 _STRIDE = 32  # of res5
 
@@ -129,11 +130,20 @@ def _check_training(config: DetectionConfig, device: torch.device) -> Weights | 
     return weights
 
 
-def require_same_classes(detector: Detector, data: CocoData, path: str) -> None:
-    """Refuse a detector that was trained on other categories than the data have."""
+def load_trained(
+    config: DetectionConfig, data: CocoData, device: str
+) -> tuple[Detector, WeightsUsed]:
+    """The detector that is evaluated, and its file for the record.
+
+    Raises:
+        ValueError: as `load_detector`; also where it was trained on other categories than `data` has.
+    """
+    path = str(config.backbone.weights)
+    detector, origin = load_detector(path, config, device)
     if (detector.category_ids, detector.class_names) != (data.category_ids, data.class_names):
         raise ValueError(
             f"{path} knows {len(detector.class_names)} categories ({detector.class_names[0]}, ...)"
             f", {data.val.annotations.path} has {len(data.class_names)} "
             f"({data.class_names[0]}, ...): they are of different sets"
         )
+    return detector, origin

@@ -163,7 +163,7 @@ def save_detector(
         "detector": _parts_of(config),
         "class_names": detector.class_names,
         "category_ids": detector.category_ids,
-        "input_format": plain_input_format(detector.input_format),
+        "input_format": asdict(detector.input_format),
         "initial": asdict(initial) if initial else None,
     }
     return save_state(path, detector.model.state_dict(), metadata)
@@ -294,14 +294,6 @@ def _fit(own: DetectionConfig, asked: DetectionConfig | None, path: str | Path) 
         detector=own.detector,  # norm and frozen stages are set at training
         detectron2={**own.detectron2, **keys},
     )
-
-
-def plain_input_format(input_format: InputFormat) -> dict[str, Any]:
-    """As JSON has it, with lists for tuples."""
-    values = asdict(input_format)
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-    }
 
 
 def backbone_input_size(min_size: int) -> tuple[int, int, int]:

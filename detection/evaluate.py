@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
-from backbones.files import write_whole
 from backbones.heartbeat import tell
 from backbones.inference import prepare_for_inference
 
 from .annotations import Results, join_results
 from .coco import CocoPart, register_dataset
+from .config import EvaluateSettings
 from .detector import Detector, ImageMapper
 from .scoring import Scorer, Scores, score
 
@@ -31,7 +30,6 @@ class Detections:
     """What a detector found in a data set."""
 
     results: Results
-    images: int  # seen
     scores: Scores
     seconds: float  # of reading, detecting and, with hotcoco, scoring as it went
 
@@ -88,18 +86,17 @@ class _Collector(DatasetEvaluator):
 def detect(
     detector: Detector,
     part: CocoPart,
+    settings: EvaluateSettings,
     workers: int = 0,
-    tta: bool = False,
-    inference: str = "auto",
-    evaluator: str = "hotcoco",
     advance: Callable[[], None] = lambda: None,
 ) -> Detections | None:
     """Run a detector over every image of `part`, once each, shared among the processes.
 
     Args:
-        inference: how the backbone computes: a mode of `backbones.inference`.
-        tta: Detectron2's test-time augmentation, with the sizes of the detector's config.
-        evaluator: who scores: hotcoco, while boxes arrive, or pycocotools, at the end.
+        settings: how the backbone computes, who scores (hotcoco while boxes arrive, pycocotools at
+            the end), and whether Detectron2's test-time augmentation is used, with the sizes of the
+            detector's config.
+        workers: processes that read images.
         advance: called after each image.
 
     Returns:
@@ -112,7 +109,7 @@ def detect(
         # Batch norms saw each process's own images; what is saved, and counts, are rank 0's.
         for buffer in detector.model.buffers():
             dist.broadcast(buffer, src=0)
-    model = prepare_for_inference(detector.model, inference)
+    model = prepare_for_inference(detector.model, settings.inference)
     own = -(-len(records) // comm.get_world_size())
     done = itertools.count(1)
 
@@ -120,9 +117,9 @@ def detect(
         advance()
         tell("evaluating", next(done), own, comm.get_world_size())
 
-    if tta:
+    if settings.tta:
         model = GeneralizedRCNNWithTTA(detector.cfg, model)
-    scorer = Scorer(part.annotations) if evaluator == "hotcoco" else None
+    scorer = Scorer(part.annotations) if settings.evaluator == "hotcoco" else None
     collector = _Collector(scorer, each)
     start = time.perf_counter()
     collected = inference_on_dataset(model, loader, collector)
@@ -130,10 +127,6 @@ def detect(
     if not comm.is_main_process():
         return None
     assert collected["images"] == part.image_count, "images were left out"
-    scores = collected["scores"] or score(part.annotations, collected["results"], evaluator)
-    return Detections(collected["results"], collected["images"], scores, seconds)
-
-
-def write_detections(detections: Detections, part: CocoPart, path: Path) -> None:
-    """Write COCO's results format, whole or not at all."""
-    write_whole(path, detections.results.as_json(part.annotations))
+    results = collected["results"]
+    scores = collected["scores"] or score(part.annotations, results, settings.evaluator)
+    return Detections(results, scores, seconds)

@@ -48,7 +48,7 @@ from backbones.weights.load import fit_backbone
 
 from .annotations import read_annotations, read_results
 from .backbone import Detectron2Backbone, opened_weights
-from .check import check_experiment, describe_shared_images, require_same_classes
+from .check import check_experiment, describe_shared_images, load_trained
 from .coco import CocoData, load_coco, register_dataset
 from .config import Build, DetectionConfig, reader_processes, resolve_schedule
 from .detector import (
@@ -57,11 +57,9 @@ from .detector import (
     backbone_input_size,
     build_cfg,
     choose_input_format,
-    load_detector,
-    plain_input_format,
     save_detector,
 )
-from .evaluate import detect, write_detections
+from .evaluate import detect
 from .scoring import describe_annotations, describe_protocol, is_results, score
 from .train import train_detector
 
@@ -82,6 +80,8 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
         result = _score_results(config)
         return {"dataset": asdict(result.dataset), "protocol": asdict(result.protocol)}
     data, _ = check_experiment(config, training)
+    if not training:
+        load_trained(config, data, "cpu")
     summary: dict[str, Any] = {
         "dataset": asdict(_describe_dataset(config, data)),
         "protocol": asdict(describe_protocol(config)),
@@ -89,8 +89,6 @@ def check(config: DetectionConfig, training: bool = True) -> dict[str, Any]:
     if training:
         summary["schedule"] = asdict(resolve_schedule(config))
         summary["warnings"] = describe_shared_images(data)
-    else:
-        _load(config, data, "cpu")
     return summary
 
 
@@ -135,7 +133,7 @@ def evaluate(config: DetectionConfig, directory: Path) -> Result | None:
         return _score_results(config, directory)
     with _processes(config) as device, _quiet():
         data, _ = check_experiment(config, training=False)
-        detector, origin = _load(config, data, str(device))
+        detector, origin = load_trained(config, data, str(device))
         return _evaluate(config, directory, data, detector, origin, Timing())
 
 
@@ -208,13 +206,8 @@ def _train(config: DetectionConfig, directory: Path, resume: bool) -> Result | N
         detector = Detector(model, cfg, data.class_names, data.category_ids, input_format)
 
         def validate() -> dict[str, float | None]:
-            found = detect(
-                detector,
-                data.val,
-                reader_processes(config.data),
-                inference=config.evaluate.inference,
-                evaluator=config.evaluate.evaluator,
-            )
+            plain = replace(config.evaluate, tta=False)
+            found = detect(detector, data.val, plain, reader_processes(config.data))
             names = ("AP", "AP50", "AP75")
             return {name: found.scores.metrics[name] for name in names} if found else {}
 
@@ -235,21 +228,12 @@ def _evaluate(
     origin: Weights,
     timing: Timing,
 ) -> Result | None:
-    settings = config.evaluate
-    workers = reader_processes(config.data)
-    with _progress(data.val.image_count) as advance:
-        found = detect(
-            detector,
-            data.val,
-            workers,
-            settings.tta,
-            settings.inference,
-            settings.evaluator,
-            advance,
-        )
+    images, workers = data.val.image_count, reader_processes(config.data)
+    with _progress(images) as advance:
+        found = detect(detector, data.val, config.evaluate, workers, advance)
     if found is None:
         return None
-    write_detections(found, data.val, directory / DETECTIONS)
+    write_whole(directory / DETECTIONS, found.results.as_json(data.val.annotations))
     logger.info("metrics: %s", found.scores.metrics)
     return Result(
         **vars(found.scores),
@@ -260,24 +244,16 @@ def _evaluate(
         timing=replace(
             timing,
             evaluate_seconds=found.seconds,
-            evaluate_images_per_second=found.images / found.seconds,
+            evaluate_images_per_second=images / found.seconds,
             peak_memory_bytes=peak_memory(torch.device(detector.cfg.MODEL.DEVICE)),
         ),
         selection="last iteration",
-        input_format=plain_input_format(detector.input_format),
+        input_format=asdict(detector.input_format),
         chance=0.0,
         steps=resolve_schedule(config).iterations if timing.train_seconds is not None else None,
         detections=DETECTIONS,
         curve=CURVE if (directory / CURVE).exists() else None,
     )
-
-
-def _load(config: DetectionConfig, data: CocoData, device: str) -> tuple[Detector, Weights]:
-    path = config.backbone.weights
-    assert path is not None  # checked
-    detector, origin = load_detector(path, config, device)
-    require_same_classes(detector, data, path)
-    return detector, origin
 
 
 # Detections of somewhere else ----------------------------------------------------------------------

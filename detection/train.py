@@ -24,7 +24,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint, taking_over
 from backbones.device import StepOutOfMemory, is_out_of_memory
@@ -148,37 +148,30 @@ def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> S
 # Data ----------------------------------------------------------------------------------------------
 
 
-class _SeededBatches(Sampler[list[tuple[int, int]]]):
+def seeded_batches(
+    wide: Sequence[bool], batch_size: int, seed: int, start: int, rank: int, count: int
+) -> Iterator[list[tuple[int, int]]]:
     """One process's share of batches without end: lists of (place in the stream, index of the image).
 
     The stream is one permutation after another. Images wider than high and the others are gathered
     apart, as Detectron2 does to pad less. `batch_size` is that of all processes together, so that
-    the images of a step are the same however many there are; process r of n takes every nth of them.
+    the images of a step are the same however many there are; process `rank` of `count` takes every
+    `count`-th of them. What was seen before batch `start` is gone through again, unread.
     """
-
-    def __init__(
-        self, wide: Sequence[bool], batch_size: int, seed: int, start: int, rank: int, count: int
-    ) -> None:
-        self._wide, self._batch_size, self._seed = wide, batch_size, seed
-        self._start, self._rank, self._count = start, rank, count
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # What was seen before `start` is gone through again, without reading a image.
-        return itertools.islice(self._batches(), self._start, None)
-
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        gathered: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-        epoch, order = -1, np.empty(0, int)
-        for place in itertools.count():
-            if place // len(self._wide) != epoch:
-                epoch = place // len(self._wide)
-                order = np.random.default_rng([self._seed, epoch]).permutation(len(self._wide))
-            index = int(order[place % len(self._wide)])
-            batch = gathered[self._wide[index]]
-            batch.append((place, index))
-            if len(batch) == self._batch_size:
-                yield batch[self._rank :: self._count]
-                batch.clear()
+    gathered: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    epoch, order, batches = -1, np.empty(0, int), 0
+    for place in itertools.count():
+        if place // len(wide) != epoch:
+            epoch = place // len(wide)
+            order = np.random.default_rng([seed, epoch]).permutation(len(wide))
+        index = int(order[place % len(wide)])
+        batch = gathered[wide[index]]
+        batch.append((place, index))
+        if len(batch) == batch_size:
+            batches += 1
+            if batches > start:
+                yield batch[rank::count]
+            batch.clear()
 
 
 class _SeededImages(Dataset[dict[str, Any]]):
@@ -203,7 +196,7 @@ def _build_loader(
     config: DetectionConfig, cfg: CfgNode, records: list[dict[str, Any]], start: int
 ) -> DataLoader[Any]:
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    batches = _SeededBatches(
+    batches = seeded_batches(
         [grouping and record["width"] > record["height"] for record in records],
         config.train.batch_size,
         config.seed,

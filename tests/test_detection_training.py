@@ -31,7 +31,7 @@ from detection.config import (
 )
 from detection.detector import build_cfg, save_detector
 from detection.evaluate import detect
-from detection.train import _SeededBatches
+from detection.train import seeded_batches
 from tests.processes import in_processes
 from tools import sample_data
 
@@ -285,7 +285,9 @@ def test_the_rewritten_backbone_finds_the_same_boxes(trained, config, coco):
     part = load_coco(frozen.data, ("val",)).val
     for model in (detector.model, build_model(cfg)):  # batch norms, and frozen ones
         plain, eager = (
-            detect(replace(detector, model=model), part, inference=mode).results
+            detect(
+                replace(detector, model=model), part, replace(config.evaluate, inference=mode)
+            ).results
             for mode in ("plain", "eager")
         )
         assert len(plain) == len(eager) > 0
@@ -311,7 +313,7 @@ def test_the_stream_of_pictures_is_the_same_from_any_start_and_shared_by_process
     wide = [bool(i % 3) for i in range(11)]
 
     def batches(start, rank, count, size=2, take=40):
-        stream = iter(_SeededBatches(wide, size, 7, start, rank, count))
+        stream = seeded_batches(wide, size, 7, start, rank, count)
         return [next(stream) for _ in range(take)]
 
     whole = batches(0, 0, 1)
