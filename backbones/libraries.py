@@ -9,12 +9,14 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from backbones.config import InputFormat
+from backbones.offline import is_offline, require_network
 from backbones.weights.files import TensorFile
 
 # Networks with SE in timm -> the same without; weights of a pair share the recipe tag.
@@ -49,11 +51,7 @@ def input_format_of(name: str) -> InputFormat:
     """Return what the pretrained weights of a network expect, from the library's own tables."""
     library, model, tag = split_name(name)
     if library == "timm":
-        import timm
-
-        known = timm.get_pretrained_cfg(model + (f".{tag}" if tag else ""))
-        assert known is not None, name  # split_name found it
-        told = known.to_dict()
+        told = _timm_weights(model, tag).to_dict()
         return InputFormat(
             mean=tuple(round(255 * value, 4) for value in told["mean"]),
             std=tuple(round(255 * value, 4) for value in told["std"]),
@@ -72,6 +70,37 @@ def input_format_of(name: str) -> InputFormat:
     )
 
 
+def find_cached(name: str) -> tuple[str, bool]:
+    """Where a library keeps its weights, for people, and whether they are there; asks no network.
+
+    Raises:
+        ValueError: an unknown name, or a network without weights.
+    """
+    import huggingface_hub
+
+    library, model, tag = split_name(name)
+    known = (_timm_weights if library == "timm" else _torchvision_weights)(model, tag)
+    if repository := getattr(known, "hf_hub_id", None):
+        repository, _, revision = repository.partition("@")
+        wanted = known.hf_hub_filename
+        files = [wanted] if wanted else ["model.safetensors", "pytorch_model.bin"]
+        found = (
+            huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+            for file in files
+        )
+        # Source: huggingface_hub's guide "Understand caching" for the folder's name.
+        folder = Path(
+            huggingface_hub.constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}"
+        )
+        return f"{files[0]} in {folder}", any(isinstance(path, str) for path in found)
+    if not known.url:
+        raise ValueError(f"{name}: {library} has no weights of this network")
+    path = Path(
+        torch.hub.get_dir(), "checkpoints", Path(urllib.parse.urlsplit(known.url).path).name
+    )
+    return str(path), path.is_file()
+
+
 def download(name: str) -> tuple[TensorFile, InputFormat]:
     """Let the library fetch its weights, or take them from its cache.
 
@@ -80,6 +109,9 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
     """
     library, model, tag = split_name(name)
     input_format = input_format_of(name)
+    where, is_there = find_cached(name)
+    if not is_there:
+        require_network(f"the weights {name}", where)
     try:
         if library == "timm":
             import timm
@@ -88,7 +120,8 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
                 tagged = f"{model}.{tag}" if tag else model
                 tensors = timm.create_model(tagged, pretrained=True).state_dict()
         else:
-            tensors = _torchvision_weights(model, tag).get_state_dict(progress=False)
+            weights = _torchvision_weights(model, tag)
+            tensors = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # each library, and what it downloads with, has errors of its own
         reason = (
             str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -105,7 +138,7 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
 
 @contextlib.contextmanager
 def _no_retries_without_network() -> Iterator[None]:
-    """Let the Hub's client look into its cache only, where its host has no address.
+    """Let the Hub's client look into its cache only, offline or where its host has no address.
 
     It would try for a minute otherwise. It reads HF_HUB_OFFLINE once, when it is imported, so the
     constant is set; were that renamed, a missing network would only take longer to be noticed.
@@ -114,7 +147,9 @@ def _no_retries_without_network() -> Iterator[None]:
 
     offline = constants.HF_HUB_OFFLINE
     try:
-        if not urllib.request.getproxies():
+        if is_offline():
+            constants.HF_HUB_OFFLINE = True
+        elif not urllib.request.getproxies():
             socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
     except OSError:
         constants.HF_HUB_OFFLINE = True
@@ -153,6 +188,14 @@ def _construct(name: str, options: dict[str, Any], num_classes: int) -> nn.Modul
     if "init_weights" in inspect.signature(torchvision.models.get_model_builder(model)).parameters:
         options = {"init_weights": False, **options}
     return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+
+
+def _timm_weights(model: str, tag: str) -> Any:
+    import timm
+
+    known = timm.get_pretrained_cfg(model + (f".{tag}" if tag else ""))
+    assert known is not None, model  # split_name found it
+    return known
 
 
 def _torchvision_weights(model: str, tag: str) -> Any:

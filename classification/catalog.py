@@ -27,12 +27,16 @@ class DatasetRow:
         reader: "module:function", called with settings and the name of a split.
         reported: the split whose numbers are reported; the other is "train".
         layout: what `data.root` holds, in a line.
+        source: where it is had from.
+        download: "module:function", called with settings: puts it into `data.root`; none: it is had by hand.
     """
 
     task: str
     reader: str
     reported: str
     layout: str
+    source: str = ""
+    download: str = ""
 
 
 # fmt: off
@@ -40,18 +44,23 @@ DATASETS: Mapping[str, DatasetRow] = {
     "cifar10": DatasetRow(
         "classification", "classification.readers:read_cifar", "test",
         "cifar-10-batches-py/, the Python pickles",
+        "https://www.cs.toronto.edu/~kriz/cifar.html", "classification.downloads:download_cifar",
     ),
     "cifar100": DatasetRow(
         "classification", "classification.readers:read_cifar", "test",
         "cifar-100-python/, the Python pickles",
+        "https://www.cs.toronto.edu/~kriz/cifar.html", "classification.downloads:download_cifar",
     ),
     "fashion_mnist": DatasetRow(
         "classification", "classification.readers:read_fashion_mnist", "test",
         "train-images-idx3-ubyte[.gz] and the three others",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        "classification.downloads:download_fashion_mnist",
     ),
     "imagenet": DatasetRow(
         "classification", "classification.readers:read_imagenet", "val",
         "train/<wnid>/, val/<wnid>/ or flat val/ with its labels; Kaggle's; Tiny ImageNet's",
+        "https://image-net.org/download.php (an account is needed), or its competition on Kaggle",
     ),
     "folder": DatasetRow(
         "classification", "classification.readers:read_folder", "val",
@@ -60,6 +69,8 @@ DATASETS: Mapping[str, DatasetRow] = {
     "places365": DatasetRow(
         "scene", "scene.places365:read_places365", "val",
         "the lists, data_large/ or data_256/, val_*/; or train/<class>/, val/<class>/",
+        "http://places2.csail.mit.edu/download.html",
+        "classification.downloads:download_places365",
     ),
 }
 # fmt: on

@@ -137,6 +137,7 @@ def test_no_network_is_said_plainly(monkeypatch):
     import huggingface_hub.constants
     import torch.hub
 
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def fail(*args, **kwargs):

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from backbones.offline import follow_switches
 from tools.cli import costs, doctor, experiments, lookup, plan, proof, reproduce, study, weights
 from tools.cli.arguments import say
 
@@ -72,6 +73,7 @@ def main() -> None:
 
         print(version("sebench"))
         return
+    follow_switches()
     # torch says at every import that torchvision uses a function it has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")

@@ -32,6 +32,7 @@ from tools.cli.arguments import (
     say,
     show,
 )
+from tools.cli.fetch import DownloadOption, OfflineOption, fetch_only
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def train(
         typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too."),
     ] = None,
     dry_run: DryRunOption = False,
+    download_only: DownloadOption = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network, evaluate it, and record the result.
@@ -86,7 +89,10 @@ def train(
         "seed": seed,
     }
     experiment = _load("train", task, recipe, overrides, given, imports)
-    _run([experiment], output, resume, dry_run, as_json)
+    if download_only:
+        _fetch([experiment], as_json)
+    else:
+        _run([experiment], output, resume, dry_run, as_json)
 
 
 def evaluate(
@@ -130,6 +136,8 @@ def evaluate(
     ] = None,
     no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
+    download_only: DownloadOption = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate weights and record the result, or score a file of detections.
@@ -147,6 +155,8 @@ def evaluate(
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
     run = partial(_run, output=output, resume=False, dry_run=dry_run, as_json=as_json)
+    if download_only:
+        run = partial(_fetch, as_json=as_json)
     named = list(backbone or ())
     if results is None and annotations is None:
         given = _options(allow_missing, data, data_root, skip_bad_images, no_cache)
@@ -308,6 +318,12 @@ def _run(
         print_record(record)
 
 
+def _fetch(experiments: list[Experiment], as_json: bool) -> None:
+    from tools.experiments.study import Cell
+
+    fetch_only([Cell(e.task, Path(_run_name(e)), e) for e in experiments], as_json)
+
+
 def _check_only(runs: Mapping[Path, Experiment], as_json: bool) -> None:
     found = []
     for directory, each in runs.items():
@@ -354,7 +370,7 @@ def _check_results(
     if results is None or annotations is None:
         missing = "--results" if results is None else "--annotations"
         raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
-    counted = {"task", "results", "annotations", "evaluator", "backbone", "as_json"}
+    counted = {"task", "results", "annotations", "evaluator", "backbone", "as_json", "offline"}
     if backbones:
         counted |= {"overrides", "output", "imports", "dry_run"}
     others = [each for each in ctx.command.params if each.name not in counted]

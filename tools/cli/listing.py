@@ -14,11 +14,16 @@ from tools.experiments.tasks import TASKS, settings_class
 
 Row = dict[str, Any]
 
-# name: (task, what data.root holds)
-DATASETS = {name: (row.task, row.layout) for name, row in catalog.DATASETS.items()} | {
-    "coco_2017": ("detection", "coco/annotations/instances_{train,val}2017.json, images"),
-    "coco_2014": ("detection", "coco/annotations/instances_{train,minival,...}2014.json, images"),
-    "custom": ("detection", "any, by data.train_annotations, data.train_images, data.val_..."),
+_COCO = "https://cocodataset.org/#download"
+# name: (task, what data.root holds, where it is had from)
+DATASETS = {name: (row.task, row.layout, row.source) for name, row in catalog.DATASETS.items()} | {
+    "coco_2017": ("detection", "coco/annotations/instances_{train,val}2017.json, images", _COCO),
+    "coco_2014": (
+        "detection",
+        "coco/annotations/instances_{train,minival,...}2014.json, images",
+        f"{_COCO}; minival: https://dl.fbaipublicfiles.com/detectron/coco/coco_annotations_minival.tgz",
+    ),
+    "custom": ("detection", "any, by data.train_annotations, data.train_images, data.val_...", ""),
 }
 
 
@@ -78,8 +83,8 @@ def settings(task: str | None = None) -> list[Row]:
 def datasets() -> list[Row]:
     """Every data set, its task, and what its folder holds."""
     return [
-        {"name": name, "task": task, "data_root_holds": layout}
-        for name, (task, layout) in DATASETS.items()
+        {"name": name, "task": task, "data_root_holds": layout, "source": source}
+        for name, (task, layout, source) in DATASETS.items()
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backbones.offline import SWITCH, switches
 from tools.cli.arguments import (
     ImportOption,
     JobsOption,
@@ -22,6 +22,7 @@ from tools.cli.arguments import (
     say,
     show,
 )
+from tools.cli.fetch import DownloadOption, OfflineOption, fetch_only
 from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def run(
     ] = None,
     imports: ImportOption = None,
     dry_run: PlanOnlyOption = False,
+    download_only: DownloadOption = False,
+    offline: OfflineOption = False,
 ) -> None:
     r"""Run networks x tasks x seeds, each SE network beside its plain twin, and report.
 
@@ -100,13 +103,16 @@ def run(
     told = read_pairs(options, f"options of --executor {executor} are written key=value")
     open_executor = find_executor(executor, told | ({"address": address} if address else {}))
     matrix, everything, chosen = _plan(study, output, imports or (), only or ())
+    command = ["sebench", "run", str(study), "-o", str(output)]
+    command += [text for path in imports or () for text in ("--import", str(path))]
     if cells:
-        command = ["sebench", "run", str(study), "-o", str(output)]
-        command += [text for path in imports or () for text in ("--import", str(path))]
+        command += ["--offline"] if SWITCH in switches() else []
         _print_cells(everything, chosen, output, example, command)
         return
     from tools.cli.display import print_plan
+    from tools.experiments.fetch import require_fetched
     from tools.experiments.plan import check_lock  # and with it scipy
+    from tools.experiments.study import DATA, make_sample_data
 
     check_lock(everything, output, matrix.looks)
     if cell is not None:
@@ -115,9 +121,14 @@ def run(
         chosen = [everything[cell]]
     if dry_run:
         print_plan(chosen)
+    elif download_only:
+        make_sample_data(matrix, output)
+        fetch_only(chosen)
     elif cell is not None:
         _run_one(matrix, everything, chosen[0], output)
     else:
+        lacking = (each.experiment for each in chosen if each.status() != "recorded")
+        require_fetched(lacking, shlex.join(command), made_in=output / DATA)
         _run(matrix, everything, chosen, output, lambda: open_executor(chosen, jobs), retries)
 
 
@@ -199,6 +210,7 @@ def _run(
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay
     from tools.experiments.cells import Schedule
+    from tools.experiments.run import typed_command
     from tools.experiments.status import write_plan
     from tools.experiments.study import REPORT, make_sample_data
 
@@ -214,7 +226,7 @@ def _run(
             display.begin(cells)
             outcomes = []
             how: dict[str, Any] = {
-                "command": _command(),
+                "command": typed_command(),
                 "retries": retries,
                 "started": display.started,
             }
@@ -322,7 +334,7 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     from tools.experiments.array_jobs import TRY_AGAIN
     from tools.experiments.job import Job, read_failure, run_job
     from tools.experiments.record import read_git
-    from tools.experiments.run import read_recorded
+    from tools.experiments.run import read_recorded, typed_command
     from tools.experiments.status import write_plan
     from tools.experiments.study import DATA, make_sample_data
 
@@ -341,14 +353,10 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
         say(f"{cell.name} waits for {source.name}, cell {source.number}: run that first")
         raise typer.Exit(TRY_AGAIN)
     with stop_hint(lambda: "go on with the same command"):
-        failure = run_job(Job(cell, _command(), read_git()))
+        failure = run_job(Job(cell, typed_command(), read_git()))
     if failure is not None:
         say(f"sebench: {cell.name}: {failure.error}")
         raise typer.Exit(TRY_AGAIN if failure.can_pass else 1)
     record = read_recorded(cell.experiment, cell.directory)
     if record is not None and first_process:
         print_record(record)
-
-
-def _command() -> str:
-    return shlex.join(["sebench", *sys.argv[1:]])

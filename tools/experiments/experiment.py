@@ -54,7 +54,7 @@ class Experiment:
         Files that settings name (weights, lists of images) count by their content and synthetic data
         by how they were made, wherever they lie.
         """
-        paths = (path for path in _named_files(self.config) if Path(path).exists())
+        paths = (path for path in named_files(self.config) if Path(path).exists())
         found = {path: f"sha256:{_sha256(path)}" for path in paths}
         root = self.config.data.root
         marker = synthetic_marker(root)
@@ -326,12 +326,12 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _named_files(settings: Any) -> Iterator[str]:
+def named_files(settings: Any) -> Iterator[str]:
     """The paths that settings name, those whose content counts."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _named_files(value)
+            yield from named_files(value)
         elif field.metadata.get("names_files"):
             yield from filter(None, _as_list(value))
 

@@ -9,10 +9,11 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from backbones import files
+from backbones.offline import follow_switches, switches
 from tools.experiments.failure import can_pass, describe_failure
 from tools.experiments.record import Git
 from tools.experiments.study import LOGS, Cell
@@ -38,6 +39,8 @@ class Job:
     # Of the study and not of the process: all records of a study name the code it began with.
     command: str | None
     git: Git
+    # Whether the network may be used, as in the process that hands it out.
+    switches: dict[str, str] = field(default_factory=switches)
 
     @property
     def log(self) -> Path:
@@ -57,6 +60,7 @@ def run_job(job: Job, threads: int | None = None) -> Failure | None:
         KeyboardInterrupt: it was told to stop; its checkpoint is saved.
     """
     keep_failure(job.cell, None)
+    follow_switches(job.switches)
     count = job.cell.needs.processes
     if count > 1 and "RANK" not in os.environ:  # torchrun has not started them
         return _run_in_processes(job, threads and max(1, threads // count))

@@ -23,6 +23,7 @@ from backbones.registry import describe_backbone, load_user_module, twin_of
 from backbones.result import Result
 from tools.experiments.experiment import Experiment
 from tools.experiments.failure import StartAgain
+from tools.experiments.fetch import require_fetched
 from tools.experiments.memory import fit, give_back, make_fit, read_fitted
 from tools.experiments.record import (
     METRICS,
@@ -64,6 +65,7 @@ def run_experiment(
     recorded = read_recorded(experiment, directory)
     if recorded is not None:
         return recorded if is_first_process() else None
+    require_fetched([experiment], command or typed_command())
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         resume = (directory / files.CHECKPOINT).exists()
     result, is_over = None, False
@@ -115,6 +117,7 @@ def evaluate_experiments(runs: Mapping[Path, Experiment]) -> Iterator[Record | N
     Raises:
         ValueError: as ``run_experiment``; of a pass, before any of its weights is evaluated.
     """
+    require_fetched(runs.values(), typed_command())
     passes: dict[tuple[str, str], list[Path]] = {}
     for directory, experiment in runs.items():
         shared = hasattr(experiment.entry_points(), "evaluate_together")
@@ -159,6 +162,11 @@ def _run_in(experiment: Experiment, directory: Path, resume: bool = False) -> It
     finally:
         with suppress(OSError):
             directory.rmdir()  # only if it is empty
+
+
+def typed_command() -> str:
+    """The command line of this process, as a person would type it."""
+    return shlex.join(["sebench", *sys.argv[1:]])
 
 
 def is_first_process() -> bool:
@@ -271,7 +279,7 @@ def build_record(
         "seed": experiment.config.seed,
         "metrics": _metrics(found),
         "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
-        "command": command or shlex.join(["sebench", *sys.argv[1:]]),
+        "command": command or typed_command(),
         "git": dataclasses.asdict(git or read_git()),
         "versions": describe_versions(),
         "device": _device(experiment.config.device),

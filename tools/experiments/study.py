@@ -167,7 +167,8 @@ class Cell:
             config = replace(config, backbone=replace(config.backbone, weights=None))
             if getattr(getattr(config, "detector", None), "norm", None) == "FrozenBN":
                 config = replace(config, detector=replace(config.detector, norm="BN", freeze_at=0))
-        return self.experiment.entry_points().check(config)
+        training = self.experiment.action == "train"
+        return self.experiment.entry_points().check(config, training=training)
 
 
 def load_study(path: Path) -> Study:
