@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,22 +146,22 @@ def _roots(given: Sequence[str] | None, targets: Sequence[Target]) -> dict[str, 
     return roots
 
 
-def _write_study(study: dict[str, Any], path: Path) -> Path:
+def _write_study(study: dict[str, Any], path: Path, output: Path) -> list[Cell]:
+    """Write a study, and plan it."""
     import yaml
 
     from backbones.files import write_whole
+    from tools.experiments.study import load_study, plan
 
     write_whole(path, yaml.safe_dump(study, sort_keys=False))
-    return path
+    return plan(load_study(path), output)
 
 
 def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
     from tools.cli.display import print_plan, print_rows
-    from tools.experiments.study import load_study, plan
 
     with tempfile.TemporaryDirectory() as folder:
-        path = _write_study(study, Path(folder) / "reproduce.yaml")
-        cells = plan(load_study(path), output)
+        cells = _write_study(study, Path(folder) / "reproduce.yaml", output)
     costs, missing = _costs(cells), _missing(cells, synthetic="sample_data" in study)
     if as_json:
         listed = [
@@ -183,11 +184,9 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     from backbones import describe_backbone
     from tools.experiments.experiment import list_recipes, recipe_cost
 
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.entry, []).append(cell)
     rows = []
-    for entry, same in found.items():
+    for entry, group in groupby(cells, lambda cell: cell.entry):
+        same = list(group)
         first = same[0].experiment
         recipe = recipe_cost(list_recipes(first.task)[first.recipe])
         networks = [describe_backbone(cell.experiment.config.backbone.name) for cell in same]
@@ -210,16 +209,13 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def _missing(cells: Sequence[Cell], synthetic: bool) -> dict[str, str]:
     """What forbids each network to run, by ENTRY/NETWORK; of data, once an entry."""
-    missing: dict[str, str] = {}
-    seen: set[tuple[str, str]] = set()
+    missing: dict[tuple[str, str], str] = {}
     for cell in () if synthetic else cells:
         try:
             cell.check()
         except (ValueError, OSError) as error:
-            if (cell.entry, str(error)) not in seen:
-                missing[cell.name] = str(error)
-            seen.add((cell.entry, str(error)))
-    return missing
+            missing.setdefault((cell.entry, str(error)), cell.name)
+    return {name: text for (_, text), name in missing.items()}
 
 
 def _reproduce(
@@ -232,11 +228,10 @@ def _reproduce(
 ) -> None:
     from tools.cli.study import run
     from tools.experiments.run import run_experiment
-    from tools.experiments.study import load_study, plan
 
     output.mkdir(parents=True, exist_ok=True)
-    path = _write_study(study, output / "reproduce.yaml")
-    entries = {cell.entry: cell for cell in plan(load_study(path), output)}
+    path = output / "reproduce.yaml"
+    entries = {cell.entry: cell for cell in _write_study(study, path, output)}
     if missing := _missing(list(entries.values()), wish.scale == "smoke"):
         told = "\n".join(f"  {name}: {text}" for name, text in missing.items())
         raise ValueError(

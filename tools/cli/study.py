@@ -257,15 +257,8 @@ def _stages(cells: list[Cell], looks: Looks | None) -> list[tuple[int, list[Cell
     """Each look, as a number of seeds, and the cells before it; 0 and all where there is none."""
     if looks is None:
         return [(0, cells)]
-    bounds = [0, *looks.looks]
-    return [
-        (high, [cell for cell in cells if low <= _seed(cell) < high])
-        for low, high in pairwise(bounds)
-    ]
-
-
-def _seed(cell: Cell) -> int:
-    return cell.experiment.config.seed
+    bounds = pairwise([0, *looks.looks])
+    return [(high, [c for c in cells if low <= c.seed < high]) for low, high in bounds]
 
 
 def _ends(
@@ -275,7 +268,7 @@ def _ends(
     from tools.report.looks import take_look
 
     assert looks is not None
-    needed = [cell for cell in cells if _seed(cell) < look]
+    needed = [cell for cell in cells if cell.seed < look]
     missing = [cell for cell in needed if cell.status() != "recorded"]
     if missing:
         tell(f"the look at {look} seeds waits for {len(missing)} cells: {missing[0].name}, ...")
@@ -297,7 +290,7 @@ def _require_look(cells: Sequence[Cell], cell: Cell, output: Path, looks: Looks 
     """
     from tools.experiments.array_jobs import TRY_AGAIN
 
-    before = max((look for look in looks.looks if look <= _seed(cell)), default=0) if looks else 0
+    before = max((look for look in looks.looks if look <= cell.seed), default=0) if looks else 0
     if not before:
         return
     told: list[str] = []

@@ -246,27 +246,32 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
         raise ValueError(f"more than {_MOST_FILES} files")
     names: set[str] = set()
     for member in members:
-        name = printable(member.filename)
-        kind = member.external_attr >> 16
         if member.filename in names:
-            raise ValueError(f"{name} is in the bundle twice")
+            raise ValueError(f"{printable(member.filename)} is in the bundle twice")
         names.add(member.filename)
-        largest = _largest(member.filename)
-        if largest is None or member.orig_filename != member.filename:
-            raise ValueError(f"{name[:200]!r} is no file of a bundle")
-        if stat.S_IFMT(kind) not in (0, stat.S_IFREG):
-            raise ValueError(f"{name}: not a plain file")
-        if member.flag_bits & 1:
-            raise ValueError(f"{name}: encrypted")
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name}: packed in a way that bundles are not")
-        if member.file_size > largest:
-            raise ValueError(f"{name}: unpacks to {member.file_size} bytes, more than {largest}")
-        if member.file_size > _LARGEST_RATIO * member.compress_size + (1 << 20):
-            raise ValueError(f"{name}: unpacks to {member.file_size} bytes, far more than it has")
+        if fault := _fault(member):
+            raise ValueError(f"{printable(member.filename)[:200]}: {fault}")
     total = sum(member.file_size for member in members)
     if total > _LARGEST_IN_ALL:
         raise ValueError(f"unpacks to {total} bytes, more than {_LARGEST_IN_ALL}")
+
+
+def _fault(member: zipfile.ZipInfo) -> str | None:
+    """What keeps a member from being unpacked."""
+    largest, size = _largest(member.filename), member.file_size
+    if largest is None or member.orig_filename != member.filename:
+        return "is no file of a bundle"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "not a plain file"
+    if member.flag_bits & 1:
+        return "encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "packed in a way that bundles are not"
+    if size > largest:
+        return f"unpacks to {size} bytes, more than {largest}"
+    if size > _LARGEST_RATIO * member.compress_size + (1 << 20):
+        return f"unpacks to {size} bytes, far more than it has"
+    return None
 
 
 def _largest(name: str) -> int | None:

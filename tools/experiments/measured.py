@@ -17,7 +17,7 @@ from annotated_types import Ge, Le, Len
 
 from backbones import files
 from backbones.config import NonNegative
-from tools.experiments.record import Network, find_files
+from tools.experiments.record import Network, find_files, read_all
 from tools.experiments.typed_json import json_schema, read_typed
 
 SUFFIX = ".cost.json"
@@ -116,13 +116,9 @@ def read_measured(path: Path) -> Measured:
 
 def load_measured(paths: Iterable[Path | str]) -> tuple[list[Measured], list[str]]:
     """Every such file in or under folders, oldest first, and a warning for each that was skipped."""
-    found, warnings = [], []
-    for path in find_files([path for path in paths if Path(path).is_dir()], f"*{SUFFIX}"):
-        try:
-            found.append(read_measured(path))
-        except ValueError as error:
-            warnings.append(f"skipped {error}")
-    return sorted(found, key=lambda measured: measured.created), warnings
+    places = [path for path in paths if Path(path).is_dir()]
+    found, warnings = read_all(read_measured, find_files(places, f"*{SUFFIX}"))
+    return sorted(found.values(), key=lambda measured: measured.created), warnings
 
 
 def _inverse(ratio: Ratio) -> Ratio:

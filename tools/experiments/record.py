@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -249,14 +249,25 @@ def load_records(
     Raises:
         ValueError: a path does not exist.
     """
-    records, warnings = [], []
-    for file, name in find_files(paths, files.RECORD, named).items():
+    found = find_files(paths, files.RECORD, named)
+    records, warnings = read_all(read_record, found)
+    for file, record in records.items():
+        name = found[file] or file.resolve().parent.name
+        records[file] = dataclasses.replace(record, name=name)
+    return sorted(records.values(), key=lambda record: record.created), warnings
+
+
+def read_all(
+    read: Callable[[Path], Any], paths: Iterable[Path]
+) -> tuple[dict[Path, Any], list[str]]:
+    """What files hold, and a warning for each that was skipped, where `read` raised a ValueError."""
+    found, warnings = {}, []
+    for path in paths:
         try:
-            name = name or file.resolve().parent.name
-            records.append(dataclasses.replace(read_record(file), name=name))
+            found[path] = read(path)
         except ValueError as error:
             warnings.append(f"skipped {error}")
-    return sorted(records, key=lambda record: record.created), warnings
+    return found, warnings
 
 
 def find_files(

@@ -86,8 +86,7 @@ def _check_keys(settings_class: type, part: Mapping[str, Any], source: str) -> N
     known = _known(settings_class)
     for key, value in flatten(part).items():
         names = key.split(".")
-        prefixes = {".".join(names[:length]) for length in range(1, len(names) + 1)}
-        if prefixes & known:
+        if {".".join(names[: length + 1]) for length in range(len(names))} & known:
             continue  # a setting, or a key inside a setting that is a free mapping
         shown = printable(key)
         where = "" if not source or source.startswith(key) else f" in {source}"
@@ -95,19 +94,16 @@ def _check_keys(settings_class: type, part: Mapping[str, Any], source: str) -> N
             if value == {}:
                 continue
             raise ValueError(f"{shown!r}{where} is a group of settings; set {', '.join(inside)}")
-        same = [name for name in known if name.rsplit(".", 1)[-1] == names[-1]]
+        same = [name for name in known if name.rpartition(".")[2] == names[-1]]
         near = same[:3] or difflib.get_close_matches(key, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_top(known)}"
+        groups = dict.fromkeys(name.partition(".")[0] for name in known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(groups)}"
         raise ValueError(f"unknown key {shown!r}{where}; {hint}")
 
 
 @functools.cache
 def _known(settings_class: type) -> Set[str]:
     return {info.name: None for info in describe_settings(settings_class)}.keys()
-
-
-def _top(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def _source(location: tuple[int | str, ...], parts: list[tuple[str, Mapping[str, Any]]]) -> str:

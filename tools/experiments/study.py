@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,11 @@ class Cell:
         return f"{self.entry}/{self.directory.name}"
 
     @property
+    def seed(self) -> int:
+        """Of its weights and the order of its data."""
+        return self.experiment.config.seed
+
+    @property
     def output(self) -> Path:
         """The study's folder."""
         return self.directory.parents[1]
@@ -216,22 +221,22 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
         if entry.weights_from is not None and entry.weights_from not in entries:
             raise ValueError(f"{name}: " + unknown("weights_from", entry.weights_from, entries))
         needs = build_settings(Needs, [("needs", study.needs), (f"{name}: needs", entry.needs)])
+        networks = expand(entry.backbones, study.twins, name)
         entries[name] = {}
-        for network in expand(entry.backbones, study.twins, name):
-            for seed in study.seeds_of(entry):
-                folder = f"{folder_name(network)}-seed{seed}"
-                source = _source(entry, name, network, seed, entries)
-                directory = output / name / folder
-                experiment = _experiment(study, entry, network, seed, directory, source, imports)
-                cell = Cell(name, directory, experiment, len(cells), source, needs)
-                entries[name][folder] = directory
-                # Two SE networks may have the same plain twin: it runs once.
-                first = cells.setdefault(directory, cell)
-                if first is not cell and first.experiment.hash != cell.experiment.hash:
-                    raise ValueError(
-                        f"{name}: two networks would share the directory {folder}; give their "
-                        "weights or options names that differ, or make two entries of them"
-                    )
+        for network, seed in product(networks, study.seeds_of(entry)):
+            folder = f"{folder_name(network)}-seed{seed}"
+            source = _source(entry, name, network, seed, entries)
+            directory = output / name / folder
+            experiment = _experiment(study, entry, network, seed, directory, source, imports)
+            cell = Cell(name, directory, experiment, len(cells), source, needs)
+            entries[name][folder] = directory
+            # Two SE networks may have the same plain twin: it runs once.
+            first = cells.setdefault(directory, cell)
+            if first is not cell and first.experiment.hash != cell.experiment.hash:
+                raise ValueError(
+                    f"{name}: two networks would share the directory {folder}; give their "
+                    "weights or options names that differ, or make two entries of them"
+                )
     return _chosen(study, list(cells.values()))
 
 
@@ -346,14 +351,25 @@ def _experiment(
     source: Path | None,
     imports: Sequence[str | Path],
 ) -> Experiment:
-    backbone = {key: network[key] for key in ("name", "options", "weights") if network.get(key)}
-    if network.get("twin"):
-        twin = read_twin(network["twin"])
-        backbone |= {"twin": twin["name"], "twin_options": twin["options"]}
-    if source is not None:
-        backbone["weights"] = str(source / files.WEIGHTS)
-    root = _data_root(entry, study, directory.parent.parent)
-    named = nest({"backbone": backbone, "data.name": entry.data, "data.root": root, "seed": seed})
+    weights = str(source / files.WEIGHTS) if source else network.get("weights") or None
+    twin = read_twin(network["twin"]) if network.get("twin") else {}
+    root = entry.data_root
+    if entry.sample is not None:
+        if entry.sample not in study.sample_data:
+            raise ValueError(unknown("sample", entry.sample, study.sample_data))
+        root = str(directory.parents[1] / DATA / entry.sample)
+    named = nest(
+        {
+            "backbone.name": network["name"],
+            "backbone.options": network.get("options"),
+            "backbone.weights": weights,
+            "backbone.twin": twin.get("name"),
+            "backbone.twin_options": twin.get("options"),
+            "data.name": entry.data,
+            "data.root": root,
+            "seed": seed,
+        }
+    )
     cell = f"{directory.parent.name}/{directory.name}"
     settings = entry.settings
     for pattern, changes in study.overrides.items():
@@ -367,14 +383,6 @@ def _experiment(
         )
     except ValueError as error:
         raise ValueError(f"{cell}: {error}") from None
-
-
-def _data_root(entry: StudyEntry, study: Study, output: Path) -> str | None:
-    if entry.sample is None:
-        return entry.data_root
-    if entry.sample not in study.sample_data:
-        raise ValueError(unknown("sample", entry.sample, study.sample_data))
-    return str(output / DATA / entry.sample)
 
 
 def _chosen(study: Study, cells: list[Cell]) -> list[Cell]:
