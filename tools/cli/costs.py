@@ -198,20 +198,20 @@ def _print(found: Measured) -> None:
     print(
         f"{names[1]} over {names[0]}, {device}, images {'x'.join(map(str, on.image))}, {on.clock}"
     )
-    memory = [None if s.peak_memory_bytes is None else s.peak_memory_bytes / 2**20 for s in (a, b)]
-    rows: list[tuple[str, Ratio | None, float | None, float | None, str]] = [
-        ("latency, one image", found.latency, a.latency_ms, b.latency_ms, "ms"),
-        ("images/s", found.throughput, a.images_per_second, b.images_per_second, ""),
-        ("peak memory", found.peak_memory, memory[0], memory[1], "MiB"),
-        ("energy an image", found.energy, a.joules_per_image, b.joules_per_image, "J"),
-        ("parameters", None, a.parameters / 1e6, b.parameters / 1e6, "M"),
-        ("multiply-adds", None, a.multiply_adds / 1e9, b.multiply_adds / 1e9, "G"),
+    rows: list[tuple[str, Ratio | None, str, float, str]] = [
+        ("latency, one image", found.latency, "latency_ms", 1, "ms"),
+        ("images/s", found.throughput, "images_per_second", 1, ""),
+        ("peak memory", found.peak_memory, "peak_memory_bytes", 2**20, "MiB"),
+        ("energy an image", found.energy, "joules_per_image", 1, "J"),
+        ("parameters", None, "parameters", 1e6, "M"),
+        ("multiply-adds", None, "multiply_adds", 1e9, "G"),
     ]
-    for label, ratio, one, other, unit in rows:
+    for label, ratio, key, scale, unit in rows:
         if ratio is not None and ratio.value is None:
             print(f"  {label:20} – {ratio.reason}")
             continue
-        value = ratio.value if ratio and ratio.value else (other or 0) / (one or 1)
+        one, other = (getattr(side, key) / scale for side in (a, b))
+        value = ratio.value if ratio and ratio.value else other / (one or 1)
         shown = f"{one:.4g} -> {other:.4g} {unit}"
         print(f"  {label:20} {value:6.3f}{_bounds(ratio):18} {shown}")
     print(f"  images at once: {on.batch_size}, for images/s, memory and energy; {on.mode} mode")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from backbones.config import unknown
@@ -60,43 +61,29 @@ def settings_class(task: Task) -> type:
     return load_function(task.settings)
 
 
-# In the order in which a report shows them.
-_TWO_STEPS = {
-    "train": {"iterations": 2, "schedule": {"name": "constant", "warmup": 0, "milestones": []}},
-    "evaluate": {"every": 0},
-}
+_classifiers = partial(
+    Task,
+    hub_name="image-classification",
+    settings="classification.config:ClassificationConfig",
+    training_only=("augment", "train"),
+    headline=("top1_error", "top5_error"),
+    class_metric="top1_accuracy",
+    compare="tools.report.classifiers:compare",
+    find_pictures="tools.report.classifiers:find_pictures",
+    protocol="classification.protocols:describe_protocol",
+    recompute="tools.report.classifiers:recompute",
+    two_steps={
+        "train": {"iterations": 2, "schedule": {"name": "constant", "warmup": 0, "milestones": []}},
+        "evaluate": {"every": 0},
+    },
+)
 
+# In the order in which a report shows them.
 TASKS = {
-    "classification": Task(
-        label="image classification",
-        hub_name="image-classification",
-        settings="classification.config:ClassificationConfig",
-        module="classification.run",
-        recipes="classification",
-        training_only=("augment", "train"),
-        headline=("top1_error", "top5_error"),
-        class_metric="top1_accuracy",
-        compare="tools.report.classifiers:compare",
-        find_pictures="tools.report.classifiers:find_pictures",
-        protocol="classification.protocols:describe_protocol",
-        recompute="tools.report.classifiers:recompute",
-        two_steps=_TWO_STEPS,
+    "classification": _classifiers(
+        label="image classification", module="classification.run", recipes="classification"
     ),
-    "scene": Task(
-        label="scene classification",
-        hub_name="image-classification",
-        settings="classification.config:ClassificationConfig",
-        module="scene.run",
-        recipes="scene",
-        training_only=("augment", "train"),
-        headline=("top1_error", "top5_error"),
-        class_metric="top1_accuracy",
-        compare="tools.report.classifiers:compare",
-        find_pictures="tools.report.classifiers:find_pictures",
-        protocol="classification.protocols:describe_protocol",
-        recompute="tools.report.classifiers:recompute",
-        two_steps=_TWO_STEPS,
-    ),
+    "scene": _classifiers(label="scene classification", module="scene.run", recipes="scene"),
     "detection": Task(
         label="object detection",
         hub_name="object-detection",
