@@ -286,7 +286,7 @@ def _run(
     if single and output is not None:
         runs = {output: experiments[0]}
     else:
-        runs = {(output or _folder(each)) / _run_name(each): each for each in experiments}
+        runs = {_place(each, output): each for each in experiments}
     if dry_run:
         _check_only(runs, as_json)
         return
@@ -342,15 +342,12 @@ def _check_only(runs: Mapping[Path, Experiment], as_json: bool) -> None:
     print("dry run passed; nothing was executed")
 
 
-def _folder(experiment: Experiment) -> Path:
-    action = "" if experiment.action == "train" else f"-{experiment.action}"
-    return Path("runs") / f"{experiment.task}{action}"
-
-
-def _run_name(experiment: Experiment) -> str:
-    config = experiment.config
+def _place(experiment: Experiment, output: Path | None) -> Path:
+    """A directory of its own, in the folder that is asked for or its task's in `runs`."""
+    config, action = experiment.config, "" if experiment.action == "train" else "-evaluate"
     name = f"{Path(experiment.recipe).stem}-{config.backbone.name}-seed{config.seed}"
-    return f"{name}-{experiment.hash[:8]}".replace(":", "_")
+    folder = output or Path("runs") / f"{experiment.task}{action}"
+    return folder / f"{name}-{experiment.hash[:8]}".replace(":", "_")
 
 
 def _check_results(

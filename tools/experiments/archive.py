@@ -98,19 +98,14 @@ def write_archive(
         entries: dict[str, Entry] = {}
         with zipfile.ZipFile(partial, "w") as archive:
             for name, member in sorted(members.items()):
-                content = _content(member)
+                content = member.read_bytes() if isinstance(member, Path) else member
+                content = content() if callable(content) else content
                 _write_member(archive, name, content)
                 entries[name] = Entry(hashlib.sha256(content).hexdigest(), len(content))
             if describe is not None:
                 _write_member(archive, MANIFEST, describe(entries))
 
     files.write_whole(path, write)
-
-
-def _content(member: Member) -> bytes:
-    if isinstance(member, Path):
-        return member.read_bytes()
-    return member if isinstance(member, bytes) else member()
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -236,10 +236,10 @@ def _names_in(directory: Path) -> set[str]:
 
 def _difference(found: Mapping[str, Any], experiment: Experiment) -> str:
     """The first settings in which a directory's experiment differs, for a message."""
-    config = found.get("config")
-    theirs = {key: found.get(key) for key in ("task", "action")}
+    config, told = found.get("config"), ("task", "action")
+    theirs = {key: found.get(key) for key in told}
     theirs |= flatten(config) if isinstance(config, dict) else {}
-    ours = {"task": experiment.task, "action": experiment.action, **flatten(experiment.settings)}
+    ours = {key: getattr(experiment, key) for key in told} | flatten(experiment.settings)
     ours = json.loads(json.dumps(ours, default=list))
     differing = [key for key in ours if theirs.get(key) != ours[key]]
     shown = [f"{key}: there {theirs.get(key)!r}, here {ours[key]!r}" for key in differing[:3]]

@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from backbones.config import describe_error, describe_settings, flatten, printable
+from tools.experiments.typed_json import adapter
 
 _LARGEST_FILE = 4 << 20  # bytes of a YAML file
 _MOST_VALUES = 100_000  # of a YAML file, those that aliases repeat counted each time
@@ -37,15 +38,10 @@ def build_settings(settings_class: type, parts: Iterable[tuple[str, Mapping[str,
         _merge(merged, part)
     _write_choices_as_text(settings_class, merged)
     try:
-        return _validator(settings_class).validate_python(merged)
+        return adapter(settings_class).validate_python(merged)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ValueError(_source(first["loc"], parts) + describe_error(first)) from None
-
-
-@functools.cache
-def _validator(settings_class: type) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(settings_class)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def as_type(kind: Any, content: object) -> Any:
     try:
         # As JSON: among Python's values a strict check wants objects of the classes.
         text = pydantic_core.to_json(content, inf_nan_mode="constants")
-        return _adapter(kind).validate_json(text, strict=True)
+        return adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = printable(".".join(str(part) for part in first["loc"]))
@@ -56,10 +56,11 @@ def read_typed(path: Path, kind: Any, largest: int = 1 << 20) -> Any:
 
 def json_schema(kind: Any) -> dict[str, Any]:
     """The JSON schema of a type."""
-    schema = _adapter(kind).json_schema()
+    schema = adapter(kind).json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """What checks values of a type."""
     return TypeAdapter(kind)

@@ -69,12 +69,10 @@ def write_bundle(
         if not records:
             raise ValueError(f"no record.json in or under {', '.join(map(str, sources))}")
         members = _members(records)
-        for plan, folder in found.plans.items():
-            for file in (plan, plan.with_name(files.PLAN_LOCK)):
-                if file.is_file():
-                    members["/".join(filter(None, [RUNS, folder, file.name]))] = file
-        for file, folder in found.costs.items():
-            if not any(str(file) in text for text in warnings):  # those that could not be read
+        locks = {plan.with_name(files.PLAN_LOCK): name for plan, name in found.plans.items()}
+        unread = {file for file in found.costs if any(str(file) in text for text in warnings)}
+        for file, folder in {**found.plans, **locks, **found.costs}.items():
+            if file.is_file() and file not in unread:
                 members["/".join(filter(None, [RUNS, folder, file.name]))] = file
         plans = read_plans(found.plans)
         table = build_table(records, warnings, **options, measured=found.measured, plans=plans)

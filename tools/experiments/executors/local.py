@@ -98,18 +98,13 @@ def _finish(ended: _Running) -> Ended:
             ended.process.join()
             return ended.job, failure
     ended.process.join()
-    how = _how_it_ended(ended.process.exitcode)
-    failure = Failure(f"{how}; see {ended.job.log}", can_pass=ended.process.exitcode < 0)
+    code = ended.process.exitcode
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if code == -signal.SIGKILL:
+        how = "killed by the system (SIGKILL), which it does where memory is short"
+    failure = Failure(f"{how}; see {ended.job.log}", can_pass=code < 0)
     keep_failure(ended.job.cell, failure)
     return ended.job, failure
-
-
-def _how_it_ended(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by the system (SIGKILL), which it does where memory is short"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
 
 
 def _run(job: Job, threads: int, slot: int, slots: int, sender: Connection) -> None:
