@@ -139,18 +139,5 @@ DataRootOption = Annotated[Path | None, typer.Option(help="Folder of the data se
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/...")
 ]
-SkipOption = Annotated[
-    int | None,
-    typer.Option("--skip-bad-images", metavar="N", help="Unreadable images to leave out, at most."),
-]
-NoCacheOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-cache", help="Classification, scene: neither read nor keep evaluation crops."
-    ),
-]
-AllowMissingOption = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Tensors that --weights may lack.")
-]
 JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, run nothing.")]

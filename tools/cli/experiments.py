@@ -14,18 +14,15 @@ import typer
 from backbones.files import SETTINGS
 from tools.cli import arguments
 from tools.cli.arguments import (
-    AllowMissingOption,
     BackboneOption,
     DataOption,
     DataRootOption,
     DryRunOption,
     ImportOption,
     JsonOption,
-    NoCacheOption,
     OutputOption,
     OverridesArgument,
     RecipeOption,
-    SkipOption,
     TaskArgument,
     check_file,
     complete_backbones,
@@ -51,13 +48,10 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Weights to start from; default: random.")
     ] = None,
-    allow_missing: AllowMissingOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
     imports: ImportOption = None,
-    skip_bad_images: SkipOption = None,
-    no_cache: NoCacheOption = False,
     tracker: Annotated[
         str | None,
         typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too."),
@@ -82,9 +76,10 @@ def train(
     if weights:
         check_file(weights)
     given = {
-        **_options(allow_missing, data, data_root, skip_bad_images, no_cache),
         "backbone.name": backbone,
         "backbone.weights": weights,
+        "data.name": data,
+        "data.root": data_root and str(data_root),
         "train.tracker": tracker or None,
         "seed": seed,
     }
@@ -122,8 +117,6 @@ def evaluate(
     data_root: DataRootOption = None,
     output: OutputOption = None,
     imports: ImportOption = None,
-    skip_bad_images: SkipOption = None,
-    allow_missing: AllowMissingOption = None,
     evaluator: Annotated[
         str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
     ] = None,
@@ -134,7 +127,6 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
     ] = None,
-    no_cache: NoCacheOption = False,
     dry_run: DryRunOption = False,
     download_only: DownloadOption = False,
     offline: OfflineOption = False,
@@ -159,8 +151,11 @@ def evaluate(
         run = partial(_fetch, as_json=as_json)
     named = list(backbone or ())
     if results is None and annotations is None:
-        given = _options(allow_missing, data, data_root, skip_bad_images, no_cache)
-        given["evaluate.evaluator"] = evaluator
+        given = {
+            "data.name": data,
+            "data.root": data_root and str(data_root),
+            "evaluate.evaluator": evaluator,
+        }
         run(_evaluations(task, list(weights or ()), recipe, named, overrides, given, imports))
         return
     score = _check_results(ctx, task, results, annotations, named)
@@ -179,23 +174,6 @@ def evaluate(
 
 
 # Parts of the commands ---------------------------------------------------------------------------
-
-
-def _options(
-    allow_missing: list[str] | None,
-    data: str | None,
-    data_root: Path | None,
-    skip_bad_images: int | None,
-    no_cache: bool,
-) -> dict[str, Any]:
-    """The settings that options of both commands stand for; None: not given."""
-    return {
-        "backbone.allow_missing": allow_missing or None,
-        "data.name": data,
-        "data.root": data_root and str(data_root),
-        "data.skip_bad_images": skip_bad_images,
-        "evaluate.cache": "none" if no_cache else None,
-    }
 
 
 def _evaluations(
