@@ -137,10 +137,13 @@ class StudyDisplay(Progress):
             self.console.print(f"[green]done[/]  {label}  {numbers}  {outcome.seconds:.0f} s")
 
 
-def watch_states(look: Callable[[], list[CellState]], every: float | None) -> None:
-    """Show where the cells of a study stand: once, or every so many seconds until nothing is left."""
+_PAUSE = 2.0  # seconds between looks
+
+
+def watch_states(look: Callable[[], list[CellState]], watch: bool) -> None:
+    """Show where the cells of a study stand: once, or again and again until nothing is left."""
     console = _stdout()
-    if every is None:
+    if not watch:
         console.print(_state_table(look(), limit=None))
         return
     with Live(console=console, auto_refresh=False) as live:
@@ -149,7 +152,7 @@ def watch_states(look: Callable[[], list[CellState]], every: float | None) -> No
             live.update(_state_table(states, limit=max(5, console.height - 6)), refresh=True)
             if not any(state.state in ("running", "to come", "waiting") for state in states):
                 return
-            time.sleep(every)
+            time.sleep(_PAUSE)
 
 
 # What a person looks for first.

@@ -1,9 +1,11 @@
-"""The commands about studies: run, demo, status."""
+"""The commands about studies: run, demo, status, doctor."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import pairwise
@@ -27,6 +29,7 @@ from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
+    from tools.experiments.doctor import Finding
     from tools.experiments.executors import Executor
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Looks, Study
@@ -147,10 +150,6 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again until all is done or failed.")
     ] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
-    stalled_after: Annotated[
-        float, typer.Option(min=1, help="Seconds of silence after which a run counts as stalled.")
-    ] = 300.0,
     as_json: JsonOption = False,
 ) -> None:
     """How far a study is: to come, waiting, running with time left, stalled, failed, done.
@@ -169,12 +168,62 @@ def status(
     planned = read_plan(output)
 
     def look() -> list[CellState]:
-        return read_states(planned, output, stalled_after)
+        return read_states(planned, output)
 
     if as_json:
         show([state.as_plain() for state in look()], as_json)
     else:
-        watch_states(look, every if watch else None)
+        watch_states(look, watch)
+
+
+def doctor(
+    study: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[STUDY.yaml]", help="Without it, the machine alone.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that runs are to be written to.")
+    ] = Path("runs"),
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            "--thorough",
+            help="Open every image of large sets, and compare train and val by content: minutes.",
+        ),
+    ] = False,
+    imports: ImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What will fail, or is likely a mistake, in a study and on this machine, each with its mend.
+
+    Data (counts, labels, ids, damaged files, images both trained on and reported), weights, settings
+    against recipe and data, memory of a batch, disk, GPU and driver, clock. Exit code 1: something
+    will fail; doubts alone give 0.
+
+    [bold]Examples[/]
+
+      sebench doctor study.yaml -o runs
+
+      sebench doctor study.yaml -o runs --thorough --json | jq '.[] | select(.fails)'
+    """
+    from tools.experiments.doctor import examine
+    from tools.experiments.study import load_study, make_sample_data, plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        cells = []
+        if study is not None:
+            planned = load_study(study)
+            # Sample data are made when the study runs: here they are made to be looked at.
+            place = Path(folder) if planned.sample_data else output
+            cells = plan(planned, place, imports or ())
+            if planned.sample_data:
+                make_sample_data(planned, place)
+        found = examine(cells, output, thorough)
+    show(found, as_json, lambda found: _print_findings(found, len(cells)))
+    if any(finding.fails for finding in found):
+        raise typer.Exit(1)
 
 
 # Parts of the commands ---------------------------------------------------------------------------
@@ -353,3 +402,17 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     record = read_recorded(cell.experiment, cell.directory)
     if record is not None and first_process:
         print_record(record)
+
+
+def _print_findings(found: Sequence[Finding], cells: int) -> None:
+    for finding in found:
+        print(f"{'fails' if finding.fails else 'doubt'}  {finding.where}: {finding.what}")
+        if finding.mend:
+            print(f"       mend: {finding.mend}")
+    failing = sum(finding.fails for finding in found)
+    looked = f"{cells} cell{'s' * (cells != 1)} and this machine" if cells else "this machine"
+    print(
+        f"{looked}: {failing} will fail, {len(found) - failing} in doubt"
+        if found
+        else f"{looked}: well"
+    )

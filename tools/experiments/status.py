@@ -106,29 +106,21 @@ def read_plan(output: Path) -> list[PlannedCell]:
         raise ValueError(f"{path} is damaged; `sebench run` writes it anew") from error
 
 
-def read_states(
-    planned: Sequence[PlannedCell], output: Path, stalled_after: float = STALLED_AFTER
-) -> list[CellState]:
-    """The state of every cell.
-
-    Args:
-        stalled_after: seconds after which a run that says nothing counts as stalled.
-    """
+def read_states(planned: Sequence[PlannedCell], output: Path) -> list[CellState]:
+    """The state of every cell."""
     states: dict[int, CellState] = {}
     for cell in planned:
         source = None if cell.waits_for is None else states.get(cell.waits_for)
-        states[cell.number] = _state(cell, source, output, stalled_after)
+        states[cell.number] = _state(cell, source, output)
     return list(states.values())
 
 
-def _state(
-    cell: PlannedCell, source: CellState | None, output: Path, stalled_after: float
-) -> CellState:
+def _state(cell: PlannedCell, source: CellState | None, output: Path) -> CellState:
     directory = output / cell.name
     if (directory / files.RECORD).is_file():
         return CellState(cell, "done")
     beat = read_heartbeat(directory)
-    why = beat and _stalled(beat, stalled_after)
+    why = beat and _stalled(beat)
     if beat is not None and not why:
         return CellState(cell, "running", beat.stage, beat)
     failure = read_failure(output, cell.name)
@@ -144,12 +136,12 @@ def _state(
     return CellState(cell, "to come")
 
 
-def _stalled(beat: Heartbeat, stalled_after: float) -> str | None:
+def _stalled(beat: Heartbeat) -> str | None:
     """Why a run seems to be at work no longer; None: it is at work."""
     if beat.host == socket.gethostname() and not _is_alive(beat.pid):
         return f"its process {beat.pid} is gone; the same command goes on"
     silent = time.time() - beat.written
-    if silent > stalled_after:
+    if silent > STALLED_AFTER:
         return f"silent for {silent / 60:.0f} min: process {beat.pid} on {printable(beat.host)}"
     return None
 
