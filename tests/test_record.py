@@ -12,7 +12,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from backbones.result import Latency
+from backbones.result import (
+    ClassScore,
+    Cost,
+    Dataset,
+    Latency,
+    Protocol,
+    Result,
+    Timing,
+    Weights,
+)
 from tools.experiments import record as record_module
 from tools.experiments.experiment import load_experiment
 from tools.experiments.record import (
@@ -38,37 +47,21 @@ def experiment(tmp_path):
 @pytest.fixture
 def result():
     """What a benchmark's door returns."""
-    return {
-        "metrics": {"top1_error": 40.0, "top5_error": None},
-        "missing": {"top5_error": "fewer than 6 classes"},
-        "dataset": {
-            "name": "cifar10",
-            "split": "test",
-            "images": 5,
-            "classes": 2,
-            "class_names": ["a", "b"],
-            "synthetic": False,
-            "root": "/data",
-            "annotations": None,
-            "train_images": 8,
-            "sha256": "0" * 64,
-        },
-        "protocol": {"name": "full-image", "resize": ()},
-        "selection": "last epoch",
-        "per_class": [{"class": "a", "images": 5, "top1_accuracy": 60.0}],
-        "samples": "samples.parquet",
-        "detections": None,
-        "curve": "curve.jsonl",
-        "weights": {"path": "weights.safetensors", "sha256": "1" * 64, "format": "sebench"},
-        "input_format": {"channel_order": "RGB"},
-        "timing": {"train_seconds": 1.0, "evaluate_seconds": 0.5},
-        "cost": {
-            "parameters": 10,
-            "multiply_adds": 100,
-            "input_size": [3, 32, 32],
-            "latency": {"median_ms": 1.5, "fastest_ms": 1.4, "slowest_ms": 2.0, "repeats": 20},
-        },
-    }
+    data = Dataset("cifar10", "test", 5, 2, ["a", "b"], False, "/data", "0" * 64, train_images=8)
+    return Result(
+        metrics={"top1_error": 40.0, "top5_error": None},
+        missing={"top5_error": "fewer than 6 classes"},
+        dataset=data,
+        protocol=Protocol("full-image", {"resize": ()}),
+        selection="last epoch",
+        per_class=[ClassScore("a", 5, 60.0)],
+        samples="samples.parquet",
+        curve="curve.jsonl",
+        weights=Weights("weights.safetensors", "1" * 64, "sebench"),
+        input_format={"channel_order": "RGB"},
+        timing=Timing(0.5, train_seconds=1.0),
+        cost=Cost(10, 100, [3, 32, 32], Latency(1.5, 1.4, 2.0, 20)),
+    )
 
 
 def test_a_record_reads_back_equal_and_says_where_it_came_from(experiment, result, tmp_path):
@@ -143,16 +136,6 @@ def test_the_commit_is_this_checkouts_and_never_a_foreign_ones(monkeypatch, tmp_
     assert record_module.read_git() == Git(None, None)
 
 
-def _set(path):
-    def change(result, value):
-        *parents, last = path.split(".")
-        for key in parents:
-            result = result[key]
-        result[last] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -169,7 +152,12 @@ def _set(path):
 def test_a_result_that_cannot_be_true_is_not_recorded(
     experiment, result, tmp_path, path, value, message
 ):
-    _set(path)(result, value)
+    group, _, key = path.partition(".")
+    if key == "images":
+        value = dataclasses.replace(result.dataset, images=value)
+    elif key:
+        value = {**result.metrics, key: value}
+    result = dataclasses.replace(result, **{group: value})
     with pytest.raises(ValueError, match=message):
         build_record(experiment, result, tmp_path)
 

@@ -342,11 +342,6 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
         content["cost"] = content["cost"] | {"latency": missing}
     if isinstance(setup := content.get("experiment"), dict) and "condition" in setup:
         content["experiment"] = setup | {"comparison_hash": setup["condition"]}
-    return upgrade_result(content)
-
-
-def upgrade_result(content: dict[str, Any]) -> dict[str, Any]:
-    """Bring what a task's entry point returned as a plain mapping, in schema 2, to this one."""
     if isinstance(protocol := content.get("protocol"), dict) and "settings" not in protocol:
         settings = {key: value for key, value in protocol.items() if key != "name"}
         names = {key: value for key, value in protocol.items() if key == "name"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -29,13 +28,13 @@ from tools.experiments.record import (
     METRICS,
     SCHEMA,
     Git,
+    Metric,
     MetricKind,
     Record,
     describe_versions,
     read_git,
     read_record,
     record_from,
-    upgrade_result,
     write_record,
 )
 from tools.experiments.settings import read_yaml
@@ -251,7 +250,7 @@ def _difference(found: Mapping[str, Any], experiment: Experiment) -> str:
 
 def build_record(
     experiment: Experiment,
-    result: Result | Mapping[str, Any],
+    result: Result,
     directory: Path,
     command: str | None = None,
     git: Git | None = None,
@@ -263,10 +262,6 @@ def build_record(
     Raises:
         ValueError: an unknown, infinite or unexplained metric, or images that do not add up.
     """
-    found = dataclasses.asdict(result) if isinstance(result, Result) else dict(result)
-    # A tuple becomes a list, so that what is returned equals what will be read back.
-    fitted = read_fitted(Path(directory))
-    found = upgrade_result(json.loads(json.dumps(found)))
     content = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -277,18 +272,18 @@ def build_record(
         },
         "backbone": describe_settings_network(experiment.config.backbone),
         "seed": experiment.config.seed,
-        "metrics": _metrics(found),
-        "files": {kind: found.get(kind) for kind in ("samples", "detections", "curve")},
+        "metrics": _metrics(result),
+        "files": {kind: getattr(result, kind) for kind in ("samples", "detections", "curve")},
         "command": command or typed_command(),
-        "git": dataclasses.asdict(git or read_git()),
+        "git": git or read_git(),
         "versions": describe_versions(),
         "device": _device(experiment.config.device),
         "plan": _sha256_above(Path(directory), files.PLAN),
         "locked_plan": _sha256_above(Path(directory), files.PLAN_LOCK),
-        "memory": fitted and dataclasses.asdict(fitted),
-        **{key: found[key] for key in _TAKEN if key in found},
+        "memory": read_fitted(Path(directory)),
+        **{key: getattr(result, key) for key in _TAKEN},
     }
-    record = record_from(json.loads(json.dumps(content)), Path(directory))
+    record = record_from(content, Path(directory))
     _check_rows(record)
     return record
 
@@ -325,18 +320,12 @@ def _sha256_above(directory: Path, name: str) -> str | None:
     return files.sha256(path) if path.is_file() else None
 
 
-def _metrics(found: Mapping[str, Any]) -> dict[str, Any]:
-    missing = found.get("missing") or {}
-    metrics = {}
-    for name, value in found["metrics"].items():
+def _metrics(result: Result) -> dict[str, Metric]:
+    metrics, images = {}, result.dataset.images
+    for name, value in result.metrics.items():
         kind = METRICS.get(name, MetricKind(name, "", True))  # unknown ones are refused with all
-        metrics[name] = {
-            "value": value,
-            "unit": kind.unit,
-            "higher_is_better": kind.higher_is_better,
-            "n": found["dataset"]["images"],
-            "reason": missing.get(name),
-        }
+        reason = result.missing.get(name)
+        metrics[name] = Metric(value, kind.unit, kind.higher_is_better, images, reason)
     return metrics
 
 
