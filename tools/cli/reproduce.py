@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,13 +15,6 @@ from tools.cli.arguments import JobsOption, JsonOption, check_file, read_pairs, 
 if TYPE_CHECKING:
     from tools.experiments.study import Cell
     from tools.references.reproduce import Target, Wish
-
-
-class Scale(str, Enum):
-    """How long a reproduction takes: the paper's schedules, or minutes."""
-
-    PAPER = "paper"
-    SMOKE = "smoke"
 
 
 def reproduce(
@@ -36,8 +28,9 @@ def reproduce(
         Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
     ] = Path(),
     scale: Annotated[
-        Scale, typer.Option(help="smoke: synthetic images and a few steps; shows that it works.")
-    ] = Scale.PAPER,
+        Literal["paper", "smoke"],
+        typer.Option(help="smoke: synthetic images and a few steps; shows that it works."),
+    ] = "paper",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each network.")] = 1,
     data_root: Annotated[
         list[str] | None,
@@ -90,7 +83,7 @@ def reproduce(
     initial = read_pairs(weights, "write --weights NETWORK=FILE, e.g. se_resnet50=se.pth")
     for path in initial.values():
         check_file(path)
-    wish = Wish(scale.value, seeds, _roots(data_root, targets), initial, recipe, settings)
+    wish = Wish(scale, seeds, _roots(data_root, targets), initial, recipe, settings)
     study = study_of(targets, wish)
     if dry_run:
         _look(study, output, as_json)
