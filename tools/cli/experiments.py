@@ -299,7 +299,7 @@ def _run(
 def _fetch(experiments: list[Experiment], as_json: bool) -> None:
     from tools.experiments.study import Cell
 
-    fetch_only([Cell(e.task, Path(_run_name(e)), e) for e in experiments], as_json)
+    fetch_only([Cell(e.task, _place(e, None), e) for e in experiments], as_json)
 
 
 def _check_only(runs: Mapping[Path, Experiment], as_json: bool) -> None:
