@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from backbones.config import check_choice
 from backbones.result import Protocol as ProtocolInfo
@@ -34,12 +33,12 @@ class Protocol:
     source: str = ""
     corruption: Corruption | None = None
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ProtocolInfo:
         """The protocol as plain values, for the record."""
-        plain = {"name": name, **asdict(self), "resize": list(self.resize), "views": self.views}
+        plain = {**asdict(self), "resize": list(self.resize), "views": self.views}
         if self.corruption is None:
             del plain["corruption"]
-        return plain
+        return ProtocolInfo(name, plain)
 
     @property
     def views(self) -> int:
@@ -85,8 +84,7 @@ def describe_protocol(config: ClassificationConfig) -> ProtocolInfo:
         ValueError: as `choose_protocol`.
     """
     name, protocol = choose_protocol(config.evaluate)
-    told = protocol.describe(name)
-    return ProtocolInfo(told.pop("name"), told)
+    return protocol.describe(name)
 
 
 def choose_protocol(settings: EvaluateSettings) -> tuple[str, Protocol]:

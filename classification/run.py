@@ -34,18 +34,17 @@ from classification.config import ClassificationConfig
 from classification.datasets import ImageArray, ImageFiles
 from classification.distributed import Processes, join_processes
 from classification.engine import Trainer
-from classification.evaluate import Predictions, predict, refuse_non_finite, write_samples
+from classification.evaluate import Ensemble, Predictions, predict, refuse_non_finite, write_samples
 from classification.metrics import TopK, chance_level
 from classification.networks import Member, load_ensemble, load_initial, on_meta, try_initial
 from classification.protocols import Protocol, choose_protocol
 from classification.splits import (
     READERS,
+    Split,
     Splits,
-    TrainSplits,
     describe_shared_images,
     find_bad_images,
     load_splits,
-    load_train_splits,
 )
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,21 @@ def check(
     """
     choose_device(config.device)
     check_compiler(config.evaluate.inference)
-    return _check_training(config, readers) if training else _check_evaluation(config, readers)
+    task = _Task.of(config, readers, training)
+    train, reported = task.splits.train, task.splits.reported
+    if train is None:
+        members = load_ensemble(config, reported)
+        return task.check([on_meta(config, each, reported, training=False) for each in members])
+    steps, doubts = check_training(config, train, processes=1)
+    member = try_initial(config, reported)
+    check_train_images(
+        member.network, config, train, member.input_format.interpolation, processes=1
+    )
+    return task.check([member]) | {
+        "steps_per_epoch": steps,
+        "steps": config.train.iterations or steps * config.train.epochs,
+        "warnings": [*task.splits.doubts, *doubts],
+    }
 
 
 def inspect(config: ClassificationConfig, readers: Readers = READERS) -> list[str]:
@@ -79,7 +92,8 @@ def inspect(config: ClassificationConfig, readers: Readers = READERS) -> list[st
     Raises:
         ValueError: as `check`, of the data.
     """
-    splits = load_train_splits(config, readers)
+    splits = load_splits(config, readers, training=True)
+    assert splits.train is not None
     found = describe_shared_images(splits.train, splits.reported, thorough=True)
     for split in (splits.train, splits.held_out, splits.reported):
         if isinstance(split, ImageFiles) and (bad := find_bad_images(split)):
@@ -112,14 +126,31 @@ def train(
         KeyboardInterrupt: stopped by a signal, with the checkpoint saved.
     """
     with join_processes(config.device) as processes, _hold([directory], processes):
-        splits = load_train_splits(config, readers)
-        task = _Task.of(config, splits)
+        task = _Task.of(config, readers, training=True)
+        splits = task.splits
+        assert splits.train is not None
         _, doubts = check_training(config, splits.train, processes.count)
         for doubt in (*splits.doubts, *doubts) if processes.is_first else ():
             logger.warning(doubt)
         torch.manual_seed(config.seed)
         initial = load_initial(config, splits.reported)
-        trainer = _train(task, splits, initial, directory, resume, processes)
+
+        def validate(network: nn.Module) -> Predictions:
+            watched = splits.held_out or splits.reported
+            return task.predict([[(network, initial.input_format)]], watched, processes)[0]
+
+        trainer = Trainer(
+            initial.network,
+            splits.train,
+            config,
+            initial.input_format,
+            processes,
+            directory,
+            validate,
+        )
+        if processes.agree(resume)[0]:
+            trainer.resume()
+        trainer.fit()
         selection = _select(trainer, config, splits)
         final = replace(initial, network=trainer.final_network)
         processes.copy_from_first(final.network)
@@ -171,7 +202,7 @@ def evaluate_together(
     config = runs[0][0]
     directories = [directory for _, directory in runs]
     with join_processes(config.device) as processes, _hold(directories, processes):
-        task = _Task.of(config, load_splits(config, readers))
+        task = _Task.of(config, readers, training=False)
         ensembles = []
         for each, _ in runs:
             members = load_ensemble(each, task.splits.reported)
@@ -197,27 +228,6 @@ def evaluate_together(
 # Parts of the three -------------------------------------------------------------------------------
 
 
-def _check_training(config: ClassificationConfig, readers: Readers) -> dict[str, Any]:
-    splits = load_train_splits(config, readers)
-    task = _Task.of(config, splits)
-    steps, doubts = check_training(config, splits.train, processes=1)
-    member = try_initial(config, splits.reported)
-    interpolation = member.input_format.interpolation
-    check_train_images(member.network, config, splits.train, interpolation, processes=1)
-    return task.check([member]) | {
-        "steps_per_epoch": steps,
-        "steps": config.train.iterations or steps * config.train.epochs,
-        "warnings": [*splits.doubts, *doubts],
-    }
-
-
-def _check_evaluation(config: ClassificationConfig, readers: Readers) -> dict[str, Any]:
-    task = _Task.of(config, load_splits(config, readers))
-    reported = task.splits.reported
-    members = load_ensemble(config, reported)
-    return task.check([on_meta(config, member, reported, training=False) for member in members])
-
-
 @dataclass(frozen=True)
 class _Task:
     """What is reported, and how networks are scored on it."""
@@ -228,8 +238,9 @@ class _Task:
     protocol: Protocol
 
     @classmethod
-    def of(cls, config: ClassificationConfig, splits: Splits) -> _Task:
-        """Choose the protocol."""
+    def of(cls, config: ClassificationConfig, readers: Readers, training: bool) -> _Task:
+        """Read the images and choose the protocol."""
+        splits = load_splits(config, readers, training)
         name, protocol = choose_protocol(config.evaluate)
         if protocol.crop is None and not isinstance(splits.reported, ImageArray):
             raise ValueError(
@@ -244,11 +255,19 @@ class _Task:
             interpolation = member.input_format.interpolation
             reported = self.splits.reported
             check_evaluation_images(member.network, reported, self.protocol, interpolation)
+        protocol = self.describe_protocol(members)
         return {
             "dataset": asdict(self.splits.describe([])),
-            "protocol": self.describe_protocol(members),
+            "protocol": {"name": protocol.name, **protocol.settings},
             "parameters": sum(count_parameters(member.network) for member in members),
         }
+
+    def predict(
+        self, ensembles: Sequence[Ensemble], images: Split, processes: Processes
+    ) -> list[Predictions]:
+        """Predictions of each ensemble for `images`, in one pass."""
+        data, settings = self.config.data, self.config.evaluate
+        return predict(ensembles, images, self.protocol, data, settings, processes)
 
     def score(
         self, ensembles: Sequence[Sequence[Member]], processes: Processes
@@ -260,13 +279,12 @@ class _Task:
         """
         reported = self.splits.reported
         networks = [[(m.prepared, m.input_format) for m in members] for members in ensembles]
-        data, settings = self.config.data, self.config.evaluate
-        found = predict(networks, reported, self.protocol, data, settings, processes)
+        found = self.predict(networks, reported, processes)
         for members, seen in zip(ensembles, found, strict=True):
             refuse_non_finite(seen, reported.ids, [member.network for member in members])
         return found
 
-    def describe_protocol(self, members: Sequence[Member]) -> dict[str, Any]:
+    def describe_protocol(self, members: Sequence[Member]) -> ProtocolInfo:
         """The protocol for the record; what differs from the plain one shows in its name."""
         name, reported = self.name, self.splits.reported
         if self.config.evaluate.images is not None:
@@ -294,14 +312,13 @@ class _Task:
         counts = TopK(len(reported.class_names))
         counts.update(seen.labels, seen.top)
         metrics, missing = counts.compute()
-        protocol = self.describe_protocol(members)
         return Result(
             metrics=metrics,
             missing=missing,
             chance=chance_level(len(reported.class_names)),
             per_class=counts.compute_per_class(reported.class_names),
             dataset=self.splits.describe(seen.skipped),
-            protocol=ProtocolInfo(protocol.pop("name"), protocol),
+            protocol=self.describe_protocol(members),
             weights=weights,
             cost=self._cost(members),
             timing=Timing(
@@ -314,16 +331,12 @@ class _Task:
             samples=SAMPLES,
         )
 
-    @property
-    def _side(self) -> int:
-        """Pixels a side of a view."""
-        if self.protocol.crop is not None:
-            return self.protocol.crop
-        assert isinstance(self.splits.reported, ImageArray)  # the only one shown as it is
-        return self.splits.reported.images.shape[-1]
-
     def _cost(self, members: Sequence[Member]) -> Cost:
-        size = (3, self._side, self._side)
+        side = self.protocol.crop
+        if side is None:
+            assert isinstance(self.splits.reported, ImageArray)  # the only one shown as it is
+            side = self.splits.reported.images.shape[-1]
+        size = (3, side, side)
         networks = [member.network for member in members]
         return Cost(
             parameters=sum(map(count_parameters, networks)),
@@ -343,39 +356,7 @@ def _hold(directories: Sequence[Path], processes: Processes) -> Iterator[None]:
         yield
 
 
-def _train(
-    task: _Task,
-    splits: TrainSplits,
-    initial: Member,
-    directory: Path,
-    resume: bool,
-    processes: Processes,
-) -> Trainer:
-    """Train to the end; epochs are scored on what is held out, or else on the reported images."""
-    config = task.config
-    watched = splits.held_out or splits.reported
-
-    def validate(network: nn.Module) -> Predictions:
-        ensembles = [[(network, initial.input_format)]]
-        data, settings = config.data, config.evaluate
-        return predict(ensembles, watched, task.protocol, data, settings, processes)[0]
-
-    trainer = Trainer(
-        initial.network,
-        splits.train,
-        config,
-        initial.input_format,
-        processes,
-        directory,
-        validate,
-    )
-    if processes.agree(resume)[0]:
-        trainer.resume()
-    trainer.fit()
-    return trainer
-
-
-def _select(trainer: Trainer, config: ClassificationConfig, splits: TrainSplits) -> str:
+def _select(trainer: Trainer, config: ClassificationConfig, splits: Splits) -> str:
     """Put the chosen weights into the final network, and say by which rule they were chosen."""
     if config.train.select == "best":
         if trainer.best is None:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,18 @@ class Splits:
 
     Attributes:
         reported: whose numbers are reported.
+        train: without what is held out; None where nothing is trained.
+        held_out: of train, for choosing an epoch; None where `data.holdout` is 0.
         doubts: what is likely a mistake, a line each.
     """
 
     reported: Split
+    train: Split | None = None
+    held_out: Split | None = None
     doubts: Sequence[str] = ()
 
     def describe(self, skipped: list[str]) -> Dataset:
-        """The reported set, for the result.
+        """The reported set and the number of the other images, for the result.
 
         `images` counts what was seen: with `skipped_images` it adds up to `images_in_set`.
         """
@@ -62,32 +66,13 @@ class Splits:
             root=str(reported.root),
             sha256=reported.sha256(),
             reported_sha256=sha256_of_list(names, reported.labels[seen]),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSplits(Splits):
-    """With those that are trained on.
-
-    Attributes:
-        train: without what is held out.
-        held_out: of train, for choosing an epoch; None where `data.holdout` is 0.
-    """
-
-    train: Split
-    held_out: Split | None = None
-
-    def describe(self, skipped: list[str]) -> Dataset:
-        """The reported set and the number of the others, for the result."""
-        return replace(
-            super().describe(skipped),
-            train_images=len(self.train),
+            train_images=None if self.train is None else len(self.train),
             held_out_images=None if self.held_out is None else len(self.held_out),
         )
 
 
-def load_splits(config: ClassificationConfig, readers: Readers) -> Splits:
-    """Read the split whose numbers are reported.
+def load_splits(config: ClassificationConfig, readers: Readers, training: bool) -> Splits:
+    """Read the split whose numbers are reported and, for training, the others.
 
     Raises:
         ValueError: the set is unknown here, incomplete, disagrees with itself, or holds more
@@ -100,17 +85,8 @@ def load_splits(config: ClassificationConfig, readers: Readers) -> Splits:
     if config.evaluate.images is not None:
         reported = select_listed(reported, Path(os.path.expanduser(config.evaluate.images)))
     _inspect(reported, data)
-    return Splits(reported)
-
-
-def load_train_splits(config: ClassificationConfig, readers: Readers) -> TrainSplits:
-    """Read the reported split, the train split, and what is held out of it.
-
-    Raises:
-        ValueError: as `load_splits`; also where the two splits have different classes.
-    """
-    reported, data = load_splits(config, readers).reported, config.data
-    read, _ = readers[data.name]
+    if not training:
+        return Splits(reported)
     train, held_out = read(data, "train"), None
     if list(train.class_names) != list(reported.class_names):
         raise ValueError(f"{reported.root}: train and {reported.split} have different classes")
@@ -120,7 +96,7 @@ def load_train_splits(config: ClassificationConfig, readers: Readers) -> TrainSp
         train, held_out = train.subset(kept), train.subset(held)
         _inspect(held_out, data)
     _inspect(train, data)
-    return TrainSplits(reported, doubts, train=train, held_out=held_out)
+    return Splits(reported, train, held_out, doubts)
 
 
 def _inspect(split: Split, data: DataSettings) -> None:

@@ -85,10 +85,10 @@ def test_an_image_is_corrupted_alike_alone_and_in_the_set(tmp_path):
 def test_a_corruption_shows_in_the_protocol(image):
     name, protocol = chosen(corruption="fog", severity=4)
     assert name == "imagenet-256-224+fog4"
-    described = protocol.describe(name)["corruption"]
+    described = protocol.describe(name).settings["corruption"]
     assert (described["name"], described["severity"]) == ("fog", 4)
     assert described["library"].startswith("imagecorruptions")
-    assert "corruption" not in chosen()[1].describe("plain")
+    assert "corruption" not in chosen()[1].describe("plain").settings
     flipped = chosen(corruption="snow", severity=1, flip=True)[1]
     view, mirrored = build_views(flipped)(image, 5)
     assert torch.equal(mirrored, view.flip(2))

@@ -26,7 +26,7 @@ from classification.readers import (
 from classification.splits import (
     READERS,
     find_bad_images,
-    load_train_splits,
+    load_splits,
     select_listed,
     split_holdout,
 )
@@ -496,7 +496,7 @@ def test_a_name_of_several_images_is_no_name_for_one(tmp_path):
 
 
 def splits_of(root, **more):
-    return load_train_splits(ClassificationConfig(data=settings("folder", root, **more)), READERS)
+    return load_splits(ClassificationConfig(data=settings("folder", root, **more)), READERS, True)
 
 
 @pytest.mark.parametrize("how", ["content", "path", "none"])
@@ -516,7 +516,7 @@ def test_images_that_are_both_trained_on_and_reported_are_told(tmp_path, how):
 
 def test_arrays_that_are_both_trained_on_and_reported_are_told(tmp_path):
     data = write_cifar(tmp_path)  # the same image everywhere
-    (doubt,) = load_train_splits(ClassificationConfig(data=data), READERS).doubts
+    (doubt,) = load_splits(ClassificationConfig(data=data), READERS, True).doubts
     assert doubt.startswith("1 of the 1 test images of cifar10 are among those trained on")
 
 
@@ -557,7 +557,7 @@ def test_a_row_and_its_reader_make_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "toy", row)
     images(*(tmp_path / "data" / s / "one" / f"{n}.png" for s in ("train", "test") for n in (1, 2)))
     config = ClassificationConfig(data=settings("toy", tmp_path / "data"))
-    splits = load_train_splits(config, readers_of("classification"))
+    splits = load_splits(config, readers_of("classification"), True)
     assert (splits.reported.name, splits.reported.split, len(splits.train)) == ("toy", "test", 2)
 
 

@@ -189,7 +189,7 @@ def test_an_ensemble_that_cannot_be_is_refused_by_the_check(photos, files, tmp_p
 
 
 def test_what_is_counted_and_averaged_shows_in_the_protocols_name(photos, files, tmp_path):
-    ids = run.load_splits(config(photos), run.READERS).reported.ids
+    ids = run.load_splits(config(photos), run.READERS, False).reported.ids
     lists = [tmp_path / "first.txt", tmp_path / "second.txt"]
     for place, file in enumerate(lists):
         file.write_text("\n".join([*ids][place : place + 10]))

@@ -22,7 +22,7 @@ from classification.engine import Trainer
 from classification.loader import train_batches
 from classification.optimizer import Schedule, build_optimizer
 from classification.order import SampleOrder
-from classification.splits import READERS, load_train_splits
+from classification.splits import READERS, load_splits
 from classification.transforms import normalize
 from tools.experiments.experiment import load_experiment
 from tools.sample_data import make_cifar10
@@ -115,7 +115,7 @@ def run_over_bare_loop(rounds: int = 8, iterations: int = 40) -> Iterator[Measur
             [*overrides, "backbone.name=se_resnet20", f"data.root={root}"],
         )
         config: ClassificationConfig = experiment.config
-        dataset = load_train_splits(config, READERS).train
+        dataset = load_splits(config, READERS, training=True).train
         assert isinstance(dataset, ImageArray)
         torch.manual_seed(0)
         network = build_network("se_resnet20", 10)
