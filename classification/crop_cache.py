@@ -1,4 +1,4 @@
-"""Evaluation crops kept on disk: decoded by the first pass, mapped into memory by all later ones.
+"""Evaluation crops kept on disk: decoded by the first pass, read as they are by all later ones.
 
 A file holds the crops of one set by one protocol: a check of each image, then the pixels. Its name
 is a hash of all that decides them, so other pixels have another name, and a file is never mended or
@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import time
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SMALL = 1000  # images: evaluate.cache=auto keeps no smaller set, it is read in a moment
 _ABANDONED = 3600  # seconds since a file under construction was last written to
-_PAGE = mmap.PAGESIZE
+_PAGE = 4096  # bytes: pixels begin at a multiple of it
 _PACKAGES = ("numpy", "pillow", "simplejpeg", "torch", "torchvision")
 _PACKAGES_OF_CORRUPTIONS = ("opencv-python", "scikit-image", "scipy")
 
@@ -63,51 +62,41 @@ class CropCache:
         self.bytes = self._head + len(dataset) * self._stride
         self._partial = path.with_suffix(".partial")
         self._file: int | None = None  # being written
-        self._map: mmap.mmap | None = None
-        self._released = self._head
 
     # Reading -------------------------------------------------------------------------------------
 
     def open(self) -> bool:
-        """Map the file, where it is there and whole. A file of the wrong size is removed."""
+        """Whether the file is there and whole. A file of the wrong size is removed."""
         try:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size != self.bytes:
-                    self._remove_damaged()
-                    return False
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._kept = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed after the pass
         except OSError:
+            return False
+        if os.fstat(self._kept.fileno()).st_size != self.bytes:
+            self._remove_damaged()
             return False
         with suppress(OSError):
             os.utime(self.path)  # what was used last is evicted last
-        if hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_SEQUENTIAL)  # the system reads far ahead
-        content = np.frombuffer(self._map, np.uint8)
-        self._checks = content[: 8 * len(self._dataset)].view(np.uint64)
-        self._rows = content[self._head :].reshape(-1, self._stride)
+        self._checks = np.fromfile(self._kept, np.uint64, len(self._dataset))
         return True
 
     def read(self, start: int, stop: int) -> Tensor | None:
-        """Crops of the images from `start` to `stop`, uint8 (N, V, 3, H, W), not copied.
+        """Crops of the images from `start` to `stop`, uint8 (N, V, 3, H, W).
 
         Returns None where they are damaged; the file is then removed.
         """
-        self._release(start)
-        rows = self._rows[start:stop]
+        self._kept.seek(self._head + start * self._stride)
+        rows = np.fromfile(self._kept, np.uint8, (stop - start) * self._stride)
+        rows = rows.reshape(-1, self._stride)
         if not np.array_equal(_checks(rows), self._checks[start:stop]):
             self._remove_damaged()
             return None
+        if stop == len(self._dataset):
+            self._kept.close()
         crops = torch.from_numpy(rows[:, : self._used]).view(stop - start, *self._shape)
         return crops.movedim(-1, -3)
 
-    def _release(self, start: int) -> None:
-        """Let go of the pages before image `start`: used, they count as this process's memory."""
-        begin = (self._head + start * self._stride) // _PAGE * _PAGE
-        if begin > self._released and self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, self._released, begin - self._released)
-        self._released = begin
-
     def _remove_damaged(self) -> None:
+        self._kept.close()
         logger.warning("%s is damaged: removed, and built anew by the next whole pass", self.path)
         self.path.unlink(missing_ok=True)
 
