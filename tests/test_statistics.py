@@ -352,7 +352,7 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
         easy = rng.random(n)
         plain = (easy + rng.normal(0, 0.1, n) > 0.40)[None]
         shifted = easy + rng.normal(0, 0.1, n) > 0.35
-        found = statistics.compare_accuracy(plain, shifted[None], resamples=400)
+        found = statistics.compare_accuracy(plain, shifted[None])
         covered += found.low <= 5.0 <= found.high
     assert 0.92 <= covered / trials <= 0.98  # 95 % of 400, three standard errors either side
 

@@ -12,10 +12,12 @@ from typing import Any
 from backbones.config import InputFormat
 from backbones.libraries import input_format_of
 from backbones.registry import EXTERNAL
+from backbones.result import WeightsFile
 from backbones.weights.load import read_weights
 from tools.experiments.experiment import load_experiment
 from tools.experiments.run import run_experiment
-from tools.references import Row, reference
+from tools.references.tables import Row, reference
+from tools.references.verdicts import is_released
 
 MEASURED = ("top1_accuracy", "top5_accuracy")
 
@@ -43,14 +45,11 @@ def checkpoints_of(named: Sequence[str]) -> list[Checkpoint]:
         if weights.startswith(EXTERNAL):
             known = [c for c in published_checkpoints() if c.weights == weights]
             found += known or [Checkpoint(weights, None)]
-        else:
-            found.append(Checkpoint(weights, _published_of(read_weights(weights).sha256)))
+            continue
+        file = WeightsFile(weights, read_weights(weights).sha256)
+        rows = (row for row in reference("released-weights").rows if is_released(row, file))
+        found.append(Checkpoint(weights, next(rows, None)))
     return found
-
-
-def _published_of(sha256: str) -> Row | None:
-    released = [(r, r.weights) for r in reference("released-weights").rows if r.weights]
-    return next((r for r, name in released if sha256.startswith(name.rsplit("-", 1)[-1])), None)
 
 
 def views_of(checkpoint: Checkpoint, told: InputFormat) -> tuple[int, int]:
@@ -82,25 +81,25 @@ def remeasure(
         `reason` says why nothing was measured.
     """
     for checkpoint in checkpoints:
-        row: dict[str, Any] = {"weights": checkpoint.weights, "backbone": None, "protocol": None}
-        row |= {"images": None, "reason": None}
+        row: dict[str, Any] = {"weights": checkpoint.weights}
+        row |= dict.fromkeys(("backbone", "protocol", "images", "reason"))
         values = {}
         try:
             record = _evaluate(checkpoint, data_root, output, classes)
         except ValueError as error:
             row["reason"] = str(error)
         else:
-            row["backbone"] = record.backbone.name
-            row["protocol"] = record.protocol.name
-            row["images"] = record.dataset.images
+            row |= {
+                "backbone": record.backbone.name,
+                "protocol": record.protocol.name,
+                "images": record.dataset.images,
+            }
             values = {name: record.metrics[name].value for name in MEASURED}
         references = checkpoint.published.references if checkpoint.published else ()
         for name in MEASURED:
             measured = values.get(name)
             published = next((r.value for r in references if r.metric == name), None)
-            row[name] = measured
-            row[f"{name}_published"] = published
-            row[f"{name}_difference"] = None
+            row |= {name: measured, f"{name}_published": published, f"{name}_difference": None}
             if measured is not None and published is not None and classes == "all":
                 row[f"{name}_difference"] = measured - published
         yield row

@@ -82,7 +82,7 @@ def references_of(record: Record, training: Record | None = None) -> list[Publis
             continue
         for row in table.rows:
             same_network = row.backbone is not None and _same_network(row, backbone)
-            if same_network or _is_released(row, record.weights):
+            if same_network or is_released(row, record.weights):
                 found += [Published(table, row, r) for r in row.references]
     return [published for published in found if published.reference.metric in record.metrics]
 
@@ -236,7 +236,7 @@ def _canonical(protocol: str, table: Table) -> tuple[str, frozenset[str]]:
 # Weights -----------------------------------------------------------------------------------------
 
 
-def _is_released(row: Row, weights: WeightsFile) -> bool:
+def is_released(row: Row, weights: WeightsFile) -> bool:
     """Whether weights are those of a row, by the name a library has them by or their SHA-256."""
     if row.download is not None and weights.path == row.download:
         return True
@@ -247,7 +247,7 @@ def _is_released(row: Row, weights: WeightsFile) -> bool:
 def _other_weights(record: Record, row: Row) -> str | None:
     if record.experiment.action == "train":
         return "other training: the published weights were trained elsewhere"
-    if not _is_released(row, record.weights):
+    if not is_released(row, record.weights):
         return f"other weights than the released {row.weights or row.network}"
     return None
 
@@ -278,7 +278,7 @@ def _knows_imagenet(initial: WeightsFile) -> bool:
         return "in1k" in path.lower() or "imagenet1k" in path.lower()
     tables = load_references().values()
     released = [row for t in tables if t.initial == "released" for row in t.rows]
-    if any(_is_released(row, initial) for row in released):
+    if any(is_released(row, initial) for row in released):
         return True
     training = _record_beside(path)
     return (

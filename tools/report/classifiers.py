@@ -48,11 +48,11 @@ def compare(pair: Pair, resamples: int, seed: int) -> Compared:
         if first.top.shape[1] < k:
             continue
         right = [np.stack([rows.correct(k) for rows in side]) for side in (plain, candidate)]
-        accuracy = statistics.compare_accuracy(right[0], right[1], resamples, seed)
+        accuracy = statistics.compare_accuracy(*right)
         metrics[f"top{k}_accuracy"] = accuracy
         metrics[f"top{k}_error"] = accuracy.mirrored()
         if k == 1:
-            by_class, varied = statistics.compare_classes(first.label, right[0], right[1])
+            by_class, varied = statistics.compare_classes(first.label, *right)
             names = pair.candidate[0].dataset.class_names
             classes = {
                 name: by_class[index] for index, name in enumerate(names) if index in by_class

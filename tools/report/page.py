@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib import resources
 
 import jinja2
@@ -14,7 +14,7 @@ from tools.experiments.tasks import TASKS
 from tools.report import plots, wording
 from tools.report.compared import find_pictures
 from tools.report.comparison import Comparison
-from tools.report.table import Run, Table
+from tools.report.table import Table
 from tools.statistics.outcomes import BETTER, WORSE
 
 # What a browser should be asked to show; the CSV and JSON files hold everything.
@@ -31,31 +31,25 @@ def render_page(table: Table, title: str) -> str:
     if len(comparisons) > DETAILED:
         detailed = comparisons[:DETAILED_OF_MANY]
     ends = 200 if len(detailed) <= OPEN else 15  # classes shown of each end, in a page for people
-    home = resources.files("tools.report")
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            lede=wording.lede(comparisons),
-            candidate=wording.candidate_word(comparisons),
-            table=table,
-            cards=comparisons[:CARDS],
-            rows=comparisons[:ROWS],
-            details=[_details(c, number < PICTURED, ends) for number, c in enumerate(detailed)],
-            runs=[_run_row(run) for run in table.runs[:ROWS]],
-            settings=table.runs[:SETTINGS],
-            refused=_reasons(table),
-            forest=_markup(plots.forest_plot(comparisons[:40], table.across)),
-            across=[found.sentence for found in table.across],
-            these_weights=wording.THESE_WEIGHTS,
-            cost_plots=_cost_plots(comparisons),
-            unfolded=len(detailed) <= OPEN,
-            tasks=TASKS,
-            metrics=METRICS,
-            css=Markup((home / "page.css").read_text("utf-8")),
-            js=Markup((home / "page.js").read_text("utf-8")),
-        )
+    page = environment().get_template("page.html")
+    return page.render(
+        title=title,
+        lede=wording.lede(comparisons),
+        candidate=wording.candidate_word(comparisons),
+        table=table,
+        cards=comparisons[:CARDS],
+        rows=comparisons[:ROWS],
+        details=[_details(c, number < PICTURED, ends) for number, c in enumerate(detailed)],
+        runs=table.runs[:ROWS],
+        settings=table.runs[:SETTINGS],
+        refused=_reasons(table),
+        forest=plots.forest_plot(comparisons[:40], table.across),
+        across=[found.sentence for found in table.across],
+        these_weights=wording.THESE_WEIGHTS,
+        cost_plots=_cost_plots(comparisons),
+        unfolded=len(detailed) <= OPEN,
+        tasks=TASKS,
+        metrics=METRICS,
     )
 
 
@@ -68,6 +62,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    home = resources.files("tools.report")
+    environment.globals["file"] = lambda name: Markup((home / name).read_text("utf-8"))
     environment.filters |= {
         "number": wording.number,
         "planned_range": wording.planned_range,
@@ -84,7 +80,7 @@ def environment() -> jinja2.Environment:
         "noise": wording.noise,
         "classes_sentence": wording.classes_sentence,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
-        "tone": _tone,
+        "tone": lambda verdict: verdict if verdict in (BETTER, WORSE) else "unclear",
         "pretty": lambda value: json.dumps(value, indent=1, default=str, ensure_ascii=False),
     }
     return environment
@@ -96,8 +92,8 @@ def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
     classes = comparison.classes
     return {
         "comparison": comparison,
-        "curve": _markup(plots.curve_plot(comparison)),
-        "class_plot": _markup(plots.class_plot(comparison)),
+        "curve": plots.curve_plot(comparison),
+        "class_plot": plots.class_plot(comparison),
         "classes": classes if len(classes) <= ends * 2 else (*classes[:ends], *classes[-ends:]),
         "pictures": pictures,
         "boxed": any(picture.is_boxed for picture in pictures),
@@ -105,24 +101,16 @@ def _details(comparison: Comparison, pictured: bool, ends: int) -> dict:
     }
 
 
-def _run_row(run: Run) -> dict:
-    record = run.record
-    name = TASKS[record.task].headline[0]
-    metric = record.metrics.get(name)
-    rate = record.timing.evaluate_images_per_second
-    return {"run": run, "metric": name, "value": metric, "rate": rate}
-
-
 def _reasons(table: Table) -> list[tuple[str, int]]:
     """Why runs with a plain twin are in no pair, and how many for each reason."""
-    reasons: dict[str, int] = defaultdict(int)
-    for run in table.runs:
-        if run.why_not_paired and run.record.backbone.twin is not None:
-            reasons[f"{run.network} on {run.record.dataset.name}: {run.why_not_paired}"] += 1
-    return sorted(reasons.items(), key=lambda item: -item[1])[:ROWS]
+    return Counter(
+        f"{run.network} on {run.dataset.name}: {run.why_not_paired}"
+        for run in table.runs
+        if run.why_not_paired and run.record.backbone.twin is not None
+    ).most_common(ROWS)
 
 
-def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, Markup]]:
+def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
     groups: dict[tuple, list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         groups[comparison.task, comparison.dataset, comparison.synthetic].append(comparison)
@@ -131,14 +119,5 @@ def _cost_plots(comparisons: tuple[Comparison, ...]) -> list[tuple[str, Markup]]
         svg = plots.cost_plot(group[:60], f"cost-{number}")
         if svg:
             made = " (synthetic data)" if group[0].synthetic else ""
-            drawn.append((f"{TASKS[task].label}: {dataset}{made}", Markup(svg)))
+            drawn.append((f"{TASKS[task].label}: {dataset}{made}", svg))
     return drawn
-
-
-def _markup(svg: str | None) -> Markup | None:
-    return None if svg is None else Markup(svg)
-
-
-def _tone(verdict: str) -> str:
-    """The CSS class of a verdict."""
-    return {BETTER: "better", WORSE: "worse"}.get(verdict, "unclear")

@@ -77,11 +77,7 @@ def pair_twins(
     paired: set[int] = set()
     reasons: dict[int, str] = {}
     for candidate, twin, plain in _wanted(latest, reasons, measured):
-        group = (
-            candidate.task, network_key(candidate.backbone), network_key(twin), candidate.comparison_hash,
-            _data(candidate), _protocol(candidate), candidate.experiment.action,
-            _commit(candidate),
-        )  # fmt: skip
+        group = (network_key(candidate.backbone), network_key(twin), *_conditions(candidate))
         differences: tuple[str, ...] = ()
         if plain is None:
             name = describe_network(twin)
@@ -101,8 +97,9 @@ def pair_twins(
                 continue
         paired |= {id(plain), id(candidate)}
         taken.add((group, id(plain)))
-        key = (*group, _untangle(differences))
-        together[key].append((plain, candidate))
+        # The seeds' own numbers left out: seeds that differ stay in one pair.
+        unequal = tuple("unequal seeds" if t.startswith("seed") else t for t in differences)
+        together[(*group, unequal)].append((plain, candidate))
     for record in latest:
         if id(record) not in paired:
             is_plain = record.backbone.twin is None
@@ -137,7 +134,7 @@ def _latest(records: list[Record]) -> tuple[list[Record], list[tuple[Record, str
     latest: dict[tuple[str, str | None], Record] = {}
     repeated = []
     for record in records:
-        key = (record.hash, _commit(record))
+        key = (record.hash, record.git.commit)
         if key in latest:
             repeated.append((latest[key], "repeated later: only the latest run counts"))
         latest[key] = record
@@ -182,7 +179,7 @@ def _differences(plain: Record, candidate: Record) -> tuple[str, ...]:
         "action": (plain.experiment.action, candidate.experiment.action),
         "data": (_data_name(plain), _data_name(candidate)),
         "protocol": (plain.protocol.name, candidate.protocol.name),
-        "commit": ((_commit(plain) or "")[:9], (_commit(candidate) or "")[:9]),
+        "commit": ((plain.git.commit or "")[:9], (candidate.git.commit or "")[:9]),
         "seed": (plain.seed, candidate.seed),
     }
     found = [f"{what}: {one} and {other}" for what, (one, other) in checks.items() if one != other]
@@ -200,17 +197,16 @@ def _rank(row: tuple[tuple[str, ...], Record]) -> tuple[int, bool]:
     return len(row[0]), not all(text.startswith("seed") for text in row[0])
 
 
-def _untangle(differences: tuple[str, ...]) -> tuple[str, ...]:
-    """The seeds' own numbers left out, so that seeds that differ stay in one pair."""
-    return tuple("unequal seeds" if text.startswith("seed") else text for text in differences)
-
-
-def _identity(record: Record, backbone: Network) -> tuple:
+def _identity(record: Record, backbone: Network) -> tuple[Any, ...]:
     """What a run of ``backbone`` has in common with its twin ``record``, and nothing else has."""
+    recipe = record.experiment.recipe
+    return network_key(backbone), recipe, record.seed, *_conditions(record)
+
+
+def _conditions(record: Record) -> tuple[Any, ...]:
     return (
-        record.task, network_key(backbone), record.comparison_hash, record.experiment.recipe,
-        record.experiment.action, _data(record), _protocol(record), _commit(record),
-        record.seed,
+        record.task, record.comparison_hash, record.experiment.action, _data(record), _protocol(record),
+        record.git.commit,
     )  # fmt: skip
 
 
@@ -232,13 +228,8 @@ def _data(record: Record) -> tuple[str, ...]:
 
 def _data_name(record: Record) -> str:
     data = record.dataset
-    made = "synthetic " if data.synthetic else ""
-    return f"{made}{data.name} {data.split}, {data.images} images"
+    return f"{'synthetic ' * data.synthetic}{data.name} {data.split}, {data.images} images"
 
 
 def _protocol(record: Record) -> str:
     return key_of([record.protocol.name, record.protocol.settings])
-
-
-def _commit(record: Record) -> str | None:
-    return record.git.commit

@@ -83,28 +83,21 @@ def effects_beside(
 
     What images and recipe do to both sides cancels in an effect.
     """
-    trained = [
-        [training_of(run, trainings) for run in side] for side in (pair.plain, pair.candidate)
-    ]
-    sides = [
-        {(p.table.name, p.reference.metric): p for p in references_of(side[0], known[0])}
-        for side, known in zip((pair.plain, pair.candidate), trained, strict=True)
-    ]
+    sides = []
+    for runs in (pair.plain, pair.candidate):
+        known = [(run, training_of(run, trainings)) for run in runs]
+        found = references_of(*known[0])
+        sides.append((known, {(p.table.name, p.reference.metric): p for p in found}))
     rows = []
-    for key in sides[0].keys() & sides[1].keys():
-        plain, candidate = sides[0][key], sides[1][key]
-        metric = plain.reference.metric
-        if (
-            plain.table.initial == "released"
-            or plain.reference.protocol != candidate.reference.protocol
-        ):
+    for key in sides[0][1].keys() & sides[1][1].keys():
+        plain, candidate = (by_key[key] for _, by_key in sides)
+        metric, protocol = candidate.reference.metric, candidate.reference.protocol
+        if plain.table.initial == "released" or plain.reference.protocol != protocol:
             continue
         refused = [
             reason
-            for runs, known, published in zip(
-                (pair.plain, pair.candidate), trained, (plain, candidate), strict=True
-            )
-            for run, training in zip(runs, known, strict=True)
+            for (known, _), published in zip(sides, (plain, candidate), strict=True)
+            for run, training in known
             if (reason := not_comparable(run, published, training))
         ]
         digits = digits_of(candidate.reference)

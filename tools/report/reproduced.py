@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from backbones.files import RECORD, write_whole
 from tools.experiments.record import METRICS, Record, read_record
@@ -18,7 +15,8 @@ from tools.experiments.study import REPORT
 from tools.references import Published, Reference, Row, judge, training_of
 from tools.references.reproduce import Target, Wish, training_of_row
 from tools.report import plots
-from tools.report.escape import escape_markdown, harmless
+from tools.report.escape import escape_markdown as e
+from tools.report.escape import harmless
 from tools.report.markdown import as_table
 from tools.report.page import environment
 from tools.statistics.outcomes import margin_of
@@ -100,13 +98,12 @@ class Sheet:
 
     def as_markdown(self) -> str:
         """The table, its verdicts, and what is missing."""
-        e = escape_markdown
         heads = ["", *(f"{c.group} {c.label} ({c.unit})".strip() for c in self.columns)]
         rows = [[line.label, *(str(c) if c else "" for c in line.cells)] for line in self.lines]
         parts = [f"# {e(self.title)}", f"**{SMOKE}**" if self.scale == "smoke" else _HOW]
-        parts.append(_markdown_table(heads, rows))
+        parts.append(_escaped_table(heads, rows))
         if verdicts := self.verdicts():
-            parts.append("## Verdicts\n\n" + _markdown_table(_VERDICT_HEADS, verdicts))
+            parts.append("## Verdicts\n\n" + _escaped_table(_VERDICT_HEADS, verdicts))
         for heading, texts in (("Not run", self.not_run), ("Notes", self.notes)):
             if texts:
                 parts.append(f"## {heading}\n\n" + "\n".join(f"- {e(text)}" for text in texts))
@@ -123,16 +120,11 @@ class Sheet:
 
     def as_page(self) -> str:
         """One HTML file that needs no other. Jinja2 escapes every text."""
-        return (
-            environment()
-            .get_template("reproduced.html")
-            .render(
-                sheet=self,
-                css=Markup((resources.files("tools.report") / "page.css").read_text("utf-8")),
-                curves=Markup(self.curves) if self.curves else None,
-                how=SMOKE if self.scale == "smoke" else _HOW,
-                heads=_VERDICT_HEADS,
-            )
+        template = environment().get_template("reproduced.html")
+        return template.render(
+            sheet=self,
+            how=SMOKE if self.scale == "smoke" else _HOW,
+            heads=_VERDICT_HEADS,
         )
 
 
@@ -276,14 +268,13 @@ def _add_gains(cells: dict[tuple[str, str], Cell]) -> None:
         plain = cells.get((_AGAIN, metric))
         if group != _SENET or plain is None or metric not in METRICS:
             continue
-        changes: dict[str, float] = {}
+        gains: dict[str, float] = {}
         if plain.published is not None and cell.published is not None:
-            changes["published_gain"] = float(plain.published) - float(cell.published)
+            gains["published_gain"] = float(plain.published) - float(cell.published)
         if plain.measured is not None and cell.measured is not None:
-            changes["measured_gain"] = plain.measured - cell.measured
-        cells[group, metric] = Cell(**(asdict(cell) | changes))
+            gains["measured_gain"] = plain.measured - cell.measured
+        cells[group, metric] = replace(cell, **gains)
 
 
-def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    escaped = ([escape_markdown(text) for text in row] for row in (heads, *rows))
-    return as_table(next(escaped), escaped)
+def _escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return as_table([e(head) for head in heads], ([e(text) for text in row] for row in rows))

@@ -14,7 +14,6 @@ from scipy import special, stats
 
 from tools.statistics.differences import (
     CONFIDENCE,
-    RESAMPLES,
     Difference,
     Noise,
     differences_over_seeds,
@@ -190,23 +189,19 @@ def score_interval(
     return ends[0], ends[1]
 
 
-def compare_accuracy(
-    plain: np.ndarray, candidate: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def compare_accuracy(plain: np.ndarray, candidate: np.ndarray) -> Difference:
     """Compare accuracies of twins over the same images.
 
     Args:
         plain, candidate: right or wrong, (S, N) bool: S seeds, N images.
-        resamples, seed: taken so that every comparison is called alike, and not used: the variance
-            of a mean over images is known without a bootstrap.
 
-    Returns the difference in percent points. One seed: Tango's score interval and McNemar's mid-p,
+    Returns the difference in percent points; the variance of a mean over images is known without a
+    bootstrap. One seed: Tango's score interval and McNemar's mid-p,
     about these weights. Several: variance components (``differences_over_seeds``).
 
     Raises:
         ValueError: the sides are not of one shape (S, N), or hold nothing.
     """
-    del resamples, seed
     _check_sides(plain, candidate)
     everything = np.zeros(plain.shape[1], dtype=int)
     return _compare_groups(everything, plain, candidate)[0][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -53,12 +53,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
-    known, adjusted = _known(p_values)
-    highest = 0.0
-    for step, (value, index) in enumerate(sorted(known)):
-        highest = max(highest, min(1.0, value * (len(known) - step)))
-        adjusted[index] = highest
-    return adjusted
+    return _adjusted(
+        p_values,
+        lambda p: np.maximum.accumulate(np.minimum(1.0, p * np.arange(len(p), 0, -1))),
+    )
 
 
 def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
@@ -68,12 +66,10 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
 
     Source: Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
     """
-    known, adjusted = _known(p_values)
-    lowest = 1.0
-    for rank, (value, index) in reversed(list(enumerate(sorted(known), start=1))):
-        lowest = min(lowest, value * len(known) / rank)
-        adjusted[index] = lowest
-    return adjusted
+    return _adjusted(
+        p_values,
+        lambda p: np.minimum.accumulate((p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1],
+    )
 
 
 def variation(
@@ -203,13 +199,13 @@ def _paule_mandel(values: np.ndarray, errors: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def _known(
-    p_values: Sequence[float | None],
-) -> tuple[list[tuple[float, int]], list[float | None]]:
-    """Those that are numbers, with their places, and a list of as many None."""
-    known = [
-        (float(value), index)
-        for index, value in enumerate(p_values)
-        if value is not None and not np.isnan(value)
-    ]
-    return known, [None] * len(p_values)
+def _adjusted(
+    p_values: Sequence[float | None], rule: Callable[[np.ndarray], np.ndarray]
+) -> list[float | None]:
+    """``rule`` adjusts those that are numbers, in rising order, (K,)."""
+    values = np.array(p_values, dtype=float)  # NaN for None
+    order = np.argsort(values, kind="stable")[: np.sum(~np.isnan(values))]
+    adjusted: list[float | None] = [None] * len(values)
+    for place, value in zip(order, rule(values[order]), strict=True):
+        adjusted[place] = float(value)
+    return adjusted
