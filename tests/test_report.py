@@ -180,7 +180,7 @@ def test_a_small_share_is_not_printed_as_nothing(costs, shown):
 
 def test_twins_of_one_condition_are_paired_seed_by_seed():
     runs = [record(network=n, seed=s) for s in (1, 0) for n in ("resnet20", "se_resnet20")]
-    (pair,) = pair_twins(runs).pairs
+    (pair,), _ = pair_twins(runs)
     assert [r.seed for r in pair.plain] == [r.seed for r in pair.candidate] == [0, 1]
     assert pair.unequal == ()
 
@@ -200,26 +200,26 @@ def test_twins_of_one_condition_are_paired_seed_by_seed():
 def test_unequal_twins_are_refused_and_paired_only_on_request(field, value, reason):
     plain, candidate = record(network="resnet20"), record(network="se_resnet20")
     candidate = altered(candidate, **{field: value})
-    refused = pair_twins([plain, candidate])
-    assert not refused.pairs
-    assert all(reason in why for _, why in refused.unpaired)
-    (pair,) = pair_twins([plain, candidate], allow_unequal=True).pairs
+    pairs, refused = pair_twins([plain, candidate])
+    assert not pairs
+    assert all(reason in why for _, why in refused)
+    (pair,), _ = pair_twins([plain, candidate], allow_unequal=True)
     assert any(text.split(":")[0] in reason or "unequal" in text for text in pair.unequal)
 
 
 def test_a_repeated_run_counts_once_and_says_so():
     first = record(network="resnet20")
     again = dataclasses.replace(first, created="2026-02-01T00:00:00+00:00")
-    pairing = pair_twins([first, again, record()])
-    assert pairing.pairs[0].plain == (again,)
-    assert any("repeated" in why for _, why in pairing.unpaired)
+    pairs, unpaired = pair_twins([first, again, record()])
+    assert pairs[0].plain == (again,)
+    assert any("repeated" in why for _, why in unpaired)
 
 
 def test_a_plain_run_serves_one_seed_only():
     runs = [record(network="resnet20"), record(seed=1), record(seed=2)]
-    pairing = pair_twins(runs, allow_unequal=True)
-    assert sum(len(pair.plain) for pair in pairing.pairs) == 1
-    assert any("further" in why for _, why in pairing.unpaired)
+    pairs, unpaired = pair_twins(runs, allow_unequal=True)
+    assert sum(len(pair.plain) for pair in pairs) == 1
+    assert any("further" in why for _, why in unpaired)
 
 
 # What is said ------------------------------------------------------------------------------------

@@ -52,18 +52,12 @@ class Pair:
         return *self.plain, *self.candidate
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Every run, in a pair or with the reason why not."""
-
-    pairs: list[Pair]
-    unpaired: list[tuple[Record, str]]  # every run in no pair, and why
-
-
 def pair_twins(
     records: list[Record], allow_unequal: bool = False, measured: SideBySide | None = None
-) -> Pairing:
+) -> tuple[list[Pair], list[tuple[Record, str]]]:
     """Find the twins among ``records``: plain networks of equal depth, and those of equal cost.
+
+    Returns the pairs, and every run that is in none with the reason why.
 
     Of runs that repeat an experiment only the latest counts; the others are unpaired.
     """
@@ -105,8 +99,7 @@ def pair_twins(
             is_plain = record.backbone.twin is None
             without = "no run of a network it is the plain twin of" if is_plain else "no twin"
             unpaired.append((record, reasons.get(id(record), without)))
-    pairs = [_pair(rows, key[-1], measured) for key, rows in together.items()]
-    return Pairing(pairs, unpaired)
+    return [_pair(rows, key[-1], measured) for key, rows in together.items()], unpaired
 
 
 def _wanted(

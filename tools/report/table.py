@@ -21,7 +21,7 @@ from tools.report.caveats import variants
 from tools.report.comparison import Comparison, compare_pair
 from tools.report.costs import side_by_side
 from tools.report.escape import harmless, harmless_costs
-from tools.report.pairs import Pair, Pairing, describe_network, pair_twins
+from tools.report.pairs import Pair, describe_network, pair_twins
 from tools.report.planned import FixedPlan, at_its_look, set_beside
 from tools.report.published import ReferenceRow, published_beside
 from tools.report.repeats import CONTRADICTION, Repeat, find_repeats
@@ -114,11 +114,11 @@ def build_table(
     _check_points(margin, run_sd)
     records, repeats = find_repeats([harmless(record) for record in records])
     beside = side_by_side(map(harmless_costs, measured))
-    pairing = pair_twins(records, allow_unequal, beside)
+    pairs, unpaired = pair_twins(records, allow_unequal, beside)
     trainings = _trainings(records)
     comparisons = [
         compare_pair(f"pair-{number}", pair, count, seed, trainings, margin, beside, run_sd)
-        for number, pair in enumerate(_in_order(pairing.pairs), start=1)
+        for number, pair in enumerate(_in_order(pairs), start=1)
         for count in [resamples if number <= STATISTICS_FOR else 0]
     ]
     told = _corrected([at_its_look(each, plans) for each in _told_apart(comparisons, repeats)])
@@ -128,7 +128,7 @@ def build_table(
         synthetic=any(record.synthetic for record in records),
         comparisons=told,
         across=pool_datasets(told),
-        runs=_runs(records, pairing, trainings, margin, run_sd),
+        runs=_runs(records, unpaired, trainings, margin, run_sd),
         skipped=tuple(printable(text) for text in warnings),
         repeats=repeats,
         plans=set_beside(plans, told),
@@ -161,12 +161,12 @@ def _in_order(pairs: list[Pair]) -> list[Pair]:
 
 def _runs(
     records: list[Record],
-    pairing: Pairing,
+    unpaired: list[tuple[Record, str]],
     trainings: dict[str, Record],
     margin: float | None,
     run_sd: float | None,
 ) -> tuple[Run, ...]:
-    why_not = {id(record): reason for record, reason in pairing.unpaired}
+    why_not = {id(record): reason for record, reason in unpaired}
     found = []
     for record, variant in zip(records, variants(records), strict=True):
         data, reason = record.dataset, why_not.get(id(record))
