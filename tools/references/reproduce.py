@@ -161,7 +161,7 @@ def training_of_row(row: Row, table: Table, wish: Wish) -> Training:
     """
     if wish.recipe is not None and wish.recipe not in row.recipes:
         raise ValueError(f"--recipe: {row.network}: " + unknown("recipe", wish.recipe, row.recipes))
-    recipe = wish.recipe or row.recipes[0]
+    recipe, dataset = wish.recipe or row.recipes[0], str(table.dataset["name"])
     own = _recipe(table.task, recipe).config
     written = own.backbone.options if row.backbone and row.backbone.startswith("se_") else {}
     usual = DEFAULT_OPTIONS | written
@@ -181,16 +181,12 @@ def training_of_row(row: Row, table: Table, wish: Wish) -> Training:
         settings = merge(settings, _nested(key, value))
     entry = "-".join([recipe, *changes])
     if wish.scale == "smoke":
-        entry, settings = (
-            f"smoke-{entry}",
-            merge(settings, _smoke(_SMOKE[str(table.dataset["name"])], own)),
-        )
-        if network.get("options", {}).get("excitation") == "relu":
+        entry, settings = f"smoke-{entry}", merge(settings, _smoke(_SMOKE[dataset], own))
+        if options.get("excitation") == "relu":
             entry, settings = f"{entry}-longer", merge(settings, _LONGER)
     for text in wish.overrides:
-        if _has_setting(table.task, text.partition("=")[0]):
+        if text.partition("=")[0] in _setting_names(table.task):
             settings = merge(settings, parse_override(text))
-    dataset = str(table.dataset["name"])
     return Training(
         table.task, recipe, entry, network, settings, dataset, None if same else protocol
     )
@@ -210,8 +206,8 @@ def study_of(targets: Sequence[Target], wish: Wish) -> dict[str, Any]:
     tasks = {training.task for training, _ in trainings}
     for text in wish.overrides:
         key = text.partition("=")[0]
-        if not any(_has_setting(task, key) for task in tasks):
-            known = [i.name for task in sorted(tasks) for i in describe_settings(_settings(task))]
+        known = [name for task in sorted(tasks) for name in _setting_names(task)]
+        if key not in known:
             raise ValueError(unknown("setting", key, known))
     entries: dict[str, dict[str, Any]] = {}
     samples: dict[str, dict[str, Any]] = {}
@@ -257,12 +253,9 @@ def _recipe(task: str, recipe: str) -> Experiment:
     return load_experiment(task, recipe)
 
 
-def _settings(task: str) -> type:
-    return settings_class(TASKS[task])
-
-
-def _has_setting(task: str, key: str) -> bool:
-    return any(info.name == key for info in describe_settings(_settings(task)))
+@functools.cache
+def _setting_names(task: str) -> list[str]:
+    return [info.name for info in describe_settings(settings_class(TASKS[task]))]
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
