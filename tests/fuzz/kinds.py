@@ -556,7 +556,9 @@ def write_templates(root: Path) -> None:
     _write_weights(root / "weights")
     # A run that is killed before it is recorded, which would take its checkpoint away.
     with (
-        patch("tools.experiments.run.write_record", side_effect=ValueError),
+        patch(
+            "tools.experiments.run.write_record", side_effect=ValueError("ended before the record")
+        ),
         contextlib.suppress(RuntimeError),
     ):
         run(f"{RUN} -o {root}/run".format(root=root))

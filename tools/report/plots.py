@@ -184,7 +184,7 @@ def curve_plot(comparison: Comparison) -> str | None:
 
 
 def error_curves(runs: Sequence[tuple[str, bool, Record]]) -> str | None:
-    """The curves of Figure 4, a panel a network: validation error; of training, the loss is recorded.
+    """Figure 4: top-1 error over epochs, in training dashed, of validation solid; a panel a network.
 
     Args:
         runs: name of the panel, whether the network holds SE, and its run.
@@ -192,27 +192,43 @@ def error_curves(runs: Sequence[tuple[str, bool, Record]]) -> str | None:
     panels = list(dict.fromkeys(name for name, _, _ in runs))
     if not panels:
         return None
-    shown = (("val_top1_error", "validation top-1 error (%)"), ("loss", "training loss"))
+    errors = (("train_top1_error", "--", "training"), ("val_top1_error", "-", "validation"))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure((_WIDTH, 2.1 * len(panels)), layout="constrained")
-        rows = figure.subplots(len(panels), len(shown), squeeze=False)
-        for name, row in zip(panels, rows, strict=True):
-            curves = [(_read_curve(run), with_se, None) for n, with_se, run in runs if n == name]
-            for axes, (key, label) in zip(row, shown, strict=True):
-                _draw_curves(axes, curves, key)
-                axes.set_title(_short(name, 32), fontsize=9)
-                axes.set_ylabel(label, fontsize=8)
-        spoken = "Curves over steps; dashed: plain networks, solid: their SE twins"
-        figure.supxlabel("step (dashed: plain, solid: SE)", fontsize=9)
+        rows = -(-len(panels) // 2)
+        figure = Figure((_WIDTH, 0.6 + 2.1 * rows), layout="constrained")
+        places = figure.subplots(rows, 2, squeeze=False).flat
+        for panel, axes in zip(panels, places, strict=False):
+            curves = [(_read_curve(run), with_se) for name, with_se, run in runs if name == panel]
+            for key, style, split in errors:
+                named = [(c, se, f"{'with' if se else 'without'} SE, {split}") for c, se in curves]
+                _draw_curves(axes, named, key, over="epoch", style=style)
+            axes.set_title(_short(panel, 32), fontsize=9)
+            axes.set_xlabel("epoch", fontsize=8)
+            axes.set_ylabel("top-1 error (%)", fontsize=8)
+        for axes in places:
+            axes.set_visible(False)
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=2, fontsize=8)
+        spoken = "Top-1 error over epochs with and without SE; dashed: training, solid: validation"
         return _svg(figure, "figure-4", f"{spoken}. Panels: {', '.join(panels)}")
 
 
-def _draw_curves(axes: Axes, curves: Sequence[tuple[list, bool, str | None]], key: str) -> None:
-    """One number of each curve over its steps: points, whether it is of the candidate, label."""
+def _draw_curves(
+    axes: Axes,
+    curves: Sequence[tuple[list, bool, str | None]],
+    key: str,
+    over: str = "step",
+    style: str | None = None,
+) -> None:
+    """One number of each curve: points, whether it is of the candidate, label.
+
+    Without a `style` the candidate's are solid, the others dashed.
+    """
     for points, is_candidate, label in curves:
-        if shown := _thinned([(p["step"], p[key]) for p in points if key in p]):
-            colour, style = (_CANDIDATE, "-") if is_candidate else (_PLAIN, "--")
-            axes.plot(*zip(*shown, strict=True), style, color=colour, linewidth=1.3, label=label)
+        if shown := _thinned([(p[over], p[key]) for p in points if key in p and over in p]):
+            colour, usual = (_CANDIDATE, "-") if is_candidate else (_PLAIN, "--")
+            line = style or usual
+            axes.plot(*zip(*shown, strict=True), line, color=colour, linewidth=1.3, label=label)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)
 
