@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling import Backbone as DetectorBackbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
@@ -44,7 +44,6 @@ from backbones.result import WeightsFile
 from backbones.weights.load import Weights, fit_backbone
 
 from .config import NORMS
-from .pyramid import Pyramid
 
 STAGES = ("res2", "res3", "res4", "res5")
 GROUPS = 32  # of GroupNorm, as in Detectron2
@@ -276,19 +275,19 @@ def _build_bare(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Detectron2Ba
     )
 
 
-def _build_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Pyramid:
+def _build_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return _with_fpn(_build_bare(name, cfg, input_shape), cfg, LastLevelMaxPool())
 
 
-def _build_retinanet_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> Pyramid:
+def _build_retinanet_fpn(name: str, cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     stages = _build_bare(name, cfg, input_shape)
     channels = stages.output_shape()["res5"].channels
     return _with_fpn(stages, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _with_fpn(stages: Detectron2Backbone, cfg: CfgNode, top_block: nn.Module) -> Pyramid:
+def _with_fpn(stages: Detectron2Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
     fpn = cfg.MODEL.FPN
-    return Pyramid(stages, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+    return FPN(stages, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
 
 
 # Detectron2Backbone --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from backbones.synced_norm import sync_norms
 
 from .config import DetectionConfig, reader_processes
 from .detector import ImageMapper
-from .pyramid import Pyramid
+from .parts import pad_alike, take_in_parts
 
 _ADVICE = "lower train.lr, warm up longer (train.warmup_iterations) or set train.clip_grad"
 
@@ -126,16 +126,15 @@ class _AMPTrainer(_ToldMemory, AMPTrainer):
 
 
 def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> SimpleTrainer:
-    images = config.train.batch_size // comm.get_world_size()
-    assert isinstance(model.backbone, Pyramid)
-    model.backbone.images_at_a_time = images // config.train.accumulate
     optimizer = build_optimizer(cfg, model)
-    on_cpu = cfg.MODEL.DEVICE == "cpu"
-    synced = config.detector.norm == "SyncBN" and comm.get_world_size() > 1
+    on_cpu, processes = cfg.MODEL.DEVICE == "cpu", comm.get_world_size()
+    if config.detector.norm == "SyncBN" and processes > 1:
+        model = sync_norms(model)
+        model.get_submodule("backbone").register_forward_pre_hook(pad_alike)
+    if config.train.accumulate > 1:
+        take_in_parts(model, config.train.batch_size // processes // config.train.accumulate)
     parallel = create_ddp_model(
-        sync_norms(model) if synced else model,
-        broadcast_buffers=False,
-        **({"device_ids": None} if on_cpu else {}),
+        model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
     )
     if config.train.precision == "float32":
         return _ToldMemory(parallel, None, optimizer)
