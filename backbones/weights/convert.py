@@ -203,6 +203,7 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
         comparable = name in other and mine.shape == other[name].shape
         differences[name] = (mine - other[name]).abs().max().item() if comparable else None
     scale = max(mine.abs().max().item() for mine in one.values())
+    equal = all(d is not None and d <= 1e-4 * scale for d in differences.values())
     return {
         "path": str(path),
         "format": weights.format,
@@ -213,15 +214,8 @@ def verify_weights(path: str | Path, against: str, size: int | None = None) -> d
         "logits": differences.pop("logits"),
         "stages": differences,
         "largest_value": scale,
-        "equal": all(
-            name in other and mine.shape == other[name].shape and _agree(mine, other[name], scale)
-            for name, mine in one.items()
-        ),
+        "equal": equal,
     }
-
-
-def _agree(one: Tensor, other: Tensor, scale: float) -> bool:
-    return (one - other).abs().max().item() <= 1e-4 * scale
 
 
 def _for_library(

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 PLACES365 = 365
+_ROWS = 8  # of each kind of mismatch that are shown
 _OWN_FORMATS = ("sebench", "sebench-detector")  # under our own names
 _OURS = r"(backbone|head)\."  # how names of this suite begin; MMPretrain's begin so too
 # Our stages as the backbone of a detector: of this suite's own, or converted for Detectron2.
@@ -216,13 +217,33 @@ def _check_shapes(
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     misshapen = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
-    if missing or unexpected or misshapen:
-        table = _mismatch_table(wanted, given, missing, unexpected, misshapen)
-        fit = len(wanted) - len(missing) - len(misshapen)
-        raise ValueError(
-            f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
-            f" it has:\n{table}"
-        )
+    if not (missing or unexpected or misshapen):
+        return
+
+    def rows(kind: str, names: Sequence[str], describe: Callable[[str], str]) -> list[str]:
+        shown = [describe(name) for name in names[:_ROWS]]
+        if len(names) > _ROWS:
+            shown.append(f"... and {len(names) - _ROWS} more")
+        return [f"  {kind:<11}{text}" for text in shown]
+
+    def near(name: str) -> str:
+        others = unexpected if name in wanted else missing
+        match = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        return f"{name}  (nearest: {match[0]})" if match else name
+
+    def shapes(name: str) -> str:
+        return f"{name}  {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} wanted"
+
+    table = [
+        *rows("missing", missing, near),
+        *rows("unexpected", unexpected, near),
+        *rows("misshapen", misshapen, shapes),
+    ]
+    fit = len(wanted) - len(missing) - len(misshapen)
+    raise ValueError(
+        f"{weights.path} ({weights.title}) does not fit the network, {fit} of whose {len(wanted)} tensors"
+        " it has:\n" + "\n".join(table)
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str = "") -> None:
@@ -268,22 +289,24 @@ def structure_of(backbone: nn.Module) -> dict[str, Any]:
 
 def _interpret(file: TensorFile) -> Weights:
     """Say what network a file's tensors are of: by our own metadata, else by their names."""
-    own: dict[str, Any] = {
-        "path": file.path,
-        "sha256": file.sha256,
-        "own_tensors": file.tensors,
-        "found_in": file.found_in,
-    }
+    weights = Weights(
+        path=file.path,
+        format="unknown",
+        title="a format not known",
+        sha256=file.sha256,
+        tensors=file.tensors,
+        own_tensors=file.tensors,
+        found_in=file.found_in,
+    )
     known = read_metadata(file)
     if any(re.fullmatch(_STAGES, name) for name in file.tensors):
-        return _of_detector(file, known)
+        return _of_detector(weights, known)
     ours = all(re.match(_OURS, name) for name in file.tensors)
     weight_format = None if ours and known else recognize(file.tensors)
     if ours and weight_format is None:
-        weights = Weights(**own, format="sebench", title="this suite's own", tensors=file.tensors)
-        return _with_metadata(weights, known)
+        return _with_metadata(replace(weights, format="sebench", title="this suite's own"), known)
     if weight_format is None:
-        return Weights(**own, format="unknown", title="a format not known", tensors=file.tensors)
+        return weights
     tensors = to_ours(file.tensors, weight_format)
     structure, unfit = {}, None
     try:
@@ -291,8 +314,8 @@ def _interpret(file: TensorFile) -> Weights:
     except ValueError as error:
         unfit = str(error)
     head = tensors.get("head.fc.weight")
-    weights = Weights(
-        **own,
+    weights = replace(
+        weights,
         format=weight_format.name,
         title=weight_format.title,
         tensors=tensors,
@@ -313,10 +336,10 @@ def _interpret(file: TensorFile) -> Weights:
     return replace(weights, backbone=fitting_network(tensors, weight_format, weights.structure))
 
 
-def _of_detector(file: TensorFile, known: Metadata | None) -> Weights:
+def _of_detector(weights: Weights, known: Metadata | None) -> Weights:
     """Take our backbone out of a detector; the rest of it counts as a head, which is dropped."""
     tensors = {}
-    for name, tensor in file.tensors.items():
+    for name, tensor in weights.own_tensors.items():
         match = re.fullmatch(_STAGES, name)
         if match:
             tensors[f"backbone.{match[1]}"] = tensor
@@ -324,15 +347,13 @@ def _of_detector(file: TensorFile, known: Metadata | None) -> Weights:
             tensors[name] = tensor
         elif known is None or known.structure is None:
             tensors[f"head.{name}"] = tensor
-    weights = Weights(
-        path=file.path,
-        sha256=file.sha256,
+    of_detector = replace(
+        weights,
         format="sebench-detector",
         title="a detector of this suite",
         tensors=with_counters(tensors),
-        own_tensors=file.tensors,
     )
-    return _with_metadata(weights, known)
+    return _with_metadata(of_detector, known)
 
 
 def _with_metadata(weights: Weights, known: Metadata | None) -> Weights:
@@ -380,33 +401,3 @@ def _word(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _mismatch_table(
-    wanted: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    misshapen: Sequence[str],
-    rows: int = 8,
-) -> str:
-    """Word what does not fit, at most `rows` lines of each kind."""
-    lines = []
-
-    def add(kind: str, names: Sequence[str], describe: Any) -> None:
-        for name in names[:rows]:
-            lines.append(f"  {kind:<11}{describe(name)}")
-        if len(names) > rows:
-            lines.append(f"  {kind:<11}... and {len(names) - rows} more")
-
-    def near(name: str, others: Sequence[str]) -> str:
-        match = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
-        return f"{name}  (nearest: {match[0]})" if match else name
-
-    def shapes(name: str) -> str:
-        return f"{name}  {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} wanted"
-
-    add("missing", missing, lambda name: near(name, unexpected))
-    add("unexpected", unexpected, lambda name: near(name, missing))
-    add("misshapen", misshapen, shapes)
-    return "\n".join(lines)

@@ -5,6 +5,7 @@ them. No object of a library is handed to a pickle, so that none can be called o
 """
 
 import math
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -107,33 +108,26 @@ def get_metadata(state: Any) -> Any:
 
 # Placeholders --------------------------------------------------------------------------------------
 
-# Classes of the standard library whose objects training scripts keep beside the tensors.
+# Package -> classes whose objects training scripts keep beside the tensors.
 _INERT = {
-    ("argparse", "Namespace"),
-    ("types", "SimpleNamespace"),
-    ("collections", "deque"),
-    ("datetime", "date"),
-    ("datetime", "datetime"),
-    ("datetime", "timedelta"),
-    ("datetime", "timezone"),
-    ("decimal", "Decimal"),
-    ("fractions", "Fraction"),
-    ("functools", "partial"),
-    ("uuid", "UUID"),
-    ("builtins", "object"),
-    ("builtins", "range"),
-    ("builtins", "slice"),
-    ("numpy.random._pickle", "__randomstate_ctor"),
-    ("numpy.random._pickle", "__generator_ctor"),
-    ("numpy.random._pickle", "__bit_generator_ctor"),
+    "argparse": ("Namespace",),
+    "builtins": ("object", "range", "slice"),
+    "collections": ("deque",),
+    "datetime": ("date", "datetime", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "functools": ("partial",),
+    "numpy": ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"),
+    "types": ("SimpleNamespace",),
+    "uuid": ("UUID",),
 }
-_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
 
 
 def _is_class_of_data(module: str, name: str) -> bool:
     """Whether an object of that class may be a placeholder: by the custom of naming classes."""
     root = module.partition(".")[0]
-    if (module, name) in _INERT or (root == "pathlib" and name in _PATHS):
+    if name in _INERT.get(root, ()):
         return True
     if root in sys.stdlib_module_names or root in ("nt", "posix", "__builtins__"):
         return False
@@ -159,16 +153,11 @@ class ArrayType:
     """A numpy dtype of kind b, i, u, f, S, U, or O for arrays of objects, as plain values."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
-        if not isinstance(code, str) or not code:
-            raise ValueError(f"an array type {str(code)[:40]!r}")
-        self.order = code[0] if code[0] in "<>|=" else "="
-        bare = code.lstrip("<>|=")
-        self.kind, size = bare[:1], bare[1:]
-        if self.kind not in "biufSUO" or not self.kind or not size.isdecimal() or len(size) > 9:
-            raise ValueError(f"an array type {code[:40]!r}; numbers and text are read")
+        parts = re.fullmatch(r"([<>|=]?)([biufSUO])(\d{1,9})", code) if type(code) is str else None
+        self.order, self.kind, size = parts.groups() if parts else ("", "", "")
+        if parts is None or int(size) not in _SIZES.get(self.kind, (int(size),)):
+            raise ValueError(f"an array type {str(code)[:40]!r}; numbers and text are read")
         self.size = int(size)
-        if self.kind in _SIZES and self.size not in _SIZES[self.kind]:
-            raise ValueError(f"an array type {code[:40]!r}; numbers and text are read")
 
     def set_state(self, state: Any) -> None:
         """Take the byte order. The rest of the state has one right value for each kind.
@@ -191,7 +180,7 @@ class ArrayType:
         """Return the dtype. Raises ValueError for arrays of objects, which numpy would call into."""
         if self.kind == "O":
             raise ValueError("objects where numbers are wanted")
-        order = "" if self.order in "|=" else self.order
+        order = self.order if self.order in ("<", ">") else ""
         return np.dtype(f"{order}{self.kind}{self.size}")
 
 
@@ -207,14 +196,12 @@ class ArrayShell:
         An array of objects comes as a list; of one object without a shape, as that object.
         """
         _, shape, kind, fortran, data = state
-        if not isinstance(kind, ArrayType):
-            raise TypeError("an array without a type")
-        if kind.kind == "O":
+        if isinstance(kind, ArrayType) and kind.kind == "O":
             count = count_elements(shape)
             if not isinstance(data, list) or len(data) != count:
                 raise ValueError("an array of objects without them")
             return data[0] if shape == () else data
-        return array_of(data, kind.numpy(), shape, "F" if fortran else "C")
+        return array_of(data, kind, shape, "F" if fortran else "C")
 
 
 def count_elements(shape: Any) -> int:
@@ -226,12 +213,18 @@ def count_elements(shape: Any) -> int:
     return math.prod(shape)
 
 
-def array_of(data: Any, dtype: np.dtype, shape: Sequence[int], order: Any = "C") -> np.ndarray:
+def array_of(data: Any, kind: Any, shape: Sequence[int], order: Any = "C") -> np.ndarray:
     """Return the array whose bytes are `data` (bytes, or Python 2's text).
+
+    Args:
+        kind: an ArrayType, or numpy's dtype.
 
     Raises:
         ValueError: there are fewer or more bytes than the shape says.
     """
+    dtype = kind.numpy() if isinstance(kind, ArrayType) else kind
+    if not isinstance(dtype, np.dtype):
+        raise TypeError("an array without a type")
     raw = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(raw, (bytes, bytearray, memoryview)):
         raise TypeError("an array without bytes")
@@ -246,22 +239,14 @@ def array_of(data: Any, dtype: np.dtype, shape: Sequence[int], order: Any = "C")
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: Any, data: Any = b"") -> Any:
-    if not isinstance(dtype, ArrayType):
-        raise TypeError("a number without a type")
-    return array_of(data, dtype.numpy(), ())[()]
-
-
 def _array_from_buffer(
     buffer: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None
 ) -> np.ndarray:
-    if not isinstance(dtype, ArrayType):
-        raise TypeError("an array without a type")
-    array = array_of(buffer, dtype.numpy(), shape, order)
-    if axes is not None:
-        count_elements(axes)
-        array = array.transpose(axes)
-    return array
+    array = array_of(buffer, dtype, shape, order)
+    if axes is None:
+        return array
+    count_elements(axes)
+    return array.transpose(axes)
 
 
 # Tensors -------------------------------------------------------------------------------------------
@@ -343,22 +328,20 @@ def _bytes(content: Any = b"", encoding: Any = None) -> bytes:
     return bytes(content)
 
 
-def _number(make: type) -> Callable[..., Any]:
+def _checked(make: type, kinds: tuple[type, ...]) -> Callable[..., Any]:
     def build(*parts: Any) -> Any:
-        if any(not isinstance(part, (int, float, str)) or len(str(part)) > 400 for part in parts):
-            raise TypeError("a number of something else")
+        if not all(isinstance(part, kinds) for part in parts):
+            raise TypeError(f"a {make.__name__} of something else")
+        if kinds is _NUMBERS and any(len(str(part)) > 400 for part in parts):
+            raise ValueError(f"a {make.__name__} of too many digits")
         return make(*parts)
 
     return build
 
 
-def _collection(make: type) -> Callable[..., Any]:
-    def build(items: Any = ()) -> Any:
-        if not isinstance(items, (list, tuple, set, frozenset, Mapping, str, bytes)):
-            raise TypeError("a collection of something else")
-        return make(items)
-
-    return build
+_NUMBERS = (int, float, str)
+_SEQUENCES = (list, tuple, set, frozenset)
+_COLLECTIONS = (*_SEQUENCES, Mapping, str, bytes)
 
 
 def _refuse(what: str) -> Callable[..., NoReturn]:
@@ -380,11 +363,11 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "bytearray"): lambda *given: bytearray(_bytes(*given)),
     ("builtins", "type"): _refuse("classes; it is not executed"),
     ("numpy._core.multiarray", "_reconstruct"): ArrayShell,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): lambda kind, data=b"": array_of(data, kind, ())[()],
     ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
     ("numpy", "dtype"): ArrayType,
     ("numpy", "ndarray"): _refuse("arrays of raw memory, as numpy's own never do"),
-    ("torch", "Size"): _collection(tuple),
+    ("torch", "Size"): _checked(tuple, _COLLECTIONS),
     ("torch", "device"): lambda *parts: ":".join(str(part)[:20] for part in parts),
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -392,6 +375,9 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
     ("torch._tensor", "_rebuild_from_type_v2"): _subclass,
-    **{("builtins", kind.__name__): _collection(kind) for kind in (list, tuple, set, frozenset)},
-    **{("builtins", kind.__name__): _number(kind) for kind in (int, float, complex, bool)},
+    **{("builtins", make.__name__): _checked(make, _COLLECTIONS) for make in _SEQUENCES},
+    **{
+        ("builtins", make.__name__): _checked(make, _NUMBERS)
+        for make in (int, float, complex, bool)
+    },
 }

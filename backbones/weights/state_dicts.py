@@ -1,6 +1,6 @@
 """Find the state dict in what training scripts wrap around it, and give its tensors plain names."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -168,16 +168,10 @@ def _module_tensors(
 def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
         name = key.decode("latin1") if isinstance(key, bytes) else str(key)
-        if isinstance(value, (list, tuple)):
-            yield from _numbered(name, value)
-        elif (tensor := _as_tensor(value)) is not None:
-            yield name, tensor
-
-
-def _numbered(name: str, values: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
-    for index, value in enumerate(values):
-        if (tensor := _as_tensor(value)) is not None:
-            yield f"{name}/{index}", tensor
+        is_list = isinstance(value, (list, tuple))
+        for index, item in enumerate(value if is_list else [value]):
+            if (tensor := _as_tensor(item)) is not None:
+                yield f"{name}/{index}" if is_list else name, tensor
 
 
 def _as_tensor(value: Any) -> Tensor | None:
