@@ -75,14 +75,8 @@ class ResidualBlock(nn.Module):
         if stride != 1 or in_channels != self.out_channels:
             kernel = projection_kernel if stride != 1 else 1
             self.shortcut = projection(in_channels, self.out_channels, stride, kernel)
-        self.se = slot.build_in_block(
-            in_channels=in_channels,
-            inner_channels=inner if bottleneck else None,
-            out_channels=self.out_channels,
-            stage=stage,
-            map_stride=map_stride,
-            stride=stride,
-        )
+        of_map = in_channels, inner if bottleneck else None, self.out_channels
+        self.se = slot.build_in_block(of_map, stage, map_stride, stride)
         self.relu = nn.ReLU()
         channels = in_channels
         for index, (out, kernel, step, split) in enumerate(plan, start=1):

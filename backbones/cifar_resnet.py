@@ -76,14 +76,8 @@ class PreActivationBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if changes and project:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        self.se = slot.build_in_block(
-            in_channels=in_channels,
-            inner_channels=width if bottleneck else None,
-            out_channels=out_channels,
-            stage=stage,
-            map_stride=map_stride,
-            stride=stride,
-        )
+        of_map = in_channels, width if bottleneck else None, out_channels
+        self.se = slot.build_in_block(of_map, stage, map_stride, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out channels, H / stride, W / stride)."""

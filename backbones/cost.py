@@ -56,6 +56,18 @@ def count_multiply_adds(
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two operations
 
 
+def count_everything(network: nn.Module, side: int) -> dict[str, int]:
+    """What a `BackboneInfo` tells of the cost of a network with 1000 classes, at `side` pixels."""
+    size = (3, side, side)
+    return {
+        "parameters": count_parameters(network),
+        "multiply_adds": count_multiply_adds(network, size),
+        "multiply_adds_with_gating": count_multiply_adds(network, size, with_gating=True),
+        "input_size": side,
+        "classes": 1000,
+    }
+
+
 def _residual_addition(x_shape, y_shape, *args, out_shape=None, **kwargs) -> int:
     """Count the sum of two feature maps of equal shape, in torch's unit of half multiply-adds."""
     if isinstance(y_shape, torch.Size) and len(x_shape) == 4 and x_shape == y_shape:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.config import BackboneInfo
+from backbones.cost import count_everything
 from backbones.features import Backbone, FeatureSpec, Network
 from backbones.libraries import build_model, input_format_of, twin
 
@@ -107,25 +108,13 @@ class ExternalHead(nn.Module):
 @functools.cache
 def describe(name: str) -> BackboneInfo:
     """Describe a library's network with its 1000 classes. Raises ValueError as `ExternalBackbone`."""
-    from backbones.cost import count_multiply_adds, count_parameters
-
-    plan = _plan(name, ())
     with torch.device("meta"):
         network = Network(ExternalBackbone(name), num_classes=1000)
     side = input_format_of(name).size or 224
     is_se = any(type(module).__name__ in _SE_MODULES for module in network.modules())
-    return BackboneInfo(
-        name=name,
-        family=name.partition(":")[0],
-        twin=twin(name),
-        is_se=is_se,
-        parameters=count_parameters(network),
-        multiply_adds=count_multiply_adds(network, (3, side, side)),
-        multiply_adds_with_gating=count_multiply_adds(network, (3, side, side), with_gating=True),
-        input_size=side,
-        classes=1000,
-        detection=plan.detection,
-    )
+    family, detection = name.partition(":")[0], _plan(name, ()).detection
+    counted = count_everything(network, side)
+    return BackboneInfo(name, family, twin(name), is_se, **counted, detection=detection)
 
 
 # How a network is cut -----------------------------------------------------------------------------

@@ -52,6 +52,7 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], Any]) 
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         if callable(content):
+            partial.touch()  # else some writers make a file that only its owner can read
             content(partial)
         else:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -60,8 +61,6 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], Any]) 
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        # Some writers (safetensors) make files that only their owner can read.
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -196,15 +195,3 @@ def _open_locked(path: Path, until: float) -> TextIO:
 
 
 _held: set[tuple[int, str]] = set()  # record locks do not exclude a second lock in the same process
-
-
-def _umask() -> int:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    except OSError:
-        pass
-    mask = os.umask(0)  # the only portable way to read it is to set it
-    os.umask(mask)
-    return mask

@@ -96,38 +96,6 @@ def _frozen_weights() -> AbstractContextManager[Any]:
     return config.patch(freezing=True)
 
 
-class ResidualSum(nn.Module):
-    """y = act(gate * last(body(x)) + shortcut(x)): a residual block without norms.
-
-    Args:
-        gate: of (body(x), last(body(x))) -> (N, C, 1, 1) or (N, C, H, W); None for plain blocks.
-        shortcut: of x.
-        relu: whether a ReLU follows the sum.
-    """
-
-    def __init__(
-        self,
-        body: nn.Module,
-        last: nn.Conv2d,
-        gate: nn.Module | None,
-        shortcut: nn.Module,
-        relu: bool = True,
-    ) -> None:
-        super().__init__()
-        self.body, self.last, self.gate, self.shortcut = body, last, gate, shortcut
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in channels, H, W) to (N, out channels, H / stride, W / stride)."""
-        inner = self.body(x)
-        y = self.last(inner)
-        if self.gate is None:
-            y = y.add_(self.shortcut(x))
-        else:
-            y = torch.addcmul(self.shortcut(x), y, self.gate(inner, y), out=y)
-        return y.relu_() if self.relu else y
-
-
 class EarlyGate(nn.Module):
     """The gate of `se` on the output of the 1x1 convolution `last`, from that one's input."""
 
@@ -145,22 +113,46 @@ class EarlyGate(nn.Module):
         self.fc2 = se.fc2
         self.excitation = EXCITATIONS[se.excitation]
 
-    def forward(self, inner: Tensor, y: Tensor) -> Tensor:
+    def forward(self, inner: Tensor) -> Tensor:
         """Return the gate (N, C, 1, 1) from the input of `last` (N, inner channels, H, W)."""
         z = inner.mean(dim=(2, 3))  # (N, inner channels)
         return self.excitation(self.fc2(self.fc1(z).relu_()))[:, :, None, None]
 
 
-class LateGate(nn.Module):
-    """The gate of `se` as it is, from what it will scale."""
+class ResidualSum(nn.Module):
+    """y = act(gate * last(body(x)) + shortcut(x)): a residual block without norms.
 
-    def __init__(self, se: SEBlock) -> None:
+    Args:
+        gate: of the sum's first term: from the input of `last` early, or from what it will scale, as
+            SE is; None for plain blocks.
+        shortcut: of x.
+        relu: whether a ReLU follows the sum.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        last: nn.Conv2d,
+        gate: EarlyGate | SEBlock | None,
+        shortcut: nn.Module,
+        relu: bool = True,
+    ) -> None:
         super().__init__()
-        self.se = se
+        self.body, self.last, self.shortcut = body, last, shortcut
+        self.gate: EarlyGate | SEBlock | None = gate
+        self.relu = relu
 
-    def forward(self, inner: Tensor, y: Tensor) -> Tensor:
-        """Return the gate from what it will scale, y (N, C, H, W)."""
-        return self.se.gate(y)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in channels, H, W) to (N, out channels, H / stride, W / stride)."""
+        inner = self.body(x)
+        y = self.last(inner)
+        if self.gate is None:
+            y = y.add_(self.shortcut(x))
+        else:
+            gate = self.gate
+            factor = gate(inner) if isinstance(gate, EarlyGate) else gate.gate(y)
+            y = torch.addcmul(self.shortcut(x), y, factor, out=y)
+        return y.relu_() if self.relu else y
 
 
 # Norms ---------------------------------------------------------------------------------------------
@@ -283,7 +275,7 @@ def _rewrite_inception_block(block: InceptionResidualBlock) -> nn.Module:
         return block
     gate = _build_gate(block.se, block.conv) if isinstance(block.se, SEBlock) else None
     last = block.conv
-    if not isinstance(gate, LateGate):
+    if not isinstance(gate, SEBlock):
         last = copy.deepcopy(last)  # the block's scale becomes part of its weights
         last.weight.mul_(block.scale)
         assert last.bias is not None
@@ -293,6 +285,6 @@ def _rewrite_inception_block(block: InceptionResidualBlock) -> nn.Module:
     return ResidualSum(block.branches, last, gate, nn.Identity(), type(block.relu) is nn.ReLU)
 
 
-def _build_gate(se: SEBlock, last: nn.Conv2d) -> nn.Module:
+def _build_gate(se: SEBlock, last: nn.Conv2d) -> EarlyGate | SEBlock:
     is_pointwise = last.kernel_size == last.stride == (1, 1) and last.groups == 1
-    return EarlyGate(se, last) if is_pointwise and se.squeeze == "avg" else LateGate(se)
+    return EarlyGate(se, last) if is_pointwise and se.squeeze == "avg" else se

@@ -91,34 +91,19 @@ class OpenMMLabBackbone(BaseModule):
         return self
 
 
-@MODELS.register_module()
-def ResNet(depth: int = 50, **settings: Any) -> OpenMMLabBackbone:
-    """Build ResNet-18, -34, -50, -101 or -152."""
-    return OpenMMLabBackbone(f"resnet{depth}", **settings)
+def _register(name: str, network: str, depth: int) -> None:
+    def build(depth: int = depth, **settings: Any) -> OpenMMLabBackbone:
+        return OpenMMLabBackbone(network.format(depth), **settings)
+
+    MODELS.register_module(name=name, module=build)
 
 
-@MODELS.register_module()
-def SEResNet(depth: int = 50, **settings: Any) -> OpenMMLabBackbone:
-    """Build SE-ResNet-18, -34, -50, -101 or -152."""
-    return OpenMMLabBackbone(f"se_resnet{depth}", **settings)
-
-
-@MODELS.register_module()
-def ResNeXt(depth: int = 50, **settings: Any) -> OpenMMLabBackbone:
-    """Build ResNeXt-50 or -101 (32x4d)."""
-    return OpenMMLabBackbone(f"resnext{depth}_32x4d", **settings)
-
-
-@MODELS.register_module()
-def SEResNeXt(depth: int = 50, **settings: Any) -> OpenMMLabBackbone:
-    """Build SE-ResNeXt-50 or -101 (32x4d)."""
-    return OpenMMLabBackbone(f"se_resnext{depth}_32x4d", **settings)
-
-
-@MODELS.register_module()
-def SENet(**settings: Any) -> OpenMMLabBackbone:
-    """Build SENet-154."""
-    return OpenMMLabBackbone("senet154", **settings)
+# Type in a config -> what the suite calls networks of a depth, and the depth that is meant where none is told.
+_register("ResNet", "resnet{}", 50)
+_register("SEResNet", "se_resnet{}", 50)
+_register("ResNeXt", "resnext{}_32x4d", 50)
+_register("SEResNeXt", "se_resnext{}_32x4d", 50)
+_register("SENet", "senet{}", 154)
 
 
 @MODELS.register_module(name="SEBlock")

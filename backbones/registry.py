@@ -146,7 +146,7 @@ def load_user_module(path: str | Path) -> None:
 def _describe_registered(name: str) -> BackboneInfo:
     import torch  # only for networks outside the table, which must be built to be counted
 
-    from backbones.cost import count_multiply_adds, count_parameters
+    from backbones.cost import count_everything
     from backbones.features import Network
 
     entry = _registered[name]
@@ -156,16 +156,6 @@ def _describe_registered(name: str) -> BackboneInfo:
     detection = None
     if strides != [4, 8, 16, 32]:
         detection = f"its last stages have strides {strides}, a detector needs 4, 8, 16, 32"
-    size = entry.input_size
-    return BackboneInfo(
-        name=name,
-        family=entry.family,
-        twin=entry.twin,
-        is_se=entry.is_se,
-        parameters=count_parameters(network),
-        multiply_adds=count_multiply_adds(network, (3, size, size)),
-        multiply_adds_with_gating=count_multiply_adds(network, (3, size, size), with_gating=True),
-        input_size=size,
-        classes=1000,
-        detection=detection,
-    )
+    twin, is_se = entry.twin, entry.is_se
+    counted = count_everything(network, entry.input_size)
+    return BackboneInfo(name, entry.family, twin, is_se, **counted, detection=detection)

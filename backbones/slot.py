@@ -54,34 +54,29 @@ class Slot:
         return builder(channels, **arguments)
 
     def build_in_block(
-        self,
-        *,
-        in_channels: int,
-        inner_channels: int | None,
-        out_channels: int,
-        stage: int,
-        map_stride: int,
-        stride: int,
+        self, channels: tuple[int, int | None, int], stage: int, map_stride: int, stride: int
     ) -> nn.Module:
         """Build the module for a residual block, where `placement` has it.
 
         Args:
-            inner_channels: of the one 3x3 convolution of a bottleneck; None for a basic block.
+            channels: of the block's input, of the one 3x3 convolution of a bottleneck (None for a
+                basic block), of the output.
             map_stride: of the block's output from the image; `stride` is the block's own.
 
         Raises:
             ValueError: placement '3x3' in a basic block.
         """
+        first, inner, last = channels
         if self.placement == "pre":
-            return self.build(in_channels, stage, map_stride // stride)
+            return self.build(first, stage, map_stride // stride)
         if self.placement != "3x3":
-            return self.build(out_channels, stage, map_stride)
-        if inner_channels is None:
+            return self.build(last, stage, map_stride)
+        if inner is None:
             raise ValueError(
                 "placement '3x3' is for bottleneck blocks, after their one 3x3 convolution;"
                 " this network has basic blocks with two"
             )
-        return self.build(inner_channels, stage, map_stride)
+        return self.build(inner, stage, map_stride)
 
 
 PLAIN = Slot()
