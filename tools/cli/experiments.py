@@ -13,22 +13,7 @@ import typer
 
 from backbones.files import SETTINGS
 from tools.cli import arguments
-from tools.cli.arguments import (
-    BackboneOption,
-    DataOption,
-    DataRootOption,
-    DryRunOption,
-    ImportOption,
-    JsonOption,
-    OutputOption,
-    OverridesArgument,
-    RecipeOption,
-    TaskArgument,
-    check_file,
-    complete_backbones,
-    say,
-    show,
-)
+from tools.cli.arguments import check_file, complete_backbones, say, show
 from tools.cli.fetch import DownloadOption, OfflineOption, fetch_only
 from tools.cli.signals import stop_hint
 
@@ -37,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def train(
-    task: TaskArgument,
-    overrides: OverridesArgument = None,
-    recipe: RecipeOption = None,
-    backbone: BackboneOption = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    output: OutputOption = None,
+    task: arguments.TaskArgument,
+    overrides: arguments.OverridesArgument = None,
+    recipe: arguments.RecipeOption = None,
+    backbone: arguments.BackboneOption = None,
+    data: arguments.DataOption = None,
+    data_root: arguments.DataRootOption = None,
+    output: arguments.OutputOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data order.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights to start from; default: random.")
@@ -51,15 +36,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
-    imports: ImportOption = None,
+    imports: arguments.ImportOption = None,
     tracker: Annotated[
         str | None,
         typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too."),
     ] = None,
-    dry_run: DryRunOption = False,
+    dry_run: arguments.DryRunOption = False,
     download_only: DownloadOption = False,
     offline: OfflineOption = False,
-    as_json: JsonOption = False,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Train a network, evaluate it, and record the result.
 
@@ -92,8 +77,8 @@ def train(
 
 def evaluate(
     ctx: typer.Context,
-    task: TaskArgument,
-    overrides: OverridesArgument = None,
+    task: arguments.TaskArgument,
+    overrides: arguments.OverridesArgument = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +88,7 @@ def evaluate(
             "do in one pass over the images.",
         ),
     ] = None,
-    recipe: RecipeOption = None,
+    recipe: arguments.RecipeOption = None,
     backbone: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,10 +98,10 @@ def evaluate(
             autocompletion=complete_backbones,
         ),
     ] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    output: OutputOption = None,
-    imports: ImportOption = None,
+    data: arguments.DataOption = None,
+    data_root: arguments.DataRootOption = None,
+    output: arguments.OutputOption = None,
+    imports: arguments.ImportOption = None,
     evaluator: Annotated[
         str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
     ] = None,
@@ -127,10 +112,10 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
     ] = None,
-    dry_run: DryRunOption = False,
+    dry_run: arguments.DryRunOption = False,
     download_only: DownloadOption = False,
     offline: OfflineOption = False,
-    as_json: JsonOption = False,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Evaluate weights and record the result, or score a file of detections.
 
