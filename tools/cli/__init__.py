@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from backbones.offline import follow_switches
-from tools.cli import costs, experiments, lookup, plan, proof, reproduce, study, weights
+from tools.cli import costs, doctor, experiments, lookup, plan, proof, reproduce, study, weights
 from tools.cli.arguments import say
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ def _options(
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Experiments": {
         "train": experiments.train, "evaluate": experiments.evaluate, "run": study.run,
-        "status": study.status, "demo": study.demo, "plan": plan.plan, "doctor": study.doctor,
+        "status": study.status, "demo": study.demo, "plan": plan.plan, "doctor": doctor.doctor,
         "reproduce": reproduce.reproduce,
     },
     "Results": {

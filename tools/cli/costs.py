@@ -87,25 +87,29 @@ def measure(
         print(path)
 
 
+TwinOfArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="SE network: NAME, or 'NAME option=value ...' in quotes.",
+        autocompletion=complete_backbones,
+    ),
+]
+MatchOption = Annotated[
+    str, typer.Option(help="parameters, multiply_adds, or latency, which is measured.")
+]
+ByOption = Annotated[
+    str | None,
+    typer.Option(
+        help="wider or deeper.", show_default="the plain twin as it is, if equal; wider; deeper"
+    ),
+]
+
+
 def twin(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="SE network: NAME, or 'NAME option=value ...' in quotes.",
-            autocompletion=complete_backbones,
-        ),
-    ],
-    match: Annotated[
-        str, typer.Option(help="parameters, multiply_adds, or latency, which is measured.")
-    ],
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="wider or deeper.",
-            show_default="the plain twin as it is, if equal; wider; deeper",
-        ),
-    ] = None,
+    name: TwinOfArgument,
+    match: MatchOption,
+    by: ByOption = None,
     within: Annotated[float, typer.Option(min=0.0, help="Percent.")] = 1.0,
     size: SizeOption = None,
     device: DeviceOption = "auto",

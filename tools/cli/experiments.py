@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,38 @@ from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.experiment import Experiment
+
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weights to evaluate; several times for several, which classification and scene "
+        "do in one pass over the images.",
+    ),
+]
+BackbonesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        "-b",
+        help="Network; one for all weights, or one for each. Default: what the file says.",
+        autocompletion=complete_backbones,
+    ),
+]
+TrackerOption = Annotated[
+    str | None, typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too.")
+]
+EvaluatorOption = Annotated[
+    str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
+]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
+]
 
 
 def train(
@@ -37,10 +68,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
     imports: arguments.ImportOption = None,
-    tracker: Annotated[
-        str | None,
-        typer.Option(help="Show the curve in tensorboard, wandb, mlflow or trackio too."),
-    ] = None,
+    tracker: TrackerOption = None,
     dry_run: arguments.DryRunOption = False,
     download_only: DownloadOption = False,
     offline: OfflineOption = False,
@@ -79,39 +107,16 @@ def evaluate(
     ctx: typer.Context,
     task: arguments.TaskArgument,
     overrides: arguments.OverridesArgument = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            "-w",
-            help="Weights to evaluate; several times for several, which classification and scene "
-            "do in one pass over the images.",
-        ),
-    ] = None,
+    weights: WeightsOption = None,
     recipe: arguments.RecipeOption = None,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backbone",
-            "-b",
-            help="Network; one for all weights, or one for each. Default: what the file says.",
-            autocompletion=complete_backbones,
-        ),
-    ] = None,
+    backbone: BackbonesOption = None,
     data: arguments.DataOption = None,
     data_root: arguments.DataRootOption = None,
     output: arguments.OutputOption = None,
     imports: arguments.ImportOption = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="Detection: hotcoco, or pycocotools; equal numbers.")
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Detection: score this COCO results file instead."),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="COCO ground truth for --results.")
-    ] = None,
+    evaluator: EvaluatorOption = None,
+    results: ResultsOption = None,
+    annotations: AnnotationsOption = None,
     dry_run: arguments.DryRunOption = False,
     download_only: DownloadOption = False,
     offline: OfflineOption = False,
@@ -131,31 +136,17 @@ def evaluate(
 
       sebench evaluate detection --results a.json --annotations val.json -b se_resnet50 -o runs/a
     """
-    run = partial(_run, output=output, resume=False, dry_run=dry_run, as_json=as_json)
+    if results is not None or annotations is not None:
+        experiments = _of_results(ctx)
+    else:
+        root = data_root and str(data_root)
+        given = {"data.name": data, "data.root": root, "evaluate.evaluator": evaluator}
+        files, networks = list(weights or ()), list(backbone or ())
+        experiments = _evaluations(task, files, recipe, networks, overrides, given, imports)
     if download_only:
-        run = partial(_fetch, as_json=as_json)
-    named = list(backbone or ())
-    if results is None and annotations is None:
-        given = {
-            "data.name": data,
-            "data.root": data_root and str(data_root),
-            "evaluate.evaluator": evaluator,
-        }
-        run(_evaluations(task, list(weights or ()), recipe, named, overrides, given, imports))
-        return
-    score = _check_results(ctx, task, results, annotations, named)
-    files = (str(results), str(annotations))
-    if named:
-        from tools.experiments.experiment import results_experiment
-
-        told = [*(overrides or ()), *([f"evaluate.evaluator={evaluator}"] if evaluator else ())]
-        run([results_experiment(task, *files, named[0], told, imports or ())])
-        return
-    from tools.cli.display import print_metrics
-    from tools.experiments.tasks import load_function
-
-    scores = load_function(score)(*files, evaluator or "hotcoco")
-    show(scores, as_json, lambda found: print_metrics(found["metrics"], found["missing"]))
+        _fetch(experiments, as_json)
+    elif experiments:
+        _run(experiments, output, False, dry_run, as_json)
 
 
 # Parts of the commands ---------------------------------------------------------------------------
@@ -313,37 +304,53 @@ def _place(experiment: Experiment, output: Path | None) -> Path:
     return folder / f"{name}-{experiment.hash[:8]}".replace(":", "_")
 
 
-def _check_results(
-    ctx: typer.Context,
-    task: str,
-    results: Path | None,
-    annotations: Path | None,
-    backbones: list[str],
-) -> str:
+def _of_results(ctx: typer.Context) -> list[Experiment]:
+    """The experiment that a file of results is the outcome of; without a network it is scored here."""
+    from tools.cli.display import print_metrics
+    from tools.experiments.experiment import results_experiment
+    from tools.experiments.tasks import load_function
+
+    given = ctx.params
+    score = _check_results(ctx)
+    task, evaluator, backbones = given["task"], given["evaluator"], given["backbone"]
+    files = (str(given["results"]), str(given["annotations"]))
+    if backbones:
+        told = [*(given["overrides"] or ())]
+        told += [f"evaluate.evaluator={evaluator}"] if evaluator else []
+        return [results_experiment(task, *files, backbones[0], told, given["imports"] or ())]
+    scores = load_function(score)(*files, evaluator or "hotcoco")
+    show(scores, given["as_json"], lambda found: print_metrics(found["metrics"], found["missing"]))
+    return []
+
+
+def _check_results(ctx: typer.Context) -> str:
     """The function that scores a file of results, where no more and no less is given."""
     from tools.experiments.tasks import TASKS, find_task
 
-    score = find_task(task).score
+    given = ctx.params
+    score = find_task(given["task"]).score
     if score is None:
         able = " or ".join(name for name, row in TASKS.items() if row.score)
         raise ValueError(f"--results is for {able}: sebench evaluate {able} --results FILE")
-    if results is None or annotations is None:
-        missing = "--results" if results is None else "--annotations"
-        raise ValueError(f"{missing} is missing: scoring a file needs --results and --annotations")
+    for name in ("results", "annotations"):
+        if given[name] is None:
+            raise ValueError(
+                f"--{name} is missing: scoring a file needs --results and --annotations"
+            )
     counted = {"task", "results", "annotations", "evaluator", "backbone", "as_json", "offline"}
-    if backbones:
+    if given["backbone"]:
         counted |= {"overrides", "output", "imports", "dry_run"}
     others = [each for each in ctx.command.params if each.name not in counted]
-    if given := [each for each in others if ctx.params[each.name or ""]]:
-        names = ["key=value" if each.name == "overrides" else each.opts[0] for each in given]
+    if useless := [each for each in others if given[each.name or ""]]:
+        names = ["key=value" if each.name == "overrides" else each.opts[0] for each in useless]
         raise ValueError(
             f"{', '.join(names)}: --results scores a file as it is, and no network is run; leave "
             "that out, or evaluate --weights. With --backbone NAME, the network it came from, it is "
             "recorded, and --output, --import and seed=N count"
         )
-    check_file(results)
-    check_file(annotations)
-    if len(backbones) > 1:
+    check_file(given["results"])
+    check_file(given["annotations"])
+    if len(given["backbone"] or ()) > 1:
         raise ValueError("--backbone is given twice: a results file is of one network")
     return score
 

@@ -17,40 +17,48 @@ if TYPE_CHECKING:
     from tools.references.reproduce import Target, Wish
 
 
+WhatArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TABLE...] [KEY=VALUE]...", help="table-2, figure-4, ..., all; and settings."
+    ),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
+]
+ScaleOption = Annotated[
+    Literal["paper", "smoke"],
+    typer.Option(help="smoke: synthetic images and a few steps; shows that it works."),
+]
+RootsOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[SET=]DIR", help="Where data lie: imagenet=DIR, coco=DIR, ..."),
+]
+InitialOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK=FILE",
+        help="Detection: ImageNet weights; without, they are trained first.",
+    ),
+]
+WhichRecipeOption = Annotated[
+    str | None, typer.Option(help="Which recipe, where a table has several.")
+]
+ListOption = Annotated[
+    bool, typer.Option("--dry-run", help="List cells, what is missing and the cost; run nothing.")
+]
+
+
 def reproduce(
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TABLE...] [KEY=VALUE]...", help="table-2, figure-4, ..., all; and settings."
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of all runs; tables go into its report/.")
-    ] = Path(),
-    scale: Annotated[
-        Literal["paper", "smoke"],
-        typer.Option(help="smoke: synthetic images and a few steps; shows that it works."),
-    ] = "paper",
+    what: WhatArgument = None,
+    output: RunsOption = Path(),
+    scale: ScaleOption = "paper",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each network.")] = 1,
-    data_root: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[SET=]DIR", help="Where data lie: imagenet=DIR, coco=DIR, ..."),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NETWORK=FILE",
-            help="Detection: ImageNet weights; without, they are trained first.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Which recipe, where a table has several.")
-    ] = None,
+    data_root: RootsOption = None,
+    weights: InitialOption = None,
+    recipe: WhichRecipeOption = None,
     jobs: JobsOption = 1,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="List cells, what is missing and the cost; run nothing."),
-    ] = False,
+    dry_run: ListOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the networks of a table of the paper by its protocol, and print the table beside the paper's.

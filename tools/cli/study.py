@@ -1,12 +1,12 @@
-"""The commands about studies: run, demo, status, doctor."""
+"""The commands about studies: run, demo, status."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,6 @@ from tools.cli.signals import stop_hint
 
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
-    from tools.experiments.doctor import Finding
     from tools.experiments.executors import Executor
     from tools.experiments.status import CellState
     from tools.experiments.study import Cell, Looks, Study
@@ -39,37 +38,46 @@ PlanOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan, 
 _DEMO_JOBS = min(2, os.cpu_count() or 1)
 
 
+OptionsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Only cells of this name: 'imagenet/se_*-seed0'."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
+]
+RetriesOption = Annotated[
+    int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
+]
+CellOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
+]
+CellsOption = Annotated[
+    bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
+]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
+    ),
+]
+
+
 def run(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The matrix to run.")],
     output: RunsOption,
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the executor.")
-    ] = None,
+    options: OptionsArgument = None,
     jobs: JobsOption = 1,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only cells of this name: 'imagenet/se_*-seed0'."),
-    ] = None,
+    only: OnlyOption = None,
     executor: Annotated[str, typer.Option(help="Where cells run: local, ray, slurm.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of the cluster, host:port; the same as address=...")
-    ] = None,
-    retries: Annotated[
-        int, typer.Option(min=0, max=20, help="Further attempts after a failure that can pass.")
-    ] = 2,
-    cell: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Run this cell alone, here.")
-    ] = None,
-    cells: Annotated[
-        bool, typer.Option("--cells", help="Print the cells as JSON, for jobs that use --cell.")
-    ] = False,
-    example: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="With --cells: print a script for bash, slurm-array, kubernetes, sagemaker.",
-        ),
-    ] = None,
+    address: AddressOption = None,
+    retries: RetriesOption = 2,
+    cell: CellOption = None,
+    cells: CellsOption = False,
+    example: ExampleOption = None,
     imports: ImportOption = None,
     dry_run: PlanOnlyOption = False,
     download_only: DownloadOption = False,
@@ -94,44 +102,20 @@ def run(
 
     tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
     """
-    if example and not cells:
-        raise ValueError(f"--example {example} is for --cells: it prints a script that runs them")
-    if cell is not None and (cells or only or jobs > 1 or executor != "local"):
-        raise ValueError(
-            f"--cell {cell} runs one cell here: leave out --cells, --only, --jobs, --executor"
-        )
-    from tools.experiments.executors import find_executor
-
-    told = read_pairs(options, f"options of --executor {executor} are written key=value")
-    open_executor = find_executor(executor, told | ({"address": address} if address else {}))
-    matrix, everything, chosen = _plan(study, output, imports or (), only or ())
+    _check_cell(example, cells, cell, bool(only or jobs > 1 or executor != "local"))
+    open_executor = _find_executor(executor, options, address)
+    matrix, everything, chosen = _plan(study, output, imports or (), only or (), cell)
     command = ["sebench", "run", str(study), "-o", str(output)]
     command += [text for path in imports or () for text in ("--import", str(path))]
     if cells:
-        command += ["--offline"] if SWITCH in switches() else []
         _print_cells(everything, chosen, output, example, command)
-        return
-    from tools.cli.display import print_plan
-    from tools.experiments.fetch import require_fetched
-    from tools.experiments.plan import check_lock  # and with it scipy
-    from tools.experiments.study import DATA, make_sample_data
-
-    check_lock(everything, output, matrix.looks)
-    if cell is not None:
-        if cell >= len(everything):
-            raise ValueError(f"--cell {cell}: there are cells 0 to {len(everything) - 1}")
-        chosen = [everything[cell]]
-    if dry_run:
-        print_plan(chosen)
-    elif download_only:
-        make_sample_data(matrix, output)
-        fetch_only(chosen)
+    elif dry_run or download_only:
+        _look(matrix, everything, chosen, output, download_only)
     elif cell is not None:
         _run_one(matrix, everything, chosen[0], output)
     else:
-        lacking = (each.experiment for each in chosen if each.status() != "recorded")
-        require_fetched(lacking, shlex.join(command), made_in=output / DATA)
-        _run(matrix, everything, chosen, output, lambda: open_executor(chosen, jobs), retries)
+        opened = partial(open_executor, chosen, jobs)
+        _run(matrix, everything, chosen, output, command, opened, retries)
 
 
 def demo(
@@ -175,61 +159,30 @@ def status(
         watch_states(look, watch)
 
 
-def doctor(
-    study: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[STUDY.yaml]", help="Without it, the machine alone.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder that runs are to be written to.")
-    ] = Path("runs"),
-    thorough: Annotated[
-        bool,
-        typer.Option(
-            "--thorough",
-            help="Open every image of large sets, and compare train and val by content: minutes.",
-        ),
-    ] = False,
-    imports: ImportOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What will fail, or is likely a mistake, in a study and on this machine, each with its mend.
-
-    Data (counts, labels, ids, damaged files, images both trained on and reported), weights, settings
-    against recipe and data, memory of a batch, disk, GPU and driver, clock. Exit code 1: something
-    will fail; doubts alone give 0.
-
-    [bold]Examples[/]
-
-      sebench doctor study.yaml -o runs
-
-      sebench doctor study.yaml -o runs --thorough --json | jq '.[] | select(.fails)'
-    """
-    from tools.experiments.doctor import examine
-    from tools.experiments.study import load_study, make_sample_data, plan
-
-    with tempfile.TemporaryDirectory() as folder:
-        cells = []
-        if study is not None:
-            planned = load_study(study)
-            # Sample data are made when the study runs: here they are made to be looked at.
-            place = Path(folder) if planned.sample_data else output
-            cells = plan(planned, place, imports or ())
-            if planned.sample_data:
-                make_sample_data(planned, place)
-        found = examine(cells, output, thorough)
-    show(found, as_json, lambda found: _print_findings(found, len(cells)))
-    if any(finding.fails for finding in found):
-        raise typer.Exit(1)
-
-
 # Parts of the commands ---------------------------------------------------------------------------
 
 
+def _check_cell(example: str | None, cells: bool, cell: int | None, several: bool) -> None:
+    """Refuse options that do not go together."""
+    if example and not cells:
+        raise ValueError(f"--example {example} is for --cells: it prints a script that runs them")
+    if cell is not None and (cells or several):
+        raise ValueError(
+            f"--cell {cell} runs one cell here: leave out --cells, --only, --jobs, --executor"
+        )
+
+
+def _find_executor(
+    name: str, options: Sequence[str] | None, address: str | None
+) -> Callable[[Sequence[Cell], int], Executor]:
+    from tools.experiments.executors import find_executor
+
+    told = read_pairs(options, f"options of --executor {name} are written key=value")
+    return find_executor(name, told | ({"address": address} if address else {}))
+
+
 def _plan(
-    path: Path, output: Path, imports: Sequence[Path], only: Sequence[str]
+    path: Path, output: Path, imports: Sequence[Path], only: Sequence[str], cell: int | None
 ) -> tuple[Study, list[Cell], list[Cell]]:
     """A study, all its cells, and those that are asked for."""
     from tools.experiments.study import load_study, plan, require_sources, select
@@ -240,11 +193,36 @@ def _plan(
     except ValueError as error:
         named = str(path) in str(error)
         raise ValueError(str(error) if named else f"{path}: {error}") from None
-    if not only:
-        return study, cells, cells
-    chosen = select(cells, only, "--only")
-    require_sources(chosen, cells)
+    chosen = cells
+    if only:
+        chosen = select(cells, only, "--only")
+        require_sources(chosen, cells)
+    if cell is not None:
+        if cell >= len(cells):
+            raise ValueError(f"--cell {cell}: there are cells 0 to {len(cells) - 1}")
+        chosen = [cells[cell]]
     return study, cells, chosen
+
+
+def _check_lock(study: Study, cells: Sequence[Cell], output: Path) -> None:
+    from tools.experiments.plan import check_lock  # and with it scipy
+
+    check_lock(cells, output, study.looks)
+
+
+def _look(
+    study: Study, everything: Sequence[Cell], cells: list[Cell], output: Path, download: bool
+) -> None:
+    """Show the plan, or fetch what it needs; nothing is run."""
+    from tools.cli.display import print_plan
+    from tools.experiments.study import make_sample_data
+
+    _check_lock(study, everything, output)
+    if not download:
+        print_plan(cells)
+        return
+    make_sample_data(study, output)
+    fetch_only(cells)
 
 
 def _run(
@@ -252,16 +230,21 @@ def _run(
     everything: list[Cell],
     cells: list[Cell],
     output: Path,
+    command: Sequence[str],
     open_executor: Callable[[], Executor],
     retries: int,
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay
     from tools.experiments.cells import Schedule
+    from tools.experiments.fetch import require_fetched
     from tools.experiments.run import typed_command
     from tools.experiments.status import write_plan
-    from tools.experiments.study import REPORT, make_sample_data
+    from tools.experiments.study import DATA, REPORT, make_sample_data
 
+    _check_lock(study, everything, output)
+    lacking = (each.experiment for each in cells if each.status() != "recorded")
+    require_fetched(lacking, shlex.join(command), made_in=output / DATA)
     output.mkdir(parents=True, exist_ok=True)
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
@@ -365,7 +348,8 @@ def _print_cells(
     if example is None:
         show([state.as_plain() for state in read_states(planned, output)], as_json=True)
     else:
-        print(example_script(example, planned, command), end="")
+        switched = ["--offline"] if SWITCH in switches() else []
+        print(example_script(example, planned, [*command, *switched]), end="")
 
 
 def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> None:
@@ -379,6 +363,7 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     from tools.experiments.status import write_plan
     from tools.experiments.study import DATA, make_sample_data
 
+    _check_lock(study, cells, output)
     _require_look(cells, cell, output, study.looks)
     output.mkdir(parents=True, exist_ok=True)
     if study.sample_data:
@@ -401,17 +386,3 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     record = read_recorded(cell.experiment, cell.directory)
     if record is not None and first_process:
         print_record(record)
-
-
-def _print_findings(found: Sequence[Finding], cells: int) -> None:
-    for finding in found:
-        print(f"{'fails' if finding.fails else 'doubt'}  {finding.where}: {finding.what}")
-        if finding.mend:
-            print(f"       mend: {finding.mend}")
-    failing = sum(finding.fails for finding in found)
-    looked = f"{cells} cell{'s' * (cells != 1)} and this machine" if cells else "this machine"
-    print(
-        f"{looked}: {failing} will fail, {len(found) - failing} in doubt"
-        if found
-        else f"{looked}: well"
-    )
