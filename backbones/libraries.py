@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backbones.config import InputFormat
+from backbones.config import InputFormat, first_line
 from backbones.offline import is_offline, require_network
 from backbones.weights.files import TensorFile
 
@@ -123,9 +123,7 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
             weights = _torchvision_weights(model, tag)
             tensors = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # each library, and what it downloads with, has errors of its own
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
+        reason = first_line(error)[:200]
         raise ValueError(
             f"{name}: {library} could not get the weights ({reason}). Without a network, download the"
             " file elsewhere and give its path instead"

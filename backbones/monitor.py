@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backbones.files import CURVE, cut_curve
 from backbones.heartbeat import tell
-from backbones.tracker import Tracker
+from backbones.tracker import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -66,31 +66,27 @@ class Monitor:
         self._pending: list[tuple[int, float, Any]] = []  # steps, learning rates, losses
         self._interval = 0.0  # seconds that the pending steps took, as far as it was looked
         self._since = self._told = time.perf_counter()
-        self._tracker: Tracker | None = None
+        self._log: Callable[[dict[str, Any]], None] | None = None  # to trackers
         self._progress: Progress | None = None
         self.seconds = 0.0
 
     @contextmanager
     def watch(self, step: int) -> Iterator[None]:
         """Show the training that goes on from `step`, for the length of a `with` block."""
-        if self._is_first:
-            cut_curve(self._directory / CURVE, step)
-            wish = (self._train.tracker, self._train.tensorboard)
-            self._tracker = Tracker(self._directory, *wish, self._settings, step)
-            self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task(
-                "training", total=self._total_steps, completed=step, rate=0.0, loss=math.nan
-            )
-            if self._progress.console.is_terminal:
-                self._progress.start()
-        self._since = time.perf_counter()
-        try:
+        with ExitStack() as stack:
+            if self._is_first:
+                cut_curve(self._directory / CURVE, step)
+                wish = (self._train.tracker, self._train.tensorboard)
+                trackers = open_trackers(self._directory, *wish, self._settings, step)
+                self._log = stack.enter_context(trackers)
+                self._progress = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
+                self._task = self._progress.add_task(
+                    "training", total=self._total_steps, completed=step, rate=0.0, loss=math.nan
+                )
+                if self._progress.console.is_terminal:
+                    stack.enter_context(self._progress)
+            self._since = time.perf_counter()
             yield
-        finally:
-            if self._progress is not None and self._progress.console.is_terminal:
-                self._progress.stop()
-            if self._tracker is not None:
-                self._tracker.close()
 
     @property
     def is_due(self) -> bool:
@@ -129,8 +125,8 @@ class Monitor:
         row = {"step": step, "epoch": epoch, **values}
         with open(self._directory / CURVE, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self._tracker is not None:
-            self._tracker.log(row)
+        if self._log is not None:
+            self._log(row)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the time, and the steps that the curve lacks yet.

@@ -43,9 +43,8 @@ class ShakeBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.even = mode == "shake_even"
-        build_branch = _resnext_branch if cardinality else _basic_branch
-        self.branch1 = build_branch(in_channels, width, stride, cardinality)
-        self.branch2 = build_branch(in_channels, width, stride, cardinality)
+        self.branch1 = _branch(in_channels, width, stride, cardinality)
+        self.branch2 = _branch(in_channels, width, stride, cardinality)
         self.out_channels = out_channels = 4 * width if cardinality else width
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -132,26 +131,17 @@ class ShakeShake(Backbone):
         initialize_he(self)
 
 
-def _basic_branch(in_channels: int, width: int, stride: int, _: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-    )
-
-
-def _resnext_branch(in_channels: int, width: int, stride: int, cardinality: int) -> nn.Sequential:
-    inner = width * cardinality
-    return nn.Sequential(
-        nn.Conv2d(in_channels, inner, 1, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU(),
-        nn.Conv2d(inner, inner, 3, stride, padding=1, groups=cardinality, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU(),
-        nn.Conv2d(inner, 4 * width, 1, bias=False),
-        nn.BatchNorm2d(4 * width),
-    )
+def _branch(in_channels: int, width: int, stride: int, cardinality: int) -> nn.Sequential:
+    # (channels, kernel, stride, groups) of each convolution
+    plan = [(width, 3, stride, 1), (width, 3, 1, 1)]
+    if cardinality:
+        inner = width * cardinality
+        plan = [(inner, 1, 1, 1), (inner, 3, stride, cardinality), (4 * width, 1, 1, 1)]
+    branch, channels = nn.Sequential(), in_channels
+    for index, (out, kernel, step, groups) in enumerate(plan):
+        if index or not cardinality:
+            branch.append(nn.ReLU())
+        conv = nn.Conv2d(channels, out, kernel, step, kernel // 2, groups=groups, bias=False)
+        branch.extend([conv, nn.BatchNorm2d(out)])
+        channels = out
+    return branch

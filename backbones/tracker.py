@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,45 +28,38 @@ PROJECT = (
 Log = Callable[[int, Mapping[str, float]], None]  # (step, values)
 
 
-class Tracker:
-    """Takes the rows of a run's curve.
+@contextmanager
+def open_trackers(
+    directory: Path, name: str | None, tensorboard: bool, settings: Any, step: int
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that passes on rows of a run's curve: "step", and values by their names.
+
+    Args:
+        name: one of OPENERS, or None.
+        tensorboard: whether TensorBoard's files are written, where it is installed.
+        settings: of the run, a dataclass.
+        step: the run goes on from here.
 
     Raises:
         ValueError: `name` is not installed.
     """
+    check_tracker(name)
+    names = [name] if name else []
+    if tensorboard and "tensorboard" not in names:
+        if find_spec("tensorboard"):
+            names.append("tensorboard")
+        else:
+            logger.info("tensorboard is not installed: %s holds the same points", CURVE)
+    with ExitStack() as stack:
+        logs = [OPENERS[each](directory, asdict(settings), step, stack) for each in names]
 
-    def __init__(
-        self, directory: Path, name: str | None, tensorboard: bool, settings: Any, step: int
-    ) -> None:
-        """Open what is asked for.
+        def log(row: Mapping[str, Any]) -> None:
+            known = {key: value for key, value in row.items() if value is not None}
+            step = known.pop("step")
+            for each in logs:
+                each(step, known)
 
-        Args:
-            name: one of OPENERS, or None.
-            tensorboard: whether TensorBoard's files are written, where it is installed.
-            settings: of the run, a dataclass.
-            step: the run goes on from here.
-        """
-        check_tracker(name)
-        self._logs: list[Log] = []
-        self._open = ExitStack()
-        names = [name] if name else []
-        if tensorboard and "tensorboard" not in names:
-            if find_spec("tensorboard"):
-                names.append("tensorboard")
-            else:
-                logger.info("tensorboard is not installed: %s holds the same points", CURVE)
-        for each in names:
-            self._logs.append(OPENERS[each](directory, asdict(settings), step, self._open))
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Pass on a row: "step", and values by their names; those that are None are left out."""
-        values = {key: value for key, value in row.items() if key != "step" and value is not None}
-        for log in self._logs:
-            log(row["step"], values)
-
-    def close(self) -> None:
-        """End the run in the tracker."""
-        self._open.close()
+        yield log
 
 
 def check_tracker(name: str | None) -> None:

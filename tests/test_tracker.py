@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from backbones import BackboneSettings
-from backbones.tracker import Tracker
+from backbones.tracker import open_trackers
 from classification import run
 from classification.config import (
     ClassificationConfig,
@@ -61,8 +61,9 @@ def module(monkeypatch, request):
 def test_a_tracker_gets_each_value_of_a_row_with_its_step_and_is_closed(module, config, tmp_path):
     name, fake = module
     directory = tmp_path / "study" / "run"
-    tracker = Tracker(directory, name, False, config, 0)
-    tracker.log({"step": 2, "loss": 0.5, "val_loss": None})
+    trackers = open_trackers(directory, name, False, config, 0)
+    log_row = trackers.__enter__()
+    log_row({"step": 2, "loss": 0.5, "val_loss": None})
     if name == "mlflow":
         log, end, begin = fake.log_metrics, fake.end_run, fake.start_run
         assert begin.call_args.kwargs["run_name"] == "study/run"
@@ -72,7 +73,7 @@ def test_a_tracker_gets_each_value_of_a_row_with_its_step_and_is_closed(module, 
         assert begin.call_args_list[0].kwargs["config"]["seed"] == 0
     log.assert_called_once_with({"loss": 0.5}, step=2)
     end.assert_not_called()
-    tracker.close()
+    trackers.__exit__(None, None, None)
     end.assert_called_once_with()
 
 

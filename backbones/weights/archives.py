@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.config import first_line
 from backbones.weights.pickled_objects import (
     Reference,
     Storage,
@@ -40,7 +41,7 @@ def open_zip(content: bytes) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(io.BytesIO(content))
         parts: list[zipfile.ZipInfo] = archive.infolist()
     except Exception as error:  # zipfile has no one error for damaged directories
-        raise ValueError(f"cut short or damaged: {_first_line(error)}") from error
+        raise ValueError(f"cut short or damaged: {first_line(error)}") from error
     if parts and all(part.header_offset for part in parts):
         raise ValueError("bytes before its first part: readers would differ in what it holds")
     if any(part.flag_bits & 1 for part in parts):
@@ -71,9 +72,7 @@ def read_part(archive: zipfile.ZipFile, name: str) -> bytearray:
             if len(content) < part.file_size or file.read(1):
                 raise ValueError("its length is not the one declared")
     except Exception as error:
-        raise ValueError(
-            f"its part {name} is cut short or damaged: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"its part {name} is cut short or damaged: {first_line(error)}") from error
     return content
 
 
@@ -235,8 +234,4 @@ def read_npy(content: bytes) -> Any:
     except UnsafePickle:
         raise
     except Exception as error:  # numpy's header is parsed as Python, with errors of all kinds
-        raise ValueError(f"not an array of numpy, or damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"not an array of numpy, or damaged: {first_line(error)}") from error

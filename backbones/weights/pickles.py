@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.config import first_line
 from backbones.weights.pickled_objects import (
     ArrayShell,
     ArrayType,
@@ -55,7 +56,7 @@ def interpret(
     except UnsafePickle:
         raise
     except Exception as error:  # whatever a damaged stream makes the builders raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(f"damaged, or not a pickle of tensors or arrays: {reason}") from error
 
 
