@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 class Monitor:
-    """Collects the losses of steps and looks at them every `log_every` steps.
+    """Collects the losses of steps, and what else is told of them, and looks at them every `log_every` steps.
 
     Looking may wait for a GPU or other processes, so it is not done at every step.
 
@@ -45,7 +45,8 @@ class Monitor:
         settings: Any,
         total_steps: int,
         epoch_images: int,
-        read: Callable[[list[Any]], list[float]],
+        names: Sequence[str],
+        read: Callable[[list[Any]], list[list[float]]],
         advice: str,
         is_first: bool,
     ) -> None:
@@ -56,14 +57,15 @@ class Monitor:
             settings: of the run; `train` of it says batch size, tracker and how often to log.
             total_steps: when training ends.
             epoch_images: images of an epoch.
-            read: the losses that were noted, as numbers, in every process the same.
+            names: of the numbers that are noted of a step; the loss comes first.
+            read: what was noted of several steps, as numbers, in every process the same.
             advice: what to do where a loss is not finite.
             is_first: whether this process writes.
         """
         self._directory, self._settings, self._train = directory, settings, settings.train
         self._total_steps, self._epoch_images = total_steps, epoch_images
-        self._read, self._advice, self._is_first = read, advice, is_first
-        self._pending: list[tuple[int, float, Any]] = []  # steps, learning rates, losses
+        self._names, self._read, self._advice, self._is_first = names, read, advice, is_first
+        self._pending: list[tuple[int, float, Any]] = []  # steps, learning rates, numbers
         self._interval = 0.0  # seconds that the pending steps took, as far as it was looked
         self._since = self._told = time.perf_counter()
         self._log: Callable[[dict[str, Any]], None] | None = None  # to trackers
@@ -93,9 +95,9 @@ class Monitor:
         """Whether enough steps were noted for a point of the curve."""
         return len(self._pending) >= self._train.log_every
 
-    def note(self, step: int, lr: float, loss: Any) -> None:
-        """Remember learning rate and loss of `step`, just made, without waiting for the loss."""
-        self._pending.append((step, lr, loss))
+    def note(self, step: int, lr: float, numbers: Any) -> None:
+        """Remember learning rate and numbers of `step`, just made, without waiting for them."""
+        self._pending.append((step, lr, numbers))
         tell("training", step, self._total_steps, self._train.batch_size)
 
     def flush(self) -> None:
@@ -106,14 +108,16 @@ class Monitor:
         """
         if not self._pending:
             return
-        losses = self._losses()
-        elapsed = self._interval
+        numbers = self._numbers()
+        elapsed, loss = self._interval, numbers[-1][0]
         step, lr, _ = self._pending[-1]
         rate = len(self._pending) * self._train.batch_size / elapsed
-        self.write(step, lr=lr, loss=sum(losses) / len(losses), images_per_second=rate)
+        means = [sum(each) / len(each) for each in zip(*numbers, strict=True)]
+        told = {n: mean for n, mean in zip(self._names, means, strict=True) if math.isfinite(mean)}
+        self.write(step, lr=lr, **told, images_per_second=rate)
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, rate=rate, loss=losses[-1])
-            self._tell(step, lr, losses[-1], rate, elapsed)
+            self._progress.update(self._task, completed=step, rate=rate, loss=loss)
+            self._tell(step, lr, loss, rate, elapsed)
         self._pending.clear()
         self._interval = 0.0
 
@@ -134,15 +138,16 @@ class Monitor:
         Raises:
             ValueError: as `flush`.
         """
-        losses = self._losses() if self._pending else []
-        steps = [
-            [step, lr, loss] for (step, lr, _), loss in zip(self._pending, losses, strict=True)
-        ]
+        seen = self._numbers() if self._pending else []
+        steps = [[step, lr, each] for (step, lr, _), each in zip(self._pending, seen, strict=True)]
         return {"seconds": self.seconds, "pending": steps, "pending_seconds": self._interval}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._pending = [(int(step), float(lr), float(loss)) for step, lr, loss in state["pending"]]
+        self._pending = [
+            (int(step), float(lr), [float(number) for number in numbers])
+            for step, lr, numbers in state["pending"]
+        ]
         self.seconds, self._interval = float(state["seconds"]), float(state["pending_seconds"])
 
     @contextmanager
@@ -151,21 +156,21 @@ class Monitor:
         yield
         self._since = time.perf_counter()
 
-    def _losses(self) -> list[float]:
-        """Losses of the pending steps; counts their time."""
-        losses = self._read([loss for *_, loss in self._pending])
+    def _numbers(self) -> list[list[float]]:
+        """Those of the pending steps; counts their time."""
+        numbers = self._read([noted for *_, noted in self._pending])
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
         self.seconds += elapsed
         self._interval += elapsed
-        for (step, lr, _), loss in zip(self._pending, losses, strict=True):
+        for (step, lr, _), (loss, *_others) in zip(self._pending, numbers, strict=True):
             if not math.isfinite(loss):
                 epoch = step * self._train.batch_size / self._epoch_images
                 raise ValueError(
                     f"the loss is {loss} at step {step} (epoch {epoch:.2f}), learning rate {lr:g}; "
                     f"{self._advice}"
                 )
-        return losses
+        return numbers
 
     def _tell(self, step: int, lr: float, loss: float, rate: float, elapsed: float) -> None:
         """A line a minute, for logs and where no bar is shown."""

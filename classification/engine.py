@@ -111,15 +111,17 @@ class TrainStep:
         """Make step `number`, counted from 1, on the mean loss over `micro_batches`.
 
         Returns:
-            That loss, detached, of this process's images.
+            (2,), detached, of this process's images: that loss, and the top-1 error in percent, NaN
+            where labels are mixed.
         """
-        total = torch.zeros((), device=self._processes.device)
+        total = torch.zeros(2, device=self._processes.device)
         for place, batch in enumerate(micro_batches, start=1):
             is_last = place == len(micro_batches)
             with nullcontext() if is_last or not self._shared else self._shared.no_sync():
-                loss = self._loss(batch) / len(micro_batches)
+                loss, error = self._loss(batch)
+                loss = loss / len(micro_batches)
                 self._scaler.scale(loss).backward()
-            total += loss.detach()
+            total += torch.stack([loss.detach(), error / len(micro_batches)])
         # Without a gradient an optimiser leaves a parameter alone: no decay, no momentum. Telling
         # autograd instead would leave DistributedDataParallel waiting for gradients.
         for norm in self._frozen_norms:
@@ -134,7 +136,7 @@ class TrainStep:
             self._average.update(self.network, number)
         return total
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device, augment = self._processes.device, self._augment
         if not len(batch.labels):
             raise ValueError(f"no image of a batch could be read: {', '.join(batch.bad[:3])}")
@@ -151,7 +153,9 @@ class TrainStep:
         precision = PRECISIONS[self._train.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = self._forward(images)
-        return self._criterion(logits.float(), targets)
+        wrong = logits.detach().argmax(1) != targets if targets.ndim == 1 else None
+        error = targets.new_tensor(math.nan) if wrong is None else 100 * wrong.float().mean()
+        return self._criterion(logits.float(), targets), error
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of network and optimiser."""
@@ -230,7 +234,8 @@ class Trainer:
             config,
             self.total_steps,
             self.steps_per_epoch * train.batch_size,
-            self._mean_losses,
+            ("loss", "train_top1_error"),
+            self._mean,
             "lower train.optimizer.lr, warm up longer (train.schedule.warmup) or set "
             "train.clip_grad",
             processes.is_first,
@@ -308,19 +313,19 @@ class Trainer:
             self._bad.add(batch.bad)
         lr = self.schedule.learning_rate
         try:
-            loss = self._make_step(micro_batches, self.step + 1)
+            seen = self._make_step(micro_batches, self.step + 1)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise StepOutOfMemory(str(error)) from None
             raise
         self.step += 1
         self.schedule.move_to(self.step)
-        self._monitor.note(self.step, lr, loss)
+        self._monitor.note(self.step, lr, seen)
 
-    def _mean_losses(self, losses: list[Tensor | float]) -> list[float]:
-        """Mean over the processes of each loss, scalars of the device or of a checkpoint."""
+    def _mean(self, seen: list[Tensor | list[float]]) -> list[list[float]]:
+        """Mean over the processes of what was seen of steps, of the device or of a checkpoint."""
         device = self._processes.device
-        values = [torch.as_tensor(loss, dtype=torch.float32, device=device) for loss in losses]
+        values = [torch.as_tensor(step, dtype=torch.float32, device=device) for step in seen]
         return self._processes.mean(torch.stack(values)).tolist()
 
     def _set_mode(self) -> None:

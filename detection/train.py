@@ -71,7 +71,14 @@ def train_detector(
     trainer = _build_trainer(config, cfg, model)
     optimizer = trainer.optimizer
     monitor = Monitor(
-        directory, config, cfg.SOLVER.MAX_ITER, len(records), list, _ADVICE, comm.is_main_process()
+        directory,
+        config,
+        cfg.SOLVER.MAX_ITER,
+        len(records),
+        ("loss",),
+        list,
+        _ADVICE,
+        comm.is_main_process(),
     )
     schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
     trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), schedule])
@@ -242,7 +249,7 @@ class _Reports(HookBase):
         step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
         if comm.is_main_process():
             latest = self.trainer.storage.latest()
-            self._monitor.note(step, latest["lr"][0], latest["total_loss"][0])
+            self._monitor.note(step, latest["lr"][0], [latest["total_loss"][0]])
             if self._monitor.is_due or ends:
                 self._monitor.flush()
         if self._every and step % self._every == 0 and not ends:

@@ -114,6 +114,8 @@ def test_a_tiny_network_learns_far_above_chance(learned):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 90
     assert losses[-1] < losses[0]
+    errors = [row["train_top1_error"] for row in rows if "loss" in row]
+    assert 0 <= sum(errors[-10:]) < sum(errors[:10]) <= 10 * 100
     assert [row["epoch"] for row in rows if "val_top1_error" in row] == [3, 6, 9]
     assert rows[-1]["val_top1_error"] == result.metrics["top1_error"]
 
