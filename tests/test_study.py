@@ -254,7 +254,7 @@ def smallest_demo(tmp_path_factory) -> Path:
                 entry["settings"]["augment"] = {"size": 32}
                 entry["settings"]["evaluate"].update(resize=40, crop=32)
     failing = {"name": "absent", "task": "classification", "recipe": "cifar-short"}
-    failing |= {"backbones": ["resnet20"], "data_root": "/nonexistent"}
+    failing |= {"backbones": ["resnet20"], "data": "folder", "data_root": "/nonexistent"}
     study["experiments"].insert(0, failing)
     return _write(tmp_path_factory.mktemp("demo") / "demo.yaml", study)
 
