@@ -93,7 +93,8 @@ def pair_twins(
         taken.add((group, id(plain)))
         # The seeds' own numbers left out: seeds that differ stay in one pair.
         unequal = tuple("unequal seeds" if t.startswith("seed") else t for t in differences)
-        together[(*group, unequal)].append((plain, candidate))
+        key = (*group, unequal)
+        together[key].append((plain, candidate))
     for record in latest:
         if id(record) not in paired:
             is_plain = record.backbone.twin is None

@@ -207,8 +207,10 @@ def error_curves(runs: Sequence[tuple[str, bool, Record]]) -> str | None:
             axes.set_ylabel("top-1 error (%)", fontsize=8)
         for axes in places:
             axes.set_visible(False)
-        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-        figure.legend(lines.values(), lines, loc="outside lower center", ncols=2, fontsize=8)
+        lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+        figure.legend(
+            list(lines.values()), list(lines), loc="outside lower center", ncols=2, fontsize=8
+        )
         spoken = "Top-1 error over epochs with and without SE; dashed: training, solid: validation"
         return _svg(figure, "figure-4", f"{spoken}. Panels: {', '.join(panels)}")
 

@@ -86,8 +86,8 @@ def effects_beside(
     sides = []
     for runs in (pair.plain, pair.candidate):
         known = [(run, training_of(run, trainings)) for run in runs]
-        found = references_of(*known[0])
-        sides.append((known, {(p.table.name, p.reference.metric): p for p in found}))
+        numbers = references_of(*known[0])
+        sides.append((known, {(p.table.name, p.reference.metric): p for p in numbers}))
     rows = []
     for key in sides[0][1].keys() & sides[1][1].keys():
         plain, candidate = (by_key[key] for _, by_key in sides)

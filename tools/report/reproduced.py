@@ -268,7 +268,7 @@ def _add_gains(cells: dict[tuple[str, str], Cell]) -> None:
         plain = cells.get((_AGAIN, metric))
         if group != _SENET or plain is None or metric not in METRICS:
             continue
-        gains: dict[str, float] = {}
+        gains: dict[str, Any] = {}
         if plain.published is not None and cell.published is not None:
             gains["published_gain"] = float(plain.published) - float(cell.published)
         if plain.measured is not None and cell.measured is not None:
