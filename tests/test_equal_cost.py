@@ -105,7 +105,7 @@ def test_sizes_that_no_network_has_are_refused_by_name(name, options, told):
 
 
 def test_a_widened_network_is_trained_recorded_and_evaluated_like_any_other(sebench, tmp_path):
-    MAKERS["cifar10"](tmp_path / "data" / "cifar10", train_per_class=16)
+    MAKERS["cifar10"](tmp_path / "data" / "cifar10", train_per_class=16, test_per_class=2)
     asked = [
         "-r", "cifar-short", "-b", "resnet20", "--data", "cifar10", "--data-root",
         tmp_path / "data" / "cifar10", "backbone.options.widths=[17,20,24]",

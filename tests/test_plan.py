@@ -11,10 +11,14 @@ from written_runs import write_classifier
 
 from backbones import files
 from tools.experiments import executors, probe
+from tools.experiments.archive import open_runs
 from tools.experiments.experiment import load_experiment
 from tools.experiments.plan import read_lock
 from tools.experiments.record import read_record, write_record
 from tools.report import write_report
+from tools.report.document import as_json
+from tools.report.planned import read_plans
+from tools.report.table import build_table
 from tools.sample_data import make_cifar10
 from tools.statistics.differences import Noise, differences_over_seeds
 from tools.statistics.planning import (
@@ -89,9 +93,11 @@ class _Writer:
         pass
 
 
-def report_of(output, name="report"):
-    write_report([output], output / name)
-    return json.loads((output / name / "report.json").read_text())
+def report_of(output):
+    """report.json of a folder or bundle, without the pages that take longer to draw."""
+    with open_runs([output]) as found:
+        plans = read_plans(found.plans)
+        return json.loads(as_json(build_table(found.records, found.warnings, plans=plans)))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -236,9 +242,10 @@ def test_the_report_judges_by_the_level_of_the_look_and_says_which_one_ended_it(
     assert (plan["runs"], plan["before"]) == (4, 0)
     assert plan["sha256"] == files.sha256(output / files.PLAN_LOCK)
     assert not any("not complete" in text for text in found["skipped"])
-    page = (output / "report" / "report.html").read_text()
-    assert "Planned and found" in page
-    assert plan["sha256"][:16] in page
+    if gain:
+        page = write_report([output], tmp_path / "report")[0].read_text()
+        assert "Planned and found" in page
+        assert plan["sha256"][:16] in page
 
 
 @pytest.mark.parametrize(("gain", "seeds"), [(0.3, 2), (0.0, 4)])
@@ -296,20 +303,16 @@ def test_a_cell_of_a_look_that_is_not_due_waits(sebench, tmp_path, study):
     assert "the look at 2 seeds waits for 4 cells" in err
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [b"", b"[]", b"{", b"\xff", b'{"made": "x"}', b"[" * 100_000],
-)
-def test_a_damaged_plan_stops_a_run_and_no_report(sebench, tmp_path, study, damage):
+def test_a_damaged_plan_stops_a_run_and_no_report(sebench, tmp_path, study):
     output = tmp_path / "runs"
     fix(sebench, study, output, "--lock")
     write_runs(output, range(2), gain=0.3)
-    (output / files.PLAN_LOCK).write_bytes(damage)
-    code, _, err = sebench("run", study, "-o", output)
-    assert code == 1
-    assert "plan.json is damaged" in err
-    assert err.count("\n") == 1
-    if damage == b"[]":
+    for damage in (b"", b"[]", b"{", b"\xff", b'{"made": "x"}', b"[" * 100_000):
+        (output / files.PLAN_LOCK).write_bytes(damage)
+        code, _, err = sebench("run", study, "-o", output)
+        assert code == 1, damage
+        assert "plan.json is damaged" in err
+        assert err.count("\n") == 1
         assert report_of(output)["plans"] == []
 
 
@@ -321,8 +324,7 @@ def test_a_bundle_carries_the_fixed_plan(sebench, tmp_path, study):
     _, out, err = sebench("verify", tmp_path / "study.zip", "--json")
     assert "plan.json" not in out + err
     shutil.rmtree(output)
-    write_report([tmp_path / "study.zip"], tmp_path / "report")
-    (plan,) = json.loads((tmp_path / "report" / "report.json").read_text())["plans"]
+    (plan,) = report_of(tmp_path / "study.zip")["plans"]
     assert "ended it" in plan["looks"]
 
 
