@@ -64,23 +64,19 @@ def check_train_images(
     Raises:
         ValueError: the augmentation or the network cannot take such images, or so few at a time.
     """
-    data = replace(config.data, workers=0)
-    parts = iter([[(0, 0)]])
-    sizes = _sizes(
-        train_batches(dataset, parts, data, config.augment, interpolation, torch.device("cpu")),
-        f"augment: images of {dataset.name}",
-    )
+    data, cpu = replace(config.data, workers=0), torch.device("cpu")
+    batches = train_batches(dataset, iter([[(0, 0)]]), data, config.augment, interpolation, cpu)
     images = config.train.batch_size // (processes * config.train.accumulate)
     # Unreadable files are left out of their batch.
     fewest = max(1, images - config.data.skip_bad_images)
-    for size in sizes:
-        network.train()
-        _try_shape(
-            network,
-            (fewest, *size),
-            "give more images at a time (train.batch_size, train.accumulate), or larger ones "
-            "(augment.size)",
-        )
+    _try_images(
+        network.train(),
+        batches,
+        fewest,
+        f"augment: images of {dataset.name}",
+        "give more images at a time (train.batch_size, train.accumulate), or larger ones "
+        "(augment.size)",
+    )
 
 
 def check_evaluation_images(
@@ -92,14 +88,13 @@ def check_evaluation_images(
         ValueError: the protocol or the network cannot take such images.
     """
     alone = Processes(0, 1, torch.device("cpu"))
-    first = dataset.subset(np.arange(1))
-    sizes = _sizes(
-        evaluation_batches(first, protocol, 1, alone, 0, interpolation),
+    _try_images(
+        network.eval(),
+        evaluation_batches(dataset.subset(np.arange(1)), protocol, 1, alone, 0, interpolation),
+        1,
         f"evaluate.protocol: images of {dataset.name}",
+        "choose another evaluate.protocol or evaluate.crop",
     )
-    for size in sizes:
-        network.eval()
-        _try_shape(network, (1, *size), "choose another evaluate.protocol or evaluate.crop")
 
 
 def check_compiler(inference: str) -> None:
@@ -119,24 +114,26 @@ def check_compiler(inference: str) -> None:
         ) from None
 
 
-def _sizes(batches: Iterator[Batch], what: str) -> list[tuple[int, int, int]]:
-    """Channels, height and width of the one image of `batches`; none if it cannot be read."""
+def _try_images(
+    network: nn.Module, batches: Iterator[Batch], count: int, what: str, mend: str
+) -> None:
+    """Run a network on the shapes alone of `count` images like the one of `batches`.
+
+    Raises:
+        ValueError: the image cannot be prepared, or the network does not take such images.
+    """
     try:
         found = list(batches)
     except ValueError:
         raise
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"{what} cannot be prepared: {first_line(error)}") from None
-    shapes = [batch.images.shape for batch in found if len(batch.labels)]
-    return [(shape[-3], shape[-2], shape[-1]) for shape in shapes]
+    for batch in found:
+        if len(batch.labels):  # it could be read
+            _try_shape(network, (count, *batch.images.shape[-3:]), mend)
 
 
 def _try_shape(network: nn.Module, shape: tuple[int, ...], mend: str) -> None:
-    """Run a network on shapes alone.
-
-    Raises:
-        ValueError: it does not take images of this shape.
-    """
     # Modules that are watched take no shortcuts past each other's checks.
     hooks = [m.register_forward_pre_hook(lambda *_: None) for m in network.modules()]
     try:

@@ -29,12 +29,6 @@ class TopK:
             is_right = (top[:, :k] == labels[:, None]).any(axis=1)
             correct += np.bincount(labels[is_right], minlength=classes)
 
-    def merge(self, other: TopK) -> None:
-        """Add the counts of other images."""
-        self._images += other._images
-        for k, correct in self._correct.items():
-            correct += other._correct[k]
-
     @property
     def images(self) -> int:
         """Images counted so far."""

@@ -271,12 +271,9 @@ def results_from(
 
 def join_results(parts: Sequence[Results]) -> Results:
     """The detections of several parts, one after the other."""
-    if not parts:
-        return Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
-    columns = zip(
-        *((part.image, part.category, part.box, part.score) for part in parts), strict=True
-    )
-    return Results(*(np.concatenate(column) for column in columns))
+    none = Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
+    columns = zip(*(vars(part).values() for part in (none, *parts)), strict=True)
+    return Results(*map(np.concatenate, columns))
 
 
 def some(items: Sequence[str], count: int = 2) -> str:

@@ -270,21 +270,12 @@ def _score_results(config: DetectionConfig, directory: Path | None = None) -> Re
     found = read_results(Path(path or ""), truth)
     if directory is not None:
         write_whole(directory / DETECTIONS, found.as_json(truth))
-    size = backbone_input_size(config.evaluate.min_size)
-    with torch.device("meta"):
-        backbone = build_backbone(config.backbone.name, **config.backbone.options)
     return Result(
         **vars(score(truth, found, config.evaluate.evaluator)),
         dataset=describe_annotations(truth),
         protocol=describe_protocol(config),
         weights=Weights(str(path), sha256(path or ""), "coco-results"),
-        cost=Cost(
-            parameters=count_parameters(backbone),
-            multiply_adds=count_multiply_adds(backbone, size),
-            input_size=list(size),
-            latency=Latency(None, reason="a results file was scored; nothing was run"),
-            scope="of the backbone alone: the detector of a results file is not known",
-        ),
+        cost=_describe_cost(config, None),
         timing=Timing(),
         selection="unknown: a results file was scored",
         input_format={},
@@ -297,37 +288,37 @@ def _score_results(config: DetectionConfig, directory: Path | None = None) -> Re
 
 
 def _describe_dataset(config: DetectionConfig, data: CocoData) -> Dataset:
-    return Dataset(
+    return replace(
+        describe_annotations(data.val.annotations),
         name=config.data.name,
-        split=data.val.annotations.split,
         images=data.val.image_count,
-        classes=len(data.class_names),
-        class_names=data.class_names,
         synthetic=data.synthetic,
         root=str(data.root),
-        annotations=str(data.val.annotations.path),
         train_images=sum(part.image_count for part in data.train) or None,
         sha256=data.sha256(),
-        reported_sha256=data.val.annotations.sha256,
         bad_boxes=sum(part.bad_boxes for part in (*data.train, data.val)),
         skipped_train_images=sum(len(part.bad_images) for part in data.train),
     )
 
 
-def _describe_cost(config: DetectionConfig, detector: Detector) -> Cost:
+def _describe_cost(config: DetectionConfig, detector: Detector | None) -> Cost:
+    """What a detector costs; where it is not known, what its backbone does."""
     size = backbone_input_size(config.evaluate.min_size)
-    stages = _backbone_of(detector.model).stages
     with torch.device("meta"):
         backbone = build_backbone(config.backbone.name, **config.backbone.options)
-    prepared = prepare_for_inference(stages, config.evaluate.inference)
-    return Cost(
-        parameters=count_parameters(detector.model),
-        multiply_adds=count_multiply_adds(backbone, size),
-        input_size=list(size),
-        latency=measure_latency([prepared], size),
-        scope="parameters of the whole detector that are learned; multiply-adds and latency of the "
-        "backbone",
-    )
+    if detector is None:
+        parameters = count_parameters(backbone)
+        latency = Latency(None, reason="a results file was scored; nothing was run")
+        scope = "of the backbone alone: the detector of a results file is not known"
+    else:
+        parameters = count_parameters(detector.model)
+        stages = _backbone_of(detector.model).stages
+        latency = measure_latency([prepare_for_inference(stages, config.evaluate.inference)], size)
+        scope = (
+            "parameters of the whole detector that are learned; multiply-adds and latency of the "
+            "backbone"
+        )
+    return Cost(parameters, count_multiply_adds(backbone, size), list(size), latency, scope)
 
 
 def _backbone_of(model: nn.Module) -> Detectron2Backbone:

@@ -65,7 +65,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     rng = np.random.default_rng(1)
     labels, top = rng.integers(0, 7, 40), rng.integers(0, 7, (40, 5))
     parts = counted(labels[:13], top[:13], 7)
-    parts.merge(counted(labels[13:], top[13:], 7))
+    parts.update(labels[13:], top[13:])
     assert parts.compute() == counted(labels, top, 7).compute()
 
 
