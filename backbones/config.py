@@ -184,6 +184,10 @@ class InputFormat:
     size: Count | None = None  # pixels a side; None: not told, the task's protocol decides
     crop: Positive | None = None  # centre crop / shorter side it is cut from, e.g. 224 / 256
 
+    def describe(self) -> dict[str, Any]:
+        """As plain values, as JSON has them: lists for tuples."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
 
 @dataclass(frozen=True)
 class BackboneInfo:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backbones.files import CURVE, cut_curve
 from backbones.heartbeat import tell
+from backbones.result import Timing
 from backbones.tracker import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,13 @@ class Monitor:
             for step, lr, numbers in state["pending"]
         ]
         self.seconds, self._interval = float(state["seconds"]), float(state["pending_seconds"])
+
+    def timing(self, steps: int) -> Timing:
+        """How long `steps` steps took, those before a resume too; empty where none was noted."""
+        if not self.seconds:
+            return Timing()
+        rate = steps * self._train.batch_size / self.seconds
+        return Timing(train_seconds=self.seconds, train_images_per_second=rate)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from backbones.checkpoint import StopRequest, load_checkpoint, save_checkpoint, 
 from backbones.device import StepOutOfMemory, is_out_of_memory
 from backbones.files import CHECKPOINT
 from backbones.monitor import Monitor
+from backbones.result import Timing
 from backbones.synced_norm import sync_norms
 from backbones.weights.load import check_finite
 from classification.checkpoint import (
@@ -249,9 +250,9 @@ class Trainer:
         return self._make_step.final_network
 
     @property
-    def seconds(self) -> float:
+    def timing(self) -> Timing:
         """Of training so far, without validation."""
-        return self._monitor.seconds
+        return self._monitor.timing(self.step)
 
     @property
     def is_finished(self) -> bool:

@@ -134,23 +134,7 @@ def train(
             logger.warning(doubt)
         torch.manual_seed(config.seed)
         initial = load_initial(config, splits.reported)
-
-        def validate(network: nn.Module) -> Predictions:
-            watched = splits.held_out or splits.reported
-            return task.predict([[(network, initial.input_format)]], watched, processes)[0]
-
-        trainer = Trainer(
-            initial.network,
-            splits.train,
-            config,
-            initial.input_format,
-            processes,
-            directory,
-            validate,
-        )
-        if processes.agree(resume)[0]:
-            trainer.resume()
-        trainer.fit()
+        trainer = task.train(initial, directory, resume, processes)
         selection = _select(trainer, config, splits)
         final = replace(initial, network=trainer.final_network)
         processes.copy_from_first(final.network)
@@ -159,14 +143,8 @@ def train(
         (seen,) = task.score([[final]], processes)
         if weights is None:
             return None
-        result = task.result(seen, [final], weights, directory, processes)
-        images = config.train.batch_size * trainer.step
-        timing = replace(
-            result.timing,
-            train_seconds=trainer.seconds,
-            train_images_per_second=images / trainer.seconds,
-        )
-        return replace(result, selection=selection, steps=trainer.step, curve=CURVE, timing=timing)
+        result = task.result(seen, [final], weights, directory, processes, trainer.timing)
+        return replace(result, selection=selection, steps=trainer.step, curve=CURVE)
 
 
 def evaluate(
@@ -219,7 +197,7 @@ def evaluate_together(
                 continue
             for index, seen in zip(indices, scored, strict=True):
                 members, directory = ensembles[index], directories[index]
-                result = task.result(seen, members, _given(members), directory, processes)
+                result = task.result(seen, members, _given(members), directory, processes, Timing())
                 timing = replace(result.timing, networks_in_pass=sum(map(len, together)))
                 results[index] = replace(result, timing=timing)
         return [results[index] for index in range(len(runs))] if processes.is_first else None
@@ -262,6 +240,24 @@ class _Task:
             "parameters": sum(count_parameters(member.network) for member in members),
         }
 
+    def train(
+        self, initial: Member, directory: Path, resume: bool, processes: Processes
+    ) -> Trainer:
+        """Train to the end; epochs are scored on what is held out, or else on the reported images."""
+        splits, form = self.splits, initial.input_format
+        assert splits.train is not None
+        watched = splits.held_out or splits.reported
+
+        def validate(network: nn.Module) -> Predictions:
+            return self.predict([[(network, form)]], watched, processes)[0]
+
+        network, config = initial.network, self.config
+        trainer = Trainer(network, splits.train, config, form, processes, directory, validate)
+        if processes.agree(resume)[0]:
+            trainer.resume()
+        trainer.fit()
+        return trainer
+
     def predict(
         self, ensembles: Sequence[Ensemble], images: Split, processes: Processes
     ) -> list[Predictions]:
@@ -302,6 +298,7 @@ class _Task:
         weights: Weights,
         directory: Path,
         processes: Processes,
+        training: Timing,
     ) -> Result:
         """The result of an evaluation; writes the per-image file.
 
@@ -321,13 +318,14 @@ class _Task:
             protocol=self.describe_protocol(members),
             weights=weights,
             cost=self._cost(members),
-            timing=Timing(
+            timing=replace(
+                training,
                 evaluate_seconds=seen.seconds,
                 evaluate_images_per_second=len(seen.labels) / seen.seconds,
                 peak_memory_bytes=peak_memory(processes.device),
             ),
             selection="weights as given",
-            input_format=asdict(members[0].input_format),
+            input_format=members[0].input_format.describe(),
             samples=SAMPLES,
         )
 

@@ -163,7 +163,7 @@ def save_detector(
         "detector": _parts_of(config),
         "class_names": detector.class_names,
         "category_ids": detector.category_ids,
-        "input_format": asdict(detector.input_format),
+        "input_format": detector.input_format.describe(),
         "initial": asdict(initial) if initial else None,
     }
     return save_state(path, detector.model.state_dict(), metadata)

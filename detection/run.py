@@ -248,7 +248,7 @@ def _evaluate(
             peak_memory_bytes=peak_memory(torch.device(detector.cfg.MODEL.DEVICE)),
         ),
         selection="last iteration",
-        input_format=asdict(detector.input_format),
+        input_format=detector.input_format.describe(),
         chance=0.0,
         steps=resolve_schedule(config).iterations if timing.train_seconds is not None else None,
         detections=DETECTIONS,

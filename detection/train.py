@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,67 +67,46 @@ def train_detector(
     records = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    trainer = _build_trainer(config, cfg, model)
-    optimizer = trainer.optimizer
-    monitor = Monitor(
-        directory,
-        config,
-        cfg.SOLVER.MAX_ITER,
-        len(records),
-        ("loss",),
-        list,
-        _ADVICE,
-        comm.is_main_process(),
+    trainer, steps = _build_trainer(config, cfg, model), cfg.SOLVER.MAX_ITER
+    scheduler = build_lr_scheduler(cfg, trainer.optimizer)
+    trainer.register_hooks(
+        [hooks.IterationTimer(), hooks.LRScheduler(trainer.optimizer, scheduler)]
     )
-    schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
-    trainer.register_hooks([_SeedOfStep(config.seed), hooks.IterationTimer(), schedule])
-    if comm.is_main_process():
-        printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
-        trainer.register_hooks([hooks.PeriodicWriter([printer], period=config.train.log_every)])
-    trainer.register_hooks([_Reports(monitor, validate, cfg.TEST.EVAL_PERIOD)])
-    path = directory / CHECKPOINT
+    is_first = comm.is_main_process()
+    if is_first:
+        period, printer = config.train.log_every, CommonMetricPrinter(steps)
+        trainer.register_hooks([hooks.PeriodicWriter([printer], period=period)])
+    monitor = Monitor(directory, config, steps, len(records), ("loss",), list, _ADVICE, is_first)
+    path, stop = directory / CHECKPOINT, StopRequest()
+    # Last, so that a checkpoint holds all that its iteration did.
+    trainer.register_hooks([_Run(config, model, dataset, path, monitor, validate, stop)])
     resume = any(comm.all_gather(resume))
     # A stop between the last checkpoint and the evaluation leaves nothing to train.
     start = _load_state(path, model, trainer, dataset) if resume and path.is_file() else 0
     trainer.data_loader = _build_loader(config, cfg, records, start)
-    with StopRequest() as stop, monitor.watch(start), _finite_loss(trainer):
-        # Last, so that a checkpoint holds all that its iteration did.
-        period = cfg.SOLVER.CHECKPOINT_PERIOD
-        trainer.register_hooks([_Checkpoints(path, model, dataset, period, stop)])
-        trainer.train(start, cfg.SOLVER.MAX_ITER)
-    seconds, images = monitor.seconds, config.train.batch_size * cfg.SOLVER.MAX_ITER
-    # Only the process that writes has noted its steps.
-    return (
-        Timing(train_seconds=seconds, train_images_per_second=images / seconds)
-        if seconds
-        else Timing()
-    )
+    with stop, monitor.watch(start):
+        trainer.train(start, steps)
+    return monitor.timing(steps)
 
 
-@contextmanager
-def _finite_loss(trainer: SimpleTrainer) -> Iterator[None]:
-    try:
-        yield
-    except FloatingPointError as error:
-        raise ValueError(
-            f"the loss is not finite at iteration {trainer.iter + 1}, learning rate "
-            f"{trainer.optimizer.param_groups[0]['lr']:g}; {_ADVICE}"
-        ) from error
-
-
-class _ToldMemory(SimpleTrainer):
-    """Says that it was an iteration, not an evaluation, for which memory was short."""
+class _Trainer(SimpleTrainer):
+    """Says what went wrong in an iteration in words of the settings."""
 
     def run_step(self) -> None:
         try:
             super().run_step()
+        except FloatingPointError as error:
+            raise ValueError(
+                f"the loss is not finite at iteration {self.iter + 1}, learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:g}; {_ADVICE}"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise StepOutOfMemory(str(error)) from None
             raise
 
 
-class _AMPTrainer(_ToldMemory, AMPTrainer):
+class _AMPTrainer(_Trainer, AMPTrainer):
     pass
 
 
@@ -144,7 +122,7 @@ def _build_trainer(config: DetectionConfig, cfg: CfgNode, model: nn.Module) -> S
         model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
     )
     if config.train.precision == "float32":
-        return _ToldMemory(parallel, None, optimizer)
+        return _Trainer(parallel, None, optimizer)
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
     # bfloat16 has float32's range: nothing to scale.
     scaler = torch.amp.GradScaler("cuda", enabled=precision == torch.float16)
@@ -224,61 +202,50 @@ def _seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-# Hooks ---------------------------------------------------------------------------------------------
+# Each iteration ------------------------------------------------------------------------------------
 
 
-class _SeedOfStep(HookBase):
-    """Each iteration draws from its own seed, so that a resumed run repeats what was to come."""
+class _Run(HookBase):
+    """Seeds each iteration, reports it, looks at validation, and writes checkpoints.
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def before_step(self) -> None:
-        torch.manual_seed(_seed_of(self._seed, self.trainer.iter, comm.get_rank()))
-
-
-class _Reports(HookBase):
-    """Tells the monitor of every step, and of what validation finds."""
+    Each iteration draws from its own seed, so that a resumed run repeats what was to come.
+    """
 
     def __init__(
-        self, monitor: Monitor, validate: Callable[[], dict[str, float | None]], every: int
+        self,
+        config: DetectionConfig,
+        model: nn.Module,
+        dataset: str,
+        path: Path,
+        monitor: Monitor,
+        validate: Callable[[], dict[str, float | None]],
+        stop: StopRequest,
     ) -> None:
-        self._monitor, self._validate, self._every = monitor, validate, every
+        self._config, self._model, self._dataset, self._path = config, model, dataset, path
+        self._monitor, self._validate, self._stop = monitor, validate, stop
+        # The state of a hook is part of a checkpoint.
+        self.state_dict, self.load_state_dict = monitor.state_dict, monitor.load_state_dict
+
+    def before_step(self) -> None:
+        torch.manual_seed(_seed_of(self._config.seed, self.trainer.iter, comm.get_rank()))
 
     def after_step(self) -> None:
-        step, ends = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
+        step, steps = self.trainer.iter + 1, self.trainer.max_iter
         if comm.is_main_process():
             latest = self.trainer.storage.latest()
             self._monitor.note(step, latest["lr"][0], [latest["total_loss"][0]])
-            if self._monitor.is_due or ends:
+            if self._monitor.is_due or step == steps:
                 self._monitor.flush()
-        if self._every and step % self._every == 0 and not ends:
+        every = self._config.evaluate.every
+        if every and step % every == 0 and step < steps:
             with self._monitor.paused():
                 metrics = self._validate()
             self._monitor.write(step, **{f"val_{name}": value for name, value in metrics.items()})
             comm.synchronize()  # or the others would wait for rank 0 within the next iteration
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._monitor.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._monitor.load_state_dict(state)
-
-
-class _Checkpoints(HookBase):
-    """checkpoint.pt: at times, at the end, and when the run is asked to stop."""
-
-    def __init__(
-        self, path: Path, model: nn.Module, dataset: str, period: int, stop: StopRequest
-    ) -> None:
-        self._path, self._model, self._dataset = path, model, dataset
-        self._period, self._stop = period, stop
-
-    def after_step(self) -> None:
-        step, steps = self.trainer.iter + 1, self.trainer.max_iter
         # All processes stop after the same iteration.
         stopped = any(comm.all_gather(self._stop.asked is not None)) and step < steps
-        if comm.is_main_process() and (stopped or step % self._period == 0 or step == steps):
+        is_due = step % self._config.train.checkpoint_every == 0
+        if comm.is_main_process() and (stopped or is_due or step == steps):
             state = {"model": self._model.state_dict(), "trainer": self.trainer.state_dict()}
             save_checkpoint({"step": step, "dataset": self._dataset, **state}, self._path)
         if stopped:

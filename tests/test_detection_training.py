@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import backbones.weights.load
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
+from backbones.monitor import Monitor
 from backbones.result import Result
 from backbones.weights.files import read_state, save_state
 from detection import load_detector, run, score_results
@@ -138,12 +139,15 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curve(trained, config, tmp
     class Killed(Exception):
         pass
 
-    def kill(hook):
-        if hook.trainer.iter == 4:
+    note = Monitor.note
+
+    def kill(monitor, step, *values):
+        if step == 5:
             raise Killed
+        note(monitor, step, *values)
 
     with monkeypatch.context() as patch:
-        patch.setattr("detection.train._SeedOfStep.after_step", kill, raising=False)
+        patch.setattr(Monitor, "note", kill)
         with pytest.raises(Killed):
             run.train(config, tmp_path)
     assert not (tmp_path / "weights.safetensors").exists()
