@@ -125,7 +125,7 @@ def test_a_single_pair_finds_its_interval_in_the_range_planned_from_earlier_pair
         share = 0.2 * np.exp(rng.normal(0, 0.1, pairs + 1))  # on which twins disagree
         disagree = rng.binomial(images, share) / images
         earlier = 100 * np.sqrt(disagree[:pairs].mean() / images)
-        low, high = one_pair_range(earlier, images, pairs)
+        low, high = one_pair_range(earlier, images, pairs, varies=0.1)
         inside.append(low <= 1.96 * 100 * np.sqrt(disagree[-1] / images) <= high)
     assert np.mean(inside) == pytest.approx(0.8, abs=0.05)
 

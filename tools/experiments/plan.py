@@ -47,6 +47,9 @@ class Noise:
     source: str
     pairs: WholeNumber = 0  # of runs that churn and images are known from; 0: assumed
     degrees: WholeNumber = 0  # of freedom that the spread of seeds is known on; 0: assumed
+    varies: NonNegative = (
+        0.1  # from pair to pair: the share of images on which a pair disagrees, relative
+    )
 
     def on(self, images: int) -> Noise:
         """The same on a set of another size."""
@@ -191,9 +194,8 @@ def expect_range(
         parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
         return planning.half_width_range(seeds, *parts, confidence, noise.degrees)
     if seeds == 1 and noise.pairs:
-        return planning.one_pair_range(
-            math.hypot(noise.churn_sd, noise.image_sd), noise.images, noise.pairs
-        )
+        of_pair = math.hypot(noise.churn_sd, noise.image_sd)
+        return planning.one_pair_range(of_pair, noise.images, noise.pairs, noise.varies)
     return None
 
 

@@ -21,8 +21,6 @@ from tools.statistics.differences import (
 )
 
 IN_RANGE = 0.8  # of studies find a half-width in the range that is planned
-# Of the share of images on which trained twins disagree, its standard deviation over pairs of runs.
-_NETWORKS_VARY = 0.1
 _MOST_SEEDS = 1000
 _QUANTILES = 200  # of what seeds may tell of their spread
 _SPENT_OF_LOOKS = 0.7
@@ -142,17 +140,17 @@ def expected_of_one_pair(image_sd: float, power: float = POWER) -> tuple[float, 
     return float(z * image_sd), float((z + z_power) * image_sd)
 
 
-def one_pair_range(image_sd: float, images: int, pairs: int) -> tuple[float, float]:
+def one_pair_range(image_sd: float, images: int, pairs: int, varies: float) -> tuple[float, float]:
     """Between which half-widths ``IN_RANGE`` of single pairs of weights find theirs.
 
     Args:
         image_sd: of the difference on as many ``images``, points, as ``pairs`` of runs told it.
+        varies: relative standard deviation, over pairs of runs, of the share of images on which they disagree.
 
-    Counts of images on which twins disagree vary as counts do, and with the networks that came of the
-    training.
+    How many images that are varies as counts do besides.
     """
     disagree = max(1.0, (images * image_sd / 100) ** 2)
-    spread = np.sqrt((1 / disagree + _NETWORKS_VARY**2) * (1 + 1 / pairs)) / 2
+    spread = np.sqrt((1 / disagree + varies**2) * (1 + 1 / pairs)) / 2
     expected, _ = expected_of_one_pair(image_sd)
     off = np.exp(special.ndtri((1 + IN_RANGE) / 2) * spread)
     return float(expected / off), float(expected * off)
