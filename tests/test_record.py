@@ -227,22 +227,19 @@ def test_whatever_stands_in_a_record_it_is_read_or_skipped_and_reported(
 ):
     content = to_plain(build_record(experiment, result, tmp_path))
     content["experiment"]["settings"] = {"train": {"epochs": 3}, "data": {}}
-    folder = tmp_path / "runs"
-    count = 0
+    written = []
     for path, other in _mutations(content):
         changed = json.loads(json.dumps(content))
         part = changed
         for key in path[:-1]:
             part = part[key]
         part[path[-1]] = other
-        file = folder / str(count) / "record.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(changed))
-        count += 1
-    records, warnings = load_records([folder])
-    assert len(records) + len(warnings) == count
-    assert all("record.json" in warning and "\n" not in warning for warning in warnings)
-    assert len(warnings) > count / 2
+        written.append(tmp_path / f"{len(written)}.json")
+        written[-1].write_text(json.dumps(changed))
+    records, warnings = load_records(written)
+    assert len(records) + len(warnings) == len(written)
+    assert all(f"{tmp_path}/" in warning and "\n" not in warning for warning in warnings)
+    assert len(warnings) > len(written) / 2
     build_table(records, warnings, resamples=0)
 
 
