@@ -281,7 +281,8 @@ def _conclude(outcomes: Sequence[Outcome], count: int, report: Path) -> None:
             say(f"report: {written}")
     if failed := [one for one in outcomes if one.record is None]:
         listed = "\n".join(f"  {one.cell.label}: {one.error}" for one in failed)
-        raise ValueError(f"{len(failed)} of {count} runs failed:\n{listed}")
+        where = failed[0].cell.log.parent
+        raise ValueError(f"{len(failed)} of {count} runs failed (more in {where}):\n{listed}")
 
 
 def _stages(cells: list[Cell], looks: Looks | None) -> list[tuple[int, list[Cell]]]:
@@ -319,7 +320,7 @@ def _require_look(cells: Sequence[Cell], cell: Cell, output: Path, looks: Looks 
         ValueError: the look before it ended the study.
         typer.Exit: that look has not been taken yet.
     """
-    from tools.experiments.array_jobs import TRY_AGAIN
+    from tools.experiments.job import TRY_AGAIN
 
     before = max((look for look in looks.looks if look <= cell.seed), default=0) if looks else 0
     if not before:
@@ -356,8 +357,7 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     """Run a cell in this process; what else there is may run elsewhere meanwhile."""
     from backbones.files import lock_directory
     from tools.cli.display import print_record
-    from tools.experiments.array_jobs import TRY_AGAIN
-    from tools.experiments.job import Job, read_failure, run_job
+    from tools.experiments.job import TRY_AGAIN, Job, read_failure, run_job
     from tools.experiments.record import read_git
     from tools.experiments.run import read_recorded, typed_command
     from tools.experiments.status import write_plan

@@ -7,11 +7,8 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from backbones.config import unknown
+from tools.experiments.job import TRY_AGAIN
 from tools.experiments.status import PlannedCell
-
-# The exit code of what may do well later: a cell that waits for another, a lock, a lost connection.
-# Source: EX_TEMPFAIL of BSD's sysexits.h.
-TRY_AGAIN = 75
 
 
 def example_script(kind: str, cells: Sequence[PlannedCell], command: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.experiments.executors import Executor
-from tools.experiments.job import Failure, Job
+from tools.experiments.job import Failure, Job, keep_failure
 from tools.experiments.record import Record, read_git
 from tools.experiments.run import read_recorded
 from tools.experiments.study import Cell
@@ -82,6 +82,7 @@ class Schedule:
                 yield from self._settle(Outcome(cell, 0.0, record, skipped=True))
                 continue
             self.started(cell)
+            keep_failure(cell, None)
             self._begun.setdefault(cell.directory, time.monotonic())
             self.executor.start(Job(cell, *self._origin))
 
@@ -92,12 +93,14 @@ class Schedule:
             record = read_recorded(cell.experiment, cell.directory)
             if record is None:
                 failure = Failure(f"it ended without a record in {cell.directory}")
+        if failure is not None:
+            keep_failure(cell, failure)
         attempts = self._attempts[cell.directory] = self._attempts.get(cell.directory, 0) + 1
         if failure is not None and failure.can_pass and attempts <= self.retries:
             due = time.monotonic() + PAUSE * 2 ** (attempts - 1)
             heapq.heappush(self._later, (due, cell.number, cell))
             return
-        error = failure.error if failure else None
+        error = failure and failure.error
         if failure is not None and attempts > 1:
             error = f"{error}; tried {attempts} times"
         yield from self._settle(Outcome(cell, seconds, record, error))

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from backbones import files
@@ -20,6 +20,9 @@ from tools.experiments.study import LOGS, Cell
 from tools.experiments.typed_json import read_typed
 
 GRACE = 20.0  # seconds that a run which is told to stop has to save its checkpoint
+# The exit code of what may do well later: a cell that waits for another, a lock, a lost connection.
+# Source: EX_TEMPFAIL of BSD's sysexits.h.
+TRY_AGAIN = 75
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,6 @@ class Job:
     git: Git
     # Whether the network may be used, as in the process that hands it out.
     switches: dict[str, str] = field(default_factory=switches)
-
-    @property
-    def log(self) -> Path:
-        """What the cell prints, over all attempts."""
-        return self.cell.output / LOGS / f"{self.cell.name.replace('/', '-')}.txt"
 
 
 def run_job(job: Job, threads: int | None = None) -> Failure | None:
@@ -137,15 +135,14 @@ def run_logged_job(job: Job, threads: int | None = None) -> Failure | None:
     """As `run_job`, in a process of its own: whatever it prints goes to the log."""
     # Workers that read data start as they do in a run outside a study: not as this process did.
     multiprocessing.set_start_method(None, force=True)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", buffering=1) as file:
+    job.cell.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.cell.log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            failure = run_job(job, threads)
+            return run_job(job, threads)
         except KeyboardInterrupt as stopped:  # its checkpoint is saved
-            failure = Failure(describe_failure(stopped), can_pass=True, stopped=True)
-    return failure and replace(failure, error=f"{failure.error} (more in {job.log})")
+            return Failure(describe_failure(stopped), can_pass=True, stopped=True)
 
 
 def keep_failure(cell: Cell, failure: Failure | None) -> None:

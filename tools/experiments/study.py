@@ -141,6 +141,11 @@ class Cell:
         return self.directory.parents[1]
 
     @property
+    def log(self) -> Path:
+        """What it prints, over all attempts."""
+        return self.output / LOGS / f"{self.name.replace('/', '-')}.txt"
+
+    @property
     def label(self) -> str:
         """For people: its entry in the study and its folder."""
         return f"{self.entry} · {self.directory.name}"

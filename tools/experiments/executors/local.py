@@ -5,20 +5,27 @@ Cells end with the process that started them, whatever ends that.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from tools.experiments.executors import Ended
-from tools.experiments.job import GRACE, Failure, Job, keep_failure, run_logged_job
+from tools.experiments.job import (
+    GRACE,
+    TRY_AGAIN,
+    Failure,
+    Job,
+    keep_failure,
+    read_failure,
+    run_logged_job,
+)
 from tools.experiments.study import Cell
 from tools.experiments.tasks import TASKS
 
@@ -37,14 +44,6 @@ def start_workers(tasks: Iterable[str]) -> Any:
     return context
 
 
-@dataclass
-class _Running:
-    job: Job
-    process: Any
-    receiver: Connection  # gets the failure, or None
-    slot: int  # which of the jobs that run at the same time, for sharing out GPUs
-
-
 class LocalExecutor:
     """A process for each job, so many at a time; see `Executor`."""
 
@@ -53,71 +52,63 @@ class LocalExecutor:
     def __init__(self, cells: Sequence[Cell], jobs: int, options: Mapping[str, str]) -> None:
         self.room = jobs
         self._context = start_workers(cell.experiment.task for cell in cells)
-        self._running: list[_Running] = []
+        self._running: dict[int, tuple[Job, Any]] = {}  # by slot, for sharing out GPUs: processes
         asked = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
     def start(self, job: Job) -> None:
         """Start a process for it."""
-        slot = min(set(range(self.room)) - {each.slot for each in self._running})
-        receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (job, self._threads, slot, self.room, sender)
+        slot = min(set(range(self.room)) - set(self._running))
+        arguments = (job, self._threads, slot, self.room)
         process = self._context.Process(target=_run, args=arguments, name=job.cell.label)
         process.start()
-        sender.close()
-        self._running.append(_Running(job, process, receiver, slot))
+        self._running[slot] = (job, process)
 
     def wait(self, seconds: float) -> list[Ended]:
         """Those that ended, after so many seconds at most."""
-        # A process that was killed says nothing, and its children may hold the pipe open.
-        ends = [end for each in self._running for end in (each.receiver, each.process.sentinel)]
-        ready = wait(ends, seconds)
-        ended = [e for e in self._running if e.receiver in ready or e.process.sentinel in ready]
-        for each in ended:
-            self._running.remove(each)
-        return [_finish(each) for each in ended]
+        ready = wait([process.sentinel for _, process in self._running.values()], seconds)
+        ended = [slot for slot, (_, process) in self._running.items() if process.sentinel in ready]
+        return [_finish(*self._running.pop(slot)) for slot in ended]
 
     def close(self) -> None:
         """End what is running; trainings save their checkpoints."""
-        for each in self._running:
-            each.process.terminate()
+        processes = [process for _, process in self._running.values()]
+        for process in processes:
+            process.terminate()
         end = time.monotonic() + GRACE
-        for each in self._running:
-            each.process.join(timeout=max(0.0, end - time.monotonic()))
-            if each.process.is_alive():
-                each.process.kill()
-                each.process.join()
-        self._running = []
+        for process in processes:
+            process.join(timeout=max(0.0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._running = {}
 
 
-def _finish(ended: _Running) -> Ended:
-    """What the process of a job has sent; one that exited without a word has failed."""
-    with contextlib.suppress(EOFError):
-        if ended.receiver.poll():
-            failure = ended.receiver.recv()
-            ended.process.join()
-            return ended.job, failure
-    ended.process.join()
-    code = ended.process.exitcode
+def _finish(job: Job, process: Any) -> Ended:
+    """What came of a job; a process that exited without a note has failed."""
+    process.join()
+    code = process.exitcode
+    if code == 0:
+        return job, None
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     if code == -signal.SIGKILL:
         how = "killed by the system (SIGKILL), which it does where memory is short"
-    failure = Failure(f"{how}; see {ended.job.log}", can_pass=code < 0)
-    keep_failure(ended.job.cell, failure)
-    return ended.job, failure
+    lost = Failure("stopped" if code == TRY_AGAIN else how, can_pass=code < 0 or code == TRY_AGAIN)
+    return job, read_failure(job.cell.output, job.cell.name) or lost
 
 
-def _run(job: Job, threads: int, slot: int, slots: int, sender: Connection) -> None:
-    """Body of a job's process: run it and send how it failed, or None."""
+def _run(job: Job, threads: int, slot: int, slots: int) -> None:
+    """Body of a job's process: its exit code, and a note on disk, tell how it ended."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     share = _take_gpus(slot, slots)
     needs = job.cell.needs.gpus or 0
     if needs > share:
-        failure = Failure(f"it needs {needs} GPUs, and has {share} with --jobs {slots}")
-        keep_failure(job.cell, failure)
-        sender.send(failure)
-        return
-    sender.send(run_logged_job(job, threads))
+        told = f"it needs {needs} GPUs, and has {share} with --jobs {slots}"
+        keep_failure(job.cell, Failure(told))
+        sys.exit(1)
+    failure = run_logged_job(job, threads)
+    if failure is not None:
+        sys.exit(TRY_AGAIN if failure.can_pass else 1)
 
 
 def _take_gpus(slot: int, slots: int) -> int:

@@ -23,7 +23,7 @@ from backbones import files
 from tools.experiments.executors import Ended
 from tools.experiments.executors.store import EVERY, Store
 from tools.experiments.failure import can_pass, describe_failure
-from tools.experiments.job import GRACE, Failure, Job, keep_failure, run_logged_job
+from tools.experiments.job import GRACE, Failure, Job, run_logged_job
 from tools.experiments.study import Cell
 
 
@@ -98,8 +98,6 @@ class RayExecutor:
         if self._store is not None:
             self._store.fetch(job.cell.directory, job.cell.output)
             (job.cell.directory / files.HEARTBEAT).unlink(missing_ok=True)
-        if failure is not None:
-            keep_failure(job.cell, failure)
         return job, failure
 
 

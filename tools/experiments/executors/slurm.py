@@ -90,9 +90,7 @@ class SlurmExecutor:
             submitted = slurm.submit(run_in_slurm, job, os.getcwd())
         except self._submitit.core.utils.FailedJobError as error:
             lines = str(error).strip().splitlines() or ["sbatch failed"]
-            failure = Failure(f"Slurm refuses it: {lines[-1]}")
-            keep_failure(job.cell, failure)
-            self._refused.append((job, failure))
+            self._refused.append((job, Failure(f"Slurm refuses it: {lines[-1]}")))
             return
         result = Path(submitted.paths.result_pickle)
         self._submitted.append(_Submitted(job, str(submitted.job_id), result))
@@ -142,7 +140,7 @@ class SlurmExecutor:
             elif each.missed is None:
                 each.missed = now
             elif now - each.missed > _PATIENCE:
-                told = f"its Slurm job {each.number} was lost: {state}; see {each.job.log}"
+                told = f"its Slurm job {each.number} was lost: {state}"
                 keep_failure(each.job.cell, Failure(told, can_pass=True))
                 lost.append(each)
         return lost
