@@ -34,11 +34,6 @@ class PreActivationBlock(nn.Module):
     """
 
     norm1: nn.BatchNorm2d
-    norm2: nn.BatchNorm2d
-    norm3: nn.BatchNorm2d
-    conv1: nn.Conv2d
-    conv2: nn.Conv2d
-    conv3: nn.Conv2d
 
     def __init__(
         self,
@@ -55,7 +50,6 @@ class PreActivationBlock(nn.Module):
         super().__init__()
         self.placement = slot.placement
         self.stride = stride
-        self.bottleneck = bottleneck
         out_channels = 4 * width if bottleneck else width
         self.out_channels = out_channels
         changes = stride != 1 or in_channels != out_channels
@@ -66,6 +60,7 @@ class PreActivationBlock(nn.Module):
             plan = [(1, width, stride), (3, width, 1), (1, out_channels, 1)]
         else:
             plan = [(3, width, stride), (3, out_channels, 1)]
+        self.depth = len(plan)
         channels = in_channels
         for index, (kernel, out, conv_stride) in enumerate(plan, start=1):
             norm = nn.BatchNorm2d(channels)
@@ -83,22 +78,19 @@ class PreActivationBlock(nn.Module):
         """Map (N, in_channels, H, W) to (N, out channels, H / stride, W / stride)."""
         activated = F.relu(self.norm1(x))
         shortcut = self._shortcut(activated if self.activate_shortcut else x)
-        residual = self._residual(self.se(activated) if self.placement == "pre" else activated)
+        residual = self.se(activated) if self.placement == "pre" else activated
+        for index in range(1, self.depth + 1):
+            if index > 1:
+                residual = F.relu(getattr(self, f"norm{index}")(residual))
+            residual = getattr(self, f"conv{index}")(residual)
+            if index == 2 and self.placement == "3x3":
+                residual = self.se(residual)
         if self.placement == "standard":
             residual = self.se(residual)
         if self.placement == "identity":
             shortcut = self.se(shortcut)
         y = residual + shortcut
         return self.se(y) if self.placement == "post" else y
-
-    def _residual(self, activated: Tensor) -> Tensor:
-        x = self.conv1(activated)
-        x = self.conv2(F.relu(self.norm2(x)))
-        if self.placement == "3x3":
-            x = self.se(x)
-        if self.bottleneck:
-            x = self.conv3(F.relu(self.norm3(x)))
-        return x
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if not self.pad_channels:

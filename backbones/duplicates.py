@@ -11,16 +11,15 @@ from backbones.files import sha256, size_of
 COMPARED_UP_FRONT = 20_000  # files of a set: more are compared by their paths alone
 
 
+Files = tuple[Path, Sequence[str]]  # a folder, and names in it
+
+
 def find_shared_files(
-    train: Sequence[tuple[Path, Sequence[str]]],
-    reported: tuple[Path, Sequence[str]],
-    thorough: bool = False,
+    train: Sequence[Files], reported: Files, thorough: bool = False
 ) -> tuple[str, list[str]]:
     """Names of reported files that are trained on, and how that is known: by "path" or "content".
 
     Args:
-        train: folders, each with its files' names.
-        reported: a folder and its files' names.
         thorough: compare what large sets hold too, which reads the files of equal sizes.
     """
     shared = _same_paths(train, reported)
@@ -41,9 +40,7 @@ def describe_shared(shared: Sequence[str], how: str, images: int, of: str) -> li
     ]
 
 
-def _same_paths(
-    train: Sequence[tuple[Path, Sequence[str]]], reported: tuple[Path, Sequence[str]]
-) -> list[str]:
+def _same_paths(train: Sequence[Files], reported: Files) -> list[str]:
     """Reported files which, links to folders resolved, are some of train's."""
     trained = {path for part in train for path in _real_paths(*part)}
     pairs = zip(reported[1], _real_paths(*reported), strict=True)
@@ -62,9 +59,7 @@ def _real_paths(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
     return paths
 
 
-def _equal_files(
-    train: Sequence[tuple[Path, Sequence[str]]], reported: tuple[Path, Sequence[str]]
-) -> list[str]:
+def _equal_files(train: Sequence[Files], reported: Files) -> list[str]:
     """Reported files which have the bytes of one of train's."""
     by_size: dict[int, list[Path]] = {}
     for folder, names in train:

@@ -60,24 +60,24 @@ class ExternalBackbone(Backbone):
 
     def rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring tensors under the library's names to this backbone's and its head's."""
-        renamed = {}
-        for name, tensor in tensors.items():
-            ours = f"head.model.{name}"
-            for stage, unit in self.units:
-                if name.startswith(f"{unit}."):
-                    ours = f"backbone.{stage}.{_key(unit)}{name[len(unit) :]}"
-            renamed[ours] = tensor
-        return renamed
+        return _replace_prefixes(tensors, self._places())
 
     def library_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Undo `rename`."""
-        units = {f"backbone.{stage}.{_key(unit)}.": f"{unit}." for stage, unit in self.units}
-        units["head.model."] = ""
-        renamed = {}
-        for name, tensor in tensors.items():
-            ours = next(prefix for prefix in units if name.startswith(prefix))
-            renamed[units[ours] + name.removeprefix(ours)] = tensor
-        return renamed
+        return _replace_prefixes(tensors, {ours: theirs for theirs, ours in self._places().items()})
+
+    def _places(self) -> dict[str, str]:
+        """How names begin in the library -> how they begin here."""
+        units = {f"{unit}.": f"backbone.{stage}.{_key(unit)}." for stage, unit in self.units}
+        return {**units, "": "head.model."}
+
+
+def _replace_prefixes(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        renamed[prefixes[prefix] + name[len(prefix) :]] = tensor
+    return renamed
 
 
 class ExternalHead(nn.Module):

@@ -207,6 +207,12 @@ _MIXED_7A: list[Steps] = [
 _BLOCK_35: list[Steps] = [[(32, 1)], [(32, 1), (32, 3)], [(32, 1), (48, 3), (64, 3)]]
 _BLOCK_17: list[Steps] = [[(192, 1)], [(128, 1), (160, (1, 7)), (192, (7, 1))]]
 _BLOCK_8: list[Steps] = [[(192, 1)], [(192, 1), (224, (1, 3)), (256, (3, 1))]]
+# Stage -> the module that changes the shape, the residual block after it, and that one's scale.
+_RESIDUAL_STAGES: dict[int, tuple[list[Steps], list[Steps], float]] = {
+    3: (_MIXED_5B, _BLOCK_35, 0.17),
+    4: (_MIXED_6A, _BLOCK_17, 0.10),
+    5: (_MIXED_7A, _BLOCK_8, 0.20),
+}
 
 
 class InceptionResidualBlock(nn.Module):
@@ -256,26 +262,21 @@ class InceptionResNet(Backbone):
         build_v3_stem(self.stem, self.res2)
         self.feature_specs = {"stem": FeatureSpec(64, 4), "res2": FeatureSpec(192, 4)}
         channels = 192
-        # (stage, module that changes the shape, block, its scale, number of blocks)
-        for stage, entry, block, scale, depth in (
-            (3, _MIXED_5B, _BLOCK_35, 0.17, layers[0]),
-            (4, _MIXED_6A, _BLOCK_17, 0.10, layers[1]),
-            (5, _MIXED_7A, _BLOCK_8, 0.20, layers[2] - 1),  # the last one stands below
-        ):
-            sequence = nn.Sequential()
+        for stage, (entry, block, scale) in _RESIDUAL_STAGES.items():
+            sequence, depth = nn.Sequential(), layers[stage - 3]
             if stage == 3:
                 sequence.append(nn.MaxPool2d(3, stride=2))
             module = Branches(channels, entry, padded=False, eps=1e-3)
             sequence.append(module)
             channels = module.out_channels
-            for _ in range(depth):
+            for index in range(depth):
+                last = stage == 5 and index == depth - 1
                 sequence.append(
-                    InceptionResidualBlock(channels, block, scale, slot=slot, stage=stage)
+                    InceptionResidualBlock(
+                        channels, block, 1.0 if last else scale, slot=slot, stage=stage, last=last
+                    )
                 )
             if stage == 5:
-                sequence.append(
-                    InceptionResidualBlock(channels, block, 1.0, slot=slot, stage=stage, last=True)
-                )
                 sequence.append(conv_norm_relu(channels, 1536, 1, eps=1e-3))
                 channels = 1536
             self.add_module(f"res{stage}", sequence)

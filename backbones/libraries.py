@@ -19,19 +19,9 @@ from backbones.config import InputFormat, first_line
 from backbones.offline import is_offline, require_network
 from backbones.weights.files import TensorFile
 
-# Networks with SE in timm -> the same without; weights of a pair share the recipe tag.
-_TWINS = {
-    "seresnet18": "resnet18",
-    "seresnet34": "resnet34",
-    "seresnet50": "resnet50",
-    "seresnet101": "resnet101",
-    "seresnet152": "resnet152",
-    "seresnet152d": "resnet152d",
-    "seresnext50_32x4d": "resnext50_32x4d",
-    "seresnext101_32x4d": "resnext101_32x4d",
-    "seresnext101_64x4d": "resnext101_64x4d",
-    "seresnext101_32x8d": "resnext101_32x8d",
-}
+# Networks of timm that are there with SE too, as `se` and the name; weights of a pair share the tag.
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet152d")
+_RESNEXTS = ("resnext50_32x4d", "resnext101_32x4d", "resnext101_64x4d", "resnext101_32x8d")
 
 
 def twin(name: str) -> str | None:
@@ -39,9 +29,9 @@ def twin(name: str) -> str | None:
     import timm
 
     library, model, tag = split_name(name)
-    if library != "timm" or model not in _TWINS:
+    plain = model.removeprefix("se")
+    if library != "timm" or plain == model or plain not in (*_RESNETS, *_RESNEXTS):
         return None
-    plain = _TWINS[model]
     if not tag:
         return f"timm:{plain}"
     return f"timm:{plain}.{tag}" if f"{plain}.{tag}" in timm.list_pretrained(f"{plain}.*") else None
@@ -52,21 +42,19 @@ def input_format_of(name: str) -> InputFormat:
     library, model, tag = split_name(name)
     if library == "timm":
         told = _timm_weights(model, tag).to_dict()
-        return InputFormat(
-            mean=tuple(round(255 * value, 4) for value in told["mean"]),
-            std=tuple(round(255 * value, 4) for value in told["std"]),
-            interpolation=told["interpolation"],
-            size=told["input_size"][-1],
-            crop=told["crop_pct"],
-        )
-    weights = _torchvision_weights(model, tag)
-    transform = weights.transforms()
+        mean, std, interpolation = told["mean"], told["std"], told["interpolation"]
+        size, crop = told["input_size"][-1], told["crop_pct"]
+    else:
+        transform = _torchvision_weights(model, tag).transforms()
+        mean, std = transform.mean, transform.std
+        interpolation, size = transform.interpolation.value, transform.crop_size[0]
+        crop = size / transform.resize_size[0]
     return InputFormat(
-        mean=tuple(round(255 * value, 4) for value in transform.mean),
-        std=tuple(round(255 * value, 4) for value in transform.std),
-        interpolation=transform.interpolation.value,
-        size=transform.crop_size[0],
-        crop=transform.crop_size[0] / transform.resize_size[0],
+        mean=tuple(round(255 * value, 4) for value in mean),
+        std=tuple(round(255 * value, 4) for value in std),
+        interpolation=interpolation,
+        size=size,
+        crop=crop,
     )
 
 

@@ -37,11 +37,8 @@ def inspect_weights(path: str | Path) -> dict[str, Any]:
     fit = weights.backbone
     shapes = backbone_shapes(fit.name, **fit.options) if fit else None
     nearest = None if fit or weights.unfit else _nearest(weights)
-    wanted: set[str] = set()
-    given: set[str] = set()
-    if shapes or nearest:
-        wanted = set(shapes or backbone_shapes(nearest or "") or ())
-        given = {name for name in weights.tensors if not name.startswith("head.")}
+    wanted = set(shapes or (backbone_shapes(nearest) if nearest else None) or ())
+    given = {n for n in weights.tensors if not n.startswith("head.")} if wanted else set()
     return {
         "path": weights.path,
         "format": weights.format,
