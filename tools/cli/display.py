@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from backbones.config import flatten
 from tools.experiments.record import METRICS, Record
+from tools.experiments.status import CellState, PlannedCell, planned_cells, read_states
 from tools.experiments.tasks import TASKS
 
 if TYPE_CHECKING:
     from tools.experiments.cells import Outcome
-    from tools.experiments.status import CellState
     from tools.experiments.study import Cell
 
 
@@ -92,41 +91,45 @@ def print_plan(cells: list[Cell]) -> None:
     print(f"{len(rows)} runs, {waiting} to run")
 
 
-_MOST_BARS = 20
-
-
-class StudyDisplay(Progress):
-    """Lines for what has ended, a bar with the running cells where stderr is a terminal."""
+class StudyDisplay(Live):
+    """Lines for what has ended; below them, on a terminal, how far the running cells are."""
 
     def __init__(self, output: Path) -> None:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20))
-        hidden = not console.is_terminal
-        super().__init__(*columns, TimeElapsedColumn(), console=console, disable=hidden)
         self._output = output
-        self._bars: dict[Path, Any] = {}
+        self._planned: dict[str, PlannedCell] = {}
+        self._running: dict[str, PlannedCell] = {}
         self._total = self._count = 0
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        super().__init__(
+            console=console,
+            auto_refresh=console.is_terminal,
+            refresh_per_second=1,
+            transient=True,
+        )
+
+    def get_renderable(self) -> Group:
+        """The table of `sebench status`, of the running cells alone."""
+        states = read_states(list(self._running.values()), self._output)
+        return _state_table(states, limit=max(5, self.console.height - 6)) if states else Group()
 
     def say(self, text: str) -> None:
-        """A line above the progress bars."""
+        """A line above what is running."""
         self.console.print(escape(text))
 
-    def begin(self, cells: list[Cell]) -> None:
-        """Say how many runs there are, and count them."""
+    def begin(self, cells: Sequence[Cell], all_cells: Sequence[Cell]) -> None:
+        """Say how many runs there are, of all of the study, and count them."""
         self._total = len(cells)
+        self._planned = {cell.name: cell for cell in planned_cells(all_cells)}
         self.say(f"{len(cells)} runs; what they print is in {self._output / 'logs'}")
 
     def started(self, cell: Cell) -> None:
-        """Show a bar for it."""
-        if len(self._bars) < _MOST_BARS:  # a queue of a cluster may hold hundreds
-            self._bars[cell.directory] = self.add_task(escape(cell.label), total=None)
+        """Show how far it is."""
+        self._running[cell.name] = self._planned[cell.name]
 
     def ended(self, outcome: Outcome) -> None:
-        """Say what came of it in place of its bar."""
+        """Say what came of it."""
         self._count += 1
-        bar = self._bars.pop(outcome.cell.directory, None)
-        if bar is not None:
-            self.remove_task(bar)
+        self._running.pop(outcome.cell.name, None)
         label = f"{self._count}/{self._total}  {escape(outcome.cell.label)}"
         if outcome.record is None:
             self.console.print(f"[red]failed[/]  {label}: {escape(outcome.error or '')}")

@@ -254,7 +254,7 @@ def _run(
             if study.sample_data:
                 display.say("making synthetic data")
                 make_sample_data(study, output)
-            display.begin(cells)
+            display.begin(cells, everything)
             outcomes = []
             how: dict[str, Any] = {
                 "command": typed_command(),
