@@ -19,10 +19,9 @@ from torch import nn
 from backbones import BackboneSettings, InputFormat, check_finite
 from backbones.config import check_choice, flatten, printable, unknown
 from backbones.device import choose_device
-from backbones.files import sha256
 from backbones.result import Weights as WeightsUsed
 from backbones.result import WeightsFile
-from backbones.weights.files import read_state, save_state
+from backbones.weights.files import read_tensors, save_state
 from backbones.weights.load import Weights
 
 from .backbone import add_sebench_config, check_input_format, register_backbones
@@ -185,7 +184,8 @@ def load_detector(
         ValueError: not a detector of this suite, another than `config` describes, or one whose
             weights are not finite.
     """
-    tensors, metadata = read_state(path)
+    file = read_tensors(path)
+    tensors, metadata = file.tensors, file.metadata
     if "detector" not in metadata:
         raise ValueError(
             f"{path} holds no detector: evaluation needs the weights.safetensors that `sebench "
@@ -202,7 +202,7 @@ def load_detector(
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the detector it describes: {error}") from error
     origin = WeightsUsed(
-        str(path), sha256(path), format=FORMAT, tensors=len(tensors), initial=told.initial
+        str(path), file.sha256, format=FORMAT, tensors=len(tensors), initial=told.initial
     )
     return Detector(model, cfg, names, ids, input_format), origin
 

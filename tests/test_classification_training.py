@@ -16,7 +16,7 @@ from backbones import BackboneSettings, build_network, read_weights, save_weight
 from backbones.checkpoint import save_checkpoint
 from backbones.files import lock_directory
 from backbones.monitor import Monitor
-from backbones.weights.files import read_state, save_state
+from backbones.weights.files import read_tensors, save_state
 from classification import run
 from classification.config import (
     AugmentSettings,
@@ -490,7 +490,8 @@ def test_weights_that_are_not_finite_are_refused_by_the_tensors_name(learned, tm
     settings, directory, _ = learned
     file = tmp_path / "damaged.safetensors"
     shutil.copy(directory / "weights.safetensors", file)
-    state, metadata = read_state(file)
+    held = read_tensors(file)
+    state, metadata = held.tensors, held.metadata
     match = next(name for name in state if name.endswith(tensor))
     state[match].view(-1)[0] = float("nan")
     save_state(file, state, metadata)
@@ -506,7 +507,8 @@ def test_weights_that_are_not_finite_are_refused_by_the_tensors_name(learned, tm
 def test_outputs_that_overflow_are_no_measurement(learned, tmp_path):
     settings, directory, _ = learned
     file = tmp_path / "large.safetensors"
-    state, metadata = read_state(directory / "weights.safetensors")
+    held = read_tensors(directory / "weights.safetensors")
+    state, metadata = held.tensors, held.metadata
     state["head.fc.weight"] *= 1e38 / state["head.fc.weight"].abs().max()
     save_state(file, state, metadata)
     settings = replace(settings, backbone=replace(TINY, weights=str(file)))

@@ -18,7 +18,7 @@ import backbones.weights.load
 from backbones import BackboneSettings, InputFormat, build_network, save_weights
 from backbones.monitor import Monitor
 from backbones.result import Result
-from backbones.weights.files import read_state, save_state
+from backbones.weights.files import read_tensors, save_state
 from detection import load_detector, run, score_results
 from detection.coco import load_coco
 from detection.config import (
@@ -184,7 +184,8 @@ def test_a_loss_that_is_not_finite_stops_with_iteration_and_learning_rate(config
 
 def test_weights_that_are_no_numbers_are_not_scored_and_not_saved(trained, config, tmp_path):
     path = tmp_path / "weights.safetensors"
-    tensors, metadata = read_state(trained[0] / "weights.safetensors")
+    held = read_tensors(trained[0] / "weights.safetensors")
+    tensors, metadata = held.tensors, held.metadata
     tensors["backbone.bottom_up.stages.stem.norm1.running_var"][3] = float("nan")
     save_state(path, tensors, metadata)
     spoiled = replace(config, backbone=replace(config.backbone, weights=str(path)))
@@ -224,7 +225,8 @@ def test_weights_that_are_no_numbers_are_not_scored_and_not_saved(trained, confi
 )
 def test_metadata_of_other_types_are_refused(trained, tmp_path, key, value):
     path = tmp_path / "weights.safetensors"
-    tensors, metadata = read_state(trained[0] / "weights.safetensors")
+    held = read_tensors(trained[0] / "weights.safetensors")
+    tensors, metadata = held.tensors, held.metadata
     save_state(path, tensors, {**metadata, key: value})
     with pytest.raises(ValueError, match=r"weights\.safetensors: its metadata are damaged"):
         load_detector(path, device="cpu")

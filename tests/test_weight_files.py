@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network, save_weights
-from backbones.weights.files import read_state, read_tensors, save_state, sha256_of_weights
+from backbones.weights.files import read_tensors, save_state, sha256_of_weights
 from backbones.weights.load import load_weights, read_weights
 
 RGB = InputFormat(size=96, crop=0.875)
@@ -409,7 +409,8 @@ def test_metadata_of_other_types_are_named(change, words, tmp_path):
     file = tmp_path / "weights.safetensors"
     settings = BackboneSettings("resnet_tiny")
     save_weights(network, file, backbone=settings, num_classes=3, input_format=RGB)
-    tensors, metadata = read_state(file)
+    held = read_tensors(file)
+    tensors, metadata = held.tensors, held.metadata
     save_state(file, tensors, {**metadata, **change})
     with pytest.raises(ValueError, match=f"metadata are damaged.*{words}"):
         read_weights(file)
@@ -420,7 +421,8 @@ def test_metadata_cannot_name_files_to_run(tmp_path):
     network = build_network("resnet_tiny", 3)
     settings = BackboneSettings("resnet_tiny")
     save_weights(network, file, backbone=settings, num_classes=3, input_format=RGB)
-    tensors, metadata = read_state(file)
+    held = read_tensors(file)
+    tensors, metadata = held.tensors, held.metadata
     metadata["backbone"]["imports"] = [str(tmp_path / "evil.py")]
     save_state(file, tensors, metadata)
     assert read_weights(file).backbone == settings

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from backbones import BackboneSettings, InputFormat, build_backbone, build_network
-from backbones.weights.files import read_state, save_state
+from backbones.weights.files import read_tensors, save_state
 from backbones.weights.load import (
     fit_backbone,
     load_weights,
@@ -84,7 +84,8 @@ def test_what_does_not_fit_is_named_in_a_table(saved):
 
 def test_a_missing_tensor_is_named_with_its_nearest(saved, tmp_path):
     network, file = saved
-    tensors, metadata = read_state(file)
+    held = read_tensors(file)
+    tensors, metadata = held.tensors, held.metadata
     tensors["backbone.res2.0.conv7.weight"] = tensors.pop("backbone.res2.0.conv1.weight")
     save_state(file, tensors, metadata)
     with pytest.raises(
@@ -95,7 +96,8 @@ def test_a_missing_tensor_is_named_with_its_nearest(saved, tmp_path):
 
 def test_gaps_are_tolerated_only_where_a_pattern_says_so_and_recorded(saved):
     network, file = saved
-    tensors, metadata = read_state(file)
+    held = read_tensors(file)
+    tensors, metadata = held.tensors, held.metadata
     dropped = [name for name in tensors if name.startswith("backbone.res5.")]
     save_state(file, {n: t for n, t in tensors.items() if n not in dropped}, metadata)
     with pytest.raises(ValueError, match="missing"):

@@ -16,7 +16,7 @@ from backbones.libraries import build_model, split_name
 from backbones.registry import EXTERNAL, describe_backbone
 from backbones.weights.files import save_detectron2, save_state, save_torch
 from backbones.weights.formats import FORMATS, WeightFormat, backbone_shapes, from_ours
-from backbones.weights.load import Weights, load_weights, read_weights, structure_of
+from backbones.weights.load import Weights, load_weights, metadata_of, read_weights
 from backbones.weights.metadata import Metadata, NamedBackbone
 from backbones.zoo import PAIRS
 
@@ -154,15 +154,8 @@ def _metadata_of(weights: Weights) -> Metadata:
             f"{weights.path}: its channel order, mean and std are unknown and could not go along"
         )
     with torch.device("meta"):
-        features = build_backbone(backbone.name, **backbone.options)
-        network = Network(features, weights.num_classes or 1000)
-    return Metadata(
-        backbone=NamedBackbone(backbone.name, dict(backbone.options)),
-        input_format=known,
-        structure=structure_of(network.backbone),
-        num_classes=weights.num_classes,
-        classes=weights.classes,
-    )
+        network = build_backbone(backbone.name, **backbone.options)
+    return metadata_of(network, backbone, weights.num_classes, weights.classes, known)
 
 
 @torch.no_grad()

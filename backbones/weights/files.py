@@ -120,21 +120,6 @@ def sha256_of_weights(path: str | Path) -> str:
     return read_tensors(path).sha256 if path.name.endswith(".index.json") else sha256(path)
 
 
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote. The metadata of another writer's file are {}.
-
-    Raises:
-        ValueError: no such file, or not a whole safetensors file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}: no such file")
-    try:
-        return _read_safetensors(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Write tensors and JSON-able metadata to a safetensors file, whole or not at all.
 

@@ -15,7 +15,7 @@ from backbones.features import Backbone, Network
 from backbones.registry import EXTERNAL, find_backbone
 from backbones.result import WeightsFile
 from backbones.squeeze_excite import SEBlock
-from backbones.weights.files import TensorFile, read_state, read_tensors, save_state
+from backbones.weights.files import TensorFile, read_tensors, save_state
 from backbones.weights.formats import (
     FORMATS,
     fitting_network,
@@ -24,16 +24,6 @@ from backbones.weights.formats import (
     with_counters,
 )
 from backbones.weights.metadata import Metadata, NamedBackbone, read_metadata
-
-__all__ = [
-    "Weights",
-    "fit_backbone",
-    "load_weights",
-    "read_state",
-    "read_weights",
-    "save_state",
-    "save_weights",
-]
 
 PLACES365 = 365
 _ROWS = 8  # of each kind of mismatch that are shown
@@ -72,14 +62,25 @@ def save_weights(
     classes: Sequence[str] | None = None,
 ) -> str:
     """Write a network with all that is needed to use it elsewhere. Returns the file's SHA-256."""
-    metadata = Metadata(
-        backbone=NamedBackbone(backbone.name, dict(backbone.options)),
+    metadata = metadata_of(network.backbone, backbone, num_classes, classes, input_format)
+    return save_state(path, network.state_dict(), asdict(metadata))
+
+
+def metadata_of(
+    backbone: nn.Module,
+    settings: BackboneSettings,
+    num_classes: int | None,
+    classes: Sequence[str] | None,
+    input_format: InputFormat,
+) -> Metadata:
+    """Return what goes along with the tensors of a network that `settings` describe."""
+    return Metadata(
+        backbone=NamedBackbone(settings.name, dict(settings.options)),
         input_format=input_format,
-        structure=structure_of(network.backbone),
+        structure=structure_of(backbone),
         num_classes=num_classes,
         classes=None if classes is None else list(classes),
     )
-    return save_state(path, network.state_dict(), asdict(metadata))
 
 
 def read_weights(path: str | Path, network: str = "") -> Weights:
