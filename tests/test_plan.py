@@ -196,7 +196,7 @@ def test_a_fixed_plan_refuses_a_changed_study_until_it_is_amended(sebench, tmp_p
     fix(sebench, study, output, "--lock")
     first = files.sha256(output / files.PLAN_LOCK)
     # Wherever the folder is named from, it is the same plan.
-    assert sebench("run", study, "-o", tmp_path / "." / "runs", "--dry-run")[0] == 0
+    assert "2 to run" in sebench("run", study, "-o", tmp_path / "." / "runs", "--dry-run")[1]
     write_study(study, seeds=[0, 1], overrides={"*-seed0": {"train": {"epochs": 7}}})
     code, _, err = sebench("run", study, "-o", output, "--dry-run")
     assert code == 1
@@ -204,7 +204,7 @@ def test_a_fixed_plan_refuses_a_changed_study_until_it_is_amended(sebench, tmp_p
     assert "changed: cifar/resnet20-seed0" in err
     assert "fixed since" in sebench("plan", study, "-o", output, "--no-probe", "--lock")[2]
     fix(sebench, study, output, "--amend", "a seed more")
-    assert sebench("run", study, "-o", output, "--dry-run")[0] == 0
+    assert "to run" in sebench("run", study, "-o", output, "--dry-run")[1]
     (amendment,) = read_lock(output).amendments
     assert (amendment.why, amendment.sha256_before) == ("a seed more", first)
     assert len(amendment.added) == 2
@@ -218,7 +218,7 @@ def test_weights_that_are_exchanged_after_a_plan_was_fixed_are_a_change(sebench,
     entries = [{**ENTRY, "name": "cifar", "backbones": backbones}]
     study = write_study(tmp_path / "study.yaml", experiments=entries)
     fix(sebench, study, output, "--lock")
-    assert sebench("run", study, "-o", output, "--dry-run")[0] == 0
+    assert "to run" in sebench("run", study, "-o", output, "--dry-run")[1]
     weights.write_bytes(b"another")
     assert "changed: cifar/se_resnet20-w" in sebench("run", study, "-o", output, "--dry-run")[2]
 
@@ -246,6 +246,8 @@ def test_the_report_judges_by_the_level_of_the_look_and_says_which_one_ended_it(
         page = write_report([output], tmp_path / "report")[0].read_text()
         assert "Planned and found" in page
         assert plan["sha256"][:16] in page
+        assert "80 % of studies" in page
+        assert "80 % of studies" in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("gain", "seeds"), [(0.3, 2), (0.0, 4)])

@@ -91,6 +91,14 @@ def print_plan(cells: list[Cell]) -> None:
     print(f"{len(rows)} runs, {waiting} to run")
 
 
+def print_missing(missing: Mapping[str, str]) -> None:
+    """What forbids networks to run, a line for each reason."""
+    for text in dict.fromkeys(missing.values()):
+        names = [name for name in missing if missing[name] == text]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        print(f"missing for {', '.join(names[:2])}{more}: {text}")
+
+
 class StudyDisplay(Live):
     """Lines for what has ended; below them, on a terminal, how far the running cells are."""
 

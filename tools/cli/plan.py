@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,12 +93,13 @@ def plan(
     _check(lock, amend, detect, recorded or (), output)
     from tools.experiments.plan import compare_cells
     from tools.experiments.plan import lock as fix
+    from tools.experiments.study import look
     from tools.report.looks import read_noise
 
     study = _read(what, backbones, recipe, data, data_root, seeds, overrides or ())
     cells = _cells(study, output, imports or ())
     noise = read_noise(recorded) if recorded else {}
-    images, missing = _look(cells)
+    images, missing = look(cells)
     comparisons = compare_cells(cells, images, noise, detect, study.looks)
     costs = _probe(cells, missing, probe_seconds) if probe else {}
     _show(_summary(cells, comparisons, costs, missing, jobs), comparisons, study, as_json)
@@ -164,35 +165,12 @@ def _read(
     return Study([entry], seeds=list(range(seeds)))
 
 
-def _networks(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Cells that differ in their seed alone, by ENTRY/NETWORK."""
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.name.rpartition("-seed")[0], []).append(cell)
-    return found
-
-
-def _look(cells: Sequence[Cell]) -> tuple[dict[str, int], dict[str, str]]:
-    """Reported images of each entry; and what is missing, by ENTRY/NETWORK."""
-    images: dict[str, int] = {}
-    missing: dict[str, str] = {}
-    for name, (cell, *_) in _networks(cells).items():
-        config = cell.experiment.config
-        if cell.source is not None:  # its weights are still to be made
-            config = replace(config, backbone=replace(config.backbone, weights=None))
-        try:
-            found = cell.experiment.entry_points().check(config)
-            images[cell.entry] = found["dataset"]["images"]
-        except (ValueError, OSError) as error:
-            missing[name] = str(error)
-    return images, missing
-
-
 def _probe(cells: Sequence[Cell], missing: Mapping[str, str], seconds: float) -> dict[str, Cost]:
     from tools.experiments.probe import measure
+    from tools.experiments.study import networks_of
 
     costs = {}
-    networks = {name: same for name, same in _networks(cells).items() if name not in missing}
+    networks = {name: same for name, same in networks_of(cells).items() if name not in missing}
     for number, (name, (cell, *_)) in enumerate(networks.items(), start=1):
         say(f"probe {number} of {len(networks)}: {name}")
         try:
@@ -209,8 +187,10 @@ def _summary(
     missing: Mapping[str, str],
     jobs: int,
 ) -> dict[str, Any]:
+    from tools.experiments.study import networks_of
+
     runs: list[dict[str, Any]] = []
-    for name, same in _networks(cells).items():
+    for name, same in networks_of(cells).items():
         done = sum(cell.status() == "recorded" for cell in same)
         cost = costs.get(name)
         runs.append(
@@ -288,7 +268,7 @@ def _print_comparisons(comparisons: Sequence[PlannedComparison]) -> None:
 
 
 def _print_networks(shown: Mapping[str, Any]) -> None:
-    from tools.cli.display import print_rows
+    from tools.cli.display import print_missing, print_rows
 
     print_rows(
         [
@@ -302,10 +282,7 @@ def _print_networks(shown: Mapping[str, Any]) -> None:
             for run in shown["networks"]
         ]
     )
-    for text in dict.fromkeys(run["missing"] for run in shown["networks"] if run["missing"]):
-        names = [run["network"] for run in shown["networks"] if run["missing"] == text]
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        print(f"missing for {', '.join(names[:2])}{more}: {text}")
+    print_missing({run["network"]: run["missing"] for run in shown["networks"] if run["missing"]})
     if shown["hours"] is not None:
         unknown = sum(run["cost"] is None for run in shown["networks"])
         jobs = shown["jobs"]

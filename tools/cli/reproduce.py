@@ -159,11 +159,12 @@ def _write_study(study: dict[str, Any], path: Path, output: Path) -> list[Cell]:
 
 
 def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
-    from tools.cli.display import print_plan, print_rows
+    from tools.cli.display import print_missing, print_plan, print_rows
+    from tools.experiments.study import look
 
     with tempfile.TemporaryDirectory() as folder:
         cells = _write_study(study, Path(folder) / "reproduce.yaml", output)
-    costs, missing = _costs(cells), _missing(cells, synthetic="sample_data" in study)
+    costs, missing = _costs(cells), {} if "sample_data" in study else look(cells)[1]
     if as_json:
         listed = [
             {"name": cell.name, "task": cell.experiment.task, "status": cell.status()}
@@ -174,8 +175,7 @@ def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
         print_plan(cells)
         print()
         print_rows(costs)
-        for name, text in missing.items():
-            print(f"missing: {name}: {text}")
+        print_missing(missing)
     if missing:
         raise typer.Exit(1)
 
@@ -208,17 +208,6 @@ def _costs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def _missing(cells: Sequence[Cell], synthetic: bool) -> dict[str, str]:
-    """What forbids each network to run, by ENTRY/NETWORK; of data, once an entry."""
-    missing: dict[tuple[str, str], str] = {}
-    for cell in () if synthetic else cells:
-        try:
-            cell.check()
-        except (ValueError, OSError) as error:
-            missing.setdefault((cell.entry, str(error)), cell.name)
-    return {name: text for (_, text), name in missing.items()}
-
-
 def _reproduce(
     targets: Sequence[Target],
     wish: Wish,
@@ -229,11 +218,13 @@ def _reproduce(
 ) -> None:
     from tools.cli.study import run
     from tools.experiments.run import run_experiment
+    from tools.experiments.study import look
 
     output.mkdir(parents=True, exist_ok=True)
     path = output / "reproduce.yaml"
     entries = {cell.entry: cell for cell in _write_study(study, path, output)}
-    if missing := _missing(list(entries.values()), wish.scale == "smoke"):
+    _, missing = ({}, {}) if wish.scale == "smoke" else look(entries.values())
+    if missing:
         told = "\n".join(f"  {name}: {text}" for name, text in missing.items())
         raise ValueError(
             f"nothing was run; give --data-root SET=DIR where data are missing:\n{told}"

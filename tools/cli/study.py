@@ -109,13 +109,15 @@ def run(
     command += [text for path in imports or () for text in ("--import", str(path))]
     if cells:
         _print_cells(everything, chosen, output, example, command)
-    elif dry_run or download_only:
-        _look(matrix, everything, chosen, output, download_only)
+        return
+    _check(matrix, everything, chosen, output, None if download_only else command)
+    if dry_run or download_only:
+        _look(matrix, chosen, output, download_only)
     elif cell is not None:
         _run_one(matrix, everything, chosen[0], output)
     else:
         opened = partial(open_executor, chosen, jobs)
-        _run(matrix, everything, chosen, output, command, opened, retries)
+        _run(matrix, everything, chosen, output, opened, retries)
 
 
 def demo(
@@ -204,25 +206,40 @@ def _plan(
     return study, cells, chosen
 
 
-def _check_lock(study: Study, cells: Sequence[Cell], output: Path) -> None:
-    from tools.experiments.plan import check_lock  # and with it scipy
-
-    check_lock(cells, output, study.looks)
-
-
-def _look(
-    study: Study, everything: Sequence[Cell], cells: list[Cell], output: Path, download: bool
+def _check(
+    study: Study,
+    everything: Sequence[Cell],
+    cells: Sequence[Cell],
+    output: Path,
+    command: list[str] | None,
 ) -> None:
-    """Show the plan, or fetch what it needs; nothing is run."""
-    from tools.cli.display import print_plan
-    from tools.experiments.study import make_sample_data
+    """What a fixed plan, and a node without a network, allow; no command: the network is there."""
+    from tools.experiments.fetch import require_fetched
+    from tools.experiments.plan import check_lock  # and with it scipy
+    from tools.experiments.study import DATA
 
-    _check_lock(study, everything, output)
-    if not download:
-        print_plan(cells)
+    check_lock(everything, output, study.looks)
+    if command is not None:
+        lacking = (each.experiment for each in cells if each.status() != "recorded")
+        require_fetched(lacking, shlex.join(command), made_in=output / DATA)
+
+
+def _look(study: Study, cells: list[Cell], output: Path, download: bool) -> None:
+    """Show the plan and what forbids it, or fetch what it needs; nothing is run."""
+    from tools.cli.display import print_missing, print_plan
+    from tools.experiments.study import DATA, look, make_sample_data
+
+    if download:
+        make_sample_data(study, output)
+        fetch_only(cells)
         return
-    make_sample_data(study, output)
-    fetch_only(cells)
+    print_plan(cells)
+    made = output / DATA  # by the run itself
+    waiting = [cell for cell in cells if cell.status() != "recorded"]
+    _, missing = look(c for c in waiting if Path(c.experiment.config.data.root).parent != made)
+    print_missing(missing)
+    if missing:
+        raise typer.Exit(1)
 
 
 def _run(
@@ -230,21 +247,16 @@ def _run(
     everything: list[Cell],
     cells: list[Cell],
     output: Path,
-    command: Sequence[str],
     open_executor: Callable[[], Executor],
     retries: int,
 ) -> None:
     from backbones.files import lock_directory, remove_partial_files
     from tools.cli.display import StudyDisplay
     from tools.experiments.cells import Schedule
-    from tools.experiments.fetch import require_fetched
     from tools.experiments.run import typed_command
     from tools.experiments.status import write_plan
-    from tools.experiments.study import DATA, REPORT, make_sample_data
+    from tools.experiments.study import REPORT, make_sample_data
 
-    _check_lock(study, everything, output)
-    lacking = (each.experiment for each in cells if each.status() != "recorded")
-    require_fetched(lacking, shlex.join(command), made_in=output / DATA)
     output.mkdir(parents=True, exist_ok=True)
     with stop_hint(lambda: "go on with the same command"), lock_directory(output):
         remove_partial_files(output)
@@ -363,7 +375,6 @@ def _run_one(study: Study, cells: Sequence[Cell], cell: Cell, output: Path) -> N
     from tools.experiments.status import write_plan
     from tools.experiments.study import DATA, make_sample_data
 
-    _check_lock(study, cells, output)
     _require_look(cells, cell, output, study.looks)
     output.mkdir(parents=True, exist_ok=True)
     if study.sample_data:

@@ -245,6 +245,29 @@ def plan(study: Study, output: Path, imports: Sequence[str | Path] = ()) -> list
     return _chosen(study, list(cells.values()))
 
 
+def networks_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Cells that differ in their seed alone, by ENTRY/NETWORK."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.name.rpartition("-seed")[0], []).append(cell)
+    return found
+
+
+def look(cells: Iterable[Cell]) -> tuple[dict[str, int], dict[str, str]]:
+    """Check each network of a study once.
+
+    Returns the reported images of each entry, and what forbids a network to run, by ENTRY/NETWORK.
+    """
+    images: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    for name, (cell, *_) in networks_of(cells).items():
+        try:
+            images[cell.entry] = cell.check()["dataset"]["images"]
+        except (ValueError, OSError) as error:
+            missing[name] = str(error)
+    return images, missing
+
+
 def select(cells: Iterable[Cell], patterns: Sequence[str], what: str) -> list[Cell]:
     """The cells that match one of some patterns, e.g. "imagenet/se_*-seed0".
 

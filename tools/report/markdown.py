@@ -86,6 +86,7 @@ def _plan(plan: FixedPlan) -> str:
             "Benchmark": e(row.benchmark),
             "Network": e(row.candidate),
             "Interval, planned:": f"± {wording.number(row.half_width_planned)}",
+            "80 % of studies:": wording.planned_range(row.half_width_range),
             "found:": "–" if row.half_width is None else f"± {wording.number(row.half_width)}",
             "Seconds, planned:": wording.number(row.seconds_planned),
             "taken:": wording.number(row.seconds),
