@@ -33,7 +33,6 @@ from backbones.weights.pickled_objects import (
 
 _SPARE = 1 << 24  # bytes and elements that calls may copy beside a multiple of the pickle's length
 _DEPTH = 50  # of nested tuples, which Python hashes by recursion in C, without a check
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 def interpret(
@@ -93,10 +92,11 @@ class _Machine:
 
     def run(self) -> Any:
         while (code := self.file.read(1)) != b".":
-            opcode = _OPCODES.get(code.decode("latin1"))
-            operation = _OPERATIONS.get(opcode.name) if opcode else None
-            if opcode is None or operation is None:
+            if not code:
+                raise ValueError("cut short")
+            if code not in _OPCODES:
                 raise ValueError(f"an opcode {code!r} that pickles of data do not have")
+            opcode, operation = _OPCODES[code]
             argument = None
             if opcode.name == "STRING":  # Python 2's, of any bytes; pickletools reads ASCII
                 line = pickletools.read_stringnl(self.file, decode=False)
@@ -263,4 +263,9 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "OBJ": lambda m, _: m.call_marked(*m.pop_mark()),
     "BUILD": lambda m, _: m.build(*m.take(1)),
     "BINPERSID": lambda m, _: m.push_persistent(*m.take(1)),
+}
+_OPCODES = {
+    opcode.code.encode("latin1"): (opcode, _OPERATIONS[opcode.name])
+    for opcode in pickletools.opcodes
+    if opcode.name in _OPERATIONS
 }
