@@ -100,7 +100,7 @@ class Schedule:
             due = time.monotonic() + PAUSE * 2 ** (attempts - 1)
             heapq.heappush(self._later, (due, cell.number, cell))
             return
-        error = failure and failure.error
+        error = failure.error if failure else None
         if failure is not None and attempts > 1:
             error = f"{error}; tried {attempts} times"
         yield from self._settle(Outcome(cell, seconds, record, error))
