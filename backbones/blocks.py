@@ -31,8 +31,8 @@ class ResidualBlock(nn.Module):
 
     Args:
         map_stride: of the block's output from the image; `stride` is the block's own.
-        bottleneck, width: 64, 128, 256, 512 in all published networks; a bottleneck's output has
-            four times as many channels.
+        width: of the 3x3 convolutions, before groups: 64, 128, 256, 512 in all published networks.
+        bottleneck: whether it is one.
         groups, group_width: of a bottleneck's 3x3: cardinality and channels of a group at width 64,
             e.g. 32 and 4 in ResNeXt. At widths of one's own a group has the nearest whole number.
         stride_in_1x1: whether a bottleneck's stride is in its first 1x1 or in its 3x3 convolution.

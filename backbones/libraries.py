@@ -119,7 +119,7 @@ def download(name: str) -> tuple[TensorFile, InputFormat]:
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
-    return TensorFile(name, library, digest.hexdigest(), tensors), input_format
+    return TensorFile(name, digest.hexdigest(), tensors), input_format
 
 
 @contextlib.contextmanager

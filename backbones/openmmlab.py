@@ -98,7 +98,7 @@ def _register(name: str, network: str, depth: int) -> None:
     MODELS.register_module(name=name, module=build)
 
 
-# Type in a config -> what the suite calls networks of a depth, and the depth that is meant where none is told.
+# Type in a config, what the suite calls its networks of a depth, and the depth where none is told.
 _register("ResNet", "resnet{}", 50)
 _register("SEResNet", "se_resnet{}", 50)
 _register("ResNeXt", "resnext{}_32x4d", 50)

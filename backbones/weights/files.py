@@ -68,7 +68,6 @@ class TensorFile:
     """The tensors of a file under their own names, and what it says about itself."""
 
     path: str
-    kind: str  # "safetensors", "torch", "numpy", "pickle"
     sha256: str
     tensors: dict[str, Tensor] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)  # ours, if we wrote it
@@ -214,19 +213,15 @@ def _interpret(path: Path, content: bytes) -> TensorFile:
     digest = hashlib.sha256(content).hexdigest()
     _compare_with_record(path, digest)
     _compare_with_name(path, digest)
-    kind, held, metadata = _unpack(content)
-    author = None
-    if isinstance(held, Mapping):
-        author = held.get("__author__")
-        if _OURS in held:
-            metadata = _parse(held[_OURS])
+    held = _unpack(content)
     state, found_in = find_state_dict(held)
-    told = get_metadata(state)
-    if isinstance(told, Mapping) and _OURS in told:
-        metadata = _parse(told[_OURS])
-    tensors = tensors_of(state)
+    metadata: dict[str, Any] = {}
+    for told in (held, get_metadata(state)):
+        if isinstance(told, Mapping) and _OURS in told:
+            metadata = _parse(told[_OURS])
+    author = held.get("__author__") if isinstance(held, Mapping) else None
     author = author if isinstance(author, str) else None
-    return TensorFile(str(path), kind, digest, tensors, metadata, author, found_in)
+    return TensorFile(str(path), digest, tensors_of(state), metadata, author, found_in)
 
 
 def _compare_with_record(path: Path, digest: str) -> None:
@@ -263,8 +258,8 @@ def _compare_with_name(path: Path, digest: str) -> None:
         )
 
 
-def _unpack(content: bytes) -> tuple[str, Any, dict[str, Any]]:
-    """Return the kind of a file, what it holds, and the metadata that we wrote into it."""
+def _unpack(content: bytes) -> Any:
+    """Return what a file holds."""
     head = content[:64]
     for beginning, what in _OTHERS.items():
         if head.startswith(beginning):
@@ -272,25 +267,25 @@ def _unpack(content: bytes) -> tuple[str, Any, dict[str, Any]]:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise ValueError("it is a web page, not weights: the download went wrong")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < len(content):
-        return "safetensors", *_read_safetensors(content)
+        return _read_safetensors(content)
     if head.startswith(b"\x93NUMPY"):
-        return "numpy", read_npy(content), {}
+        return read_npy(content)
     if head.startswith(b"PK"):
         with open_zip(content) as archive:
-            if all(name.endswith(".npy") for name in archive.namelist()):
-                return "numpy", read_npz(archive), {}
-            return "torch", read_torch_zip(archive), {}
-    return "pickle", read_pickled(content), {}
+            is_numpy = all(name.endswith(".npy") for name in archive.namelist())
+            return read_npz(archive) if is_numpy else read_torch_zip(archive)
+    return read_pickled(content)
 
 
-def _read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Raises ValueError where it is not a whole safetensors file."""
+def _read_safetensors(content: bytes) -> dict[str, Any]:
+    """Return the tensors and, beside them, the text that we add. Raises ValueError if not whole."""
     try:
         tensors = dict(sorted(safetensors.torch.load(content).items()))  # the library has no order
     except Exception as error:  # of the library, or of torch for a dtype that it has not
         raise ValueError(f"not a whole safetensors file: {error}") from error
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return tensors, _parse(header.get("__metadata__", {}).get(_OURS, "{}"))
+    added = header.get("__metadata__", {}).get(_OURS)
+    return tensors if added is None else {**tensors, _OURS: added}
 
 
 def _read_sharded(path: Path, content: bytes) -> TensorFile:
@@ -301,7 +296,6 @@ def _read_sharded(path: Path, content: bytes) -> TensorFile:
         raise ValueError("not an index of weights: it has no weight_map") from error
     digest = hashlib.sha256(content)
     tensors: dict[str, Tensor] = {}
-    kind = "safetensors"
     for name in files:
         if (
             not isinstance(name, str)
@@ -311,10 +305,9 @@ def _read_sharded(path: Path, content: bytes) -> TensorFile:
             raise ValueError(f"its file {str(name)[:80]!r} does not lie beside it")
         part = (path.parent / name).read_bytes()
         digest.update(hashlib.sha256(part).digest())
-        kind, held, _ = _unpack(part)
-        state, _ = find_state_dict(held)
+        state, _ = find_state_dict(_unpack(part))
         tensors |= tensors_of(state)
-    return TensorFile(str(path), kind, digest.hexdigest(), tensors)
+    return TensorFile(str(path), digest.hexdigest(), tensors)
 
 
 def _file_in_folder(folder: Path) -> Path:
