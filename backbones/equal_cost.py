@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbones.config import check_choice
-from backbones.registry import find_backbone, twin_of
+from backbones.registry import describe_backbone, find_backbone, twin_of
 from backbones.zoo import PAIRS, SIZES, Pair
 
 COUNTED = ("parameters", "multiply_adds")  # latency is measured: `tools.speed.twins`
@@ -64,7 +64,7 @@ def find_equal_cost(
     check_choice("match", measure, COUNTED)
     twin = twin_with_sizes(name, options)
     if classes is None:
-        classes = twin.entry.classes
+        classes = describe_backbone(name).classes
 
     def count(network: str, chosen: Mapping[str, Any]) -> int:
         return _count(network, json.dumps(chosen), measure, classes)
@@ -84,14 +84,9 @@ def spell(name: str, options: Mapping[str, Any]) -> str:
 class Twin:
     """The plain twin at equal depth, and its sizes."""
 
-    entry: Pair
+    name: str
     options: dict[str, Any]
     sizes: Sizes
-
-    @property
-    def name(self) -> str:
-        """The plain network."""
-        return self.entry.plain
 
     def at(self, sizes: Sizes) -> dict[str, Any]:
         """Its options at other sizes; those that it has anyway are left out."""
@@ -118,7 +113,7 @@ def twin_with_sizes(name: str, options: Mapping[str, Any]) -> Twin:
     sizes = {
         key: tuple(found[1].get(key, entry.arguments[key])) for key in SIZES if key in entry.options
     }
-    return Twin(entry, found[1], sizes)
+    return Twin(*found, sizes)
 
 
 def choose(
