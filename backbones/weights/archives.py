@@ -66,9 +66,11 @@ def read_part(archive: zipfile.ZipFile, name: str) -> bytearray:
         ValueError: there is no such part, or it is damaged.
     """
     try:
-        content = bytearray(archive.read(name))
-        if len(content) < archive.getinfo(name).file_size:
-            raise ValueError("its length is not the one declared")
+        part = archive.getinfo(name)
+        with archive.open(part) as file:  # `archive.read` unpacks up to 2 GB, whatever is declared
+            content = bytearray(file.read(part.file_size))
+            if len(content) < part.file_size or file.read(1):
+                raise ValueError("its length is not the one declared")
     except Exception as error:
         raise ValueError(f"its part {name} is cut short or damaged: {first_line(error)}") from error
     return content
