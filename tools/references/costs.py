@@ -10,9 +10,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from backbones import describe_backbone
-from tools.references.tables import Reference, Row, load_references
+from tools.references.tables import Row, load_references
 
-_LETTERS = {"million": "M", "billion": "G"}
+_UNITS = {"million": ("M", 6), "billion": ("G", 9)}
 _MET = {(True, True): "both", (True, False): "first", (False, True): "second"}
 
 
@@ -33,13 +33,13 @@ def paper_costs() -> list[dict[str, Any]]:
         for table in load_references().values()
         if table.name.startswith("table-")
         for row in table.rows
-        if row.backbone is not None and any(r.unit in _LETTERS for r in row.references)
+        if row.backbone is not None and any(r.unit in _UNITS for r in row.references)
     ]
 
 
 def _compare(table: int, row: Row) -> dict[str, Any]:
     info = describe_backbone(str(row.backbone))
-    printed = {r.metric: r for r in row.references if r.unit in _LETTERS}
+    printed = {r.metric: r for r in row.references if r.unit in _UNITS}
     compared: dict[str, Any] = {
         "table": table,
         "row": row.network,
@@ -52,18 +52,18 @@ def _compare(table: int, row: Row) -> dict[str, Any]:
         ours = row.ours.get(count, getattr(info, count))
         paper = printed.get(quantity)
         compared[count] = ours
-        compared.setdefault(f"paper_{quantity}", _with_unit(paper))
+        compared.setdefault(f"paper_{quantity}", None)
         compared[f"{count}_difference"] = None
         if paper is None:
             continue
-        exact, digits = _in_unit(ours, paper), Decimal(paper.printed)
+        letter, places = _UNITS[paper.unit]
+        compared[f"paper_{quantity}"] = f"{paper.printed} {letter}"
+        exact, digits = Decimal(ours).scaleb(-places), Decimal(paper.printed)
         compared[f"{count}_difference"] = float(100 * (exact / digits - 1))
         met[count] = exact.quantize(digits, ROUND_HALF_UP) == digits
         if not met[count] and count == quantity:
             words = quantity.replace("_", "-")
-            leaving.append(
-                f"{words}: ours {exact:.4g} {_LETTERS[paper.unit]}, printed {paper.printed}"
-            )
+            leaving.append(f"{words}: ours {exact:.4g} {letter}, printed {paper.printed}")
     assert bool(leaving) == bool(row.reason), row
     compared["met_by"] = None
     if "multiply_adds" in met:
@@ -71,11 +71,3 @@ def _compare(table: int, row: Row) -> dict[str, Any]:
         compared["met_by"] = _MET.get(rules, "neither")
     compared["note"] = f"{'; '.join(leaving)} ({row.reason})" if leaving else ""
     return compared
-
-
-def _with_unit(paper: Reference | None) -> str | None:
-    return f"{paper.printed} {_LETTERS[paper.unit]}" if paper else None
-
-
-def _in_unit(ours: int, paper: Reference) -> Decimal:
-    return Decimal(ours).scaleb(-6 if paper.unit == "million" else -9)

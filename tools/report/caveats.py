@@ -115,17 +115,17 @@ def variants(records: Sequence[Record]) -> list[str]:
         groups[key, network.name, str(network.options)].append(place)
     found = [""] * len(records)
     for places in groups.values():
-        if len({_condition(records[place]) for place in places}) > 1:
+        conditions = {
+            (r.comparison_hash, r.protocol.name, r.experiment.action)
+            for r in (records[place] for place in places)
+        }
+        if len(conditions) > 1:
             described = [_describe(records[place]) for place in places]
             keys = dict.fromkeys(key for one in described for key in one)
             differing = [k for k in keys if len({str(one.get(k)) for one in described}) > 1]
             for place, one in zip(places, described, strict=True):
                 found[place] = _in_words(one, differing)
     return found
-
-
-def _condition(record: Record) -> tuple[Any, ...]:
-    return record.comparison_hash, record.protocol.name, record.experiment.action
 
 
 def _describe(record: Record) -> dict[str, Any]:
@@ -151,16 +151,12 @@ def _free_settings(task: str) -> frozenset[str]:
 
 
 def _in_words(described: dict[str, Any], differing: list[str]) -> str:
-    words = []
-    for key in differing:
-        value = described.get(key)
-        if key in ("protocol", "recipe"):
-            words.append(str(value))
-        elif key == "action":
-            words.append("as trained" if value == "train" else "evaluated")
-        elif key == "commit":
-            words.append(f"commit {value}")
-        else:
-            words.append(f"{key}={value}")
+    said = {
+        "protocol": str(described["protocol"]),
+        "recipe": str(described["recipe"]),
+        "action": "as trained" if described["action"] == "train" else "evaluated",
+        "commit": f"commit {described['commit']}",
+    }
+    words = [said.get(key, f"{key}={described.get(key)}") for key in differing]
     more = f", and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     return f"{', '.join(words[:_SHOWN])}{more}"

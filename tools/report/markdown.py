@@ -25,16 +25,16 @@ def as_markdown(table: Table, title: str) -> str:
         _rows([_pair(c) for c in table.comparisons]),
         _notes(table),
         _scores(table.comparisons),
-        _section(
+        section(
             "Captions",
-            _bullets(f"{c.candidate}, {c.plain}: {c.caption}" for c in table.comparisons),
+            bullets(f"{c.candidate}, {c.plain}: {c.caption}" for c in table.comparisons),
         ),
         _published(references) if references else "",
         _runs(table.runs),
         *(_plan(plan) for plan in table.plans),
-        _section("More than once", _bullets(r.text for r in table.repeats[:_REFERENCES])),
-        _section("Left out", _bullets(table.skipped)),
-        _section("How these numbers were made", "\n".join(f"- {text}" for text in table.methods)),
+        section("More than once", bullets(r.text for r in table.repeats[:_REFERENCES])),
+        section("Left out", bullets(table.skipped)),
+        section("How these numbers were made", "\n".join(f"- {text}" for text in table.methods)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -93,7 +93,7 @@ def _plan(plan: FixedPlan) -> str:
         }
         for row in plan.rows
     ]
-    return _section("Planned and found", "\n\n".join(filter(None, [e(plan.sentence), _rows(rows)])))
+    return section("Planned and found", "\n\n".join(filter(None, [e(plan.sentence), _rows(rows)])))
 
 
 def _scores(comparisons: Sequence[Comparison]) -> str:
@@ -112,7 +112,7 @@ def _scores(comparisons: Sequence[Comparison]) -> str:
         for c in comparisons
         for score in c.scores
     ]
-    return _section("Probabilities", _rows(rows))
+    return section("Probabilities", _rows(rows))
 
 
 def _published(references: Sequence[ReferenceRow]) -> str:
@@ -129,14 +129,14 @@ def _published(references: Sequence[ReferenceRow]) -> str:
         for row in references[:_REFERENCES]
     ]
     notes = dict.fromkeys(f"{row.where}: {note}" for row in references for note in row.notes)
-    return _section("Published numbers", f"{_rows(rows)}\n\n{_bullets(notes)}")
+    return section("Published numbers", f"{_rows(rows)}\n\n{bullets(notes)}")
 
 
 def _runs(runs: Sequence[Run]) -> str:
     text = _rows([_run(run) for run in runs[:_RUNS]])
     if len(runs) > _RUNS:
         text += f"\n\n{len(runs) - _RUNS} more runs are in runs.csv."
-    return _section("Runs", text)
+    return section("Runs", text)
 
 
 def _run(run: Run) -> dict[str, str]:
@@ -167,9 +167,11 @@ def as_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _bullets(texts: Iterable[str]) -> str:
+def bullets(texts: Iterable[str]) -> str:
+    """A list of texts, escaped; nothing of none."""
     return "\n".join(f"- {e(text)}" for text in texts)
 
 
-def _section(title: str, text: str) -> str:
+def section(title: str, text: str) -> str:
+    """Text under a heading; nothing where there is none."""
     return f"## {title}\n\n{text}" if text else ""

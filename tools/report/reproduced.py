@@ -17,7 +17,7 @@ from tools.references.reproduce import Target, Wish, training_of_row
 from tools.report import plots
 from tools.report.escape import escape_markdown as e
 from tools.report.escape import harmless
-from tools.report.markdown import as_table
+from tools.report.markdown import as_table, bullets, section
 from tools.report.page import environment
 from tools.statistics.outcomes import margin_of
 
@@ -100,14 +100,16 @@ class Sheet:
         """The table, its verdicts, and what is missing."""
         heads = ["", *(f"{c.group} {c.label} ({c.unit})".strip() for c in self.columns)]
         rows = [[line.label, *(str(c) if c else "" for c in line.cells)] for line in self.lines]
-        parts = [f"# {e(self.title)}", f"**{SMOKE}**" if self.scale == "smoke" else _HOW]
-        parts.append(_escaped_table(heads, rows))
-        if verdicts := self.verdicts():
-            parts.append("## Verdicts\n\n" + _escaped_table(_VERDICT_HEADS, verdicts))
-        for heading, texts in (("Not run", self.not_run), ("Notes", self.notes)):
-            if texts:
-                parts.append(f"## {heading}\n\n" + "\n".join(f"- {e(text)}" for text in texts))
-        return "\n\n".join(parts) + "\n"
+        verdicts = self.verdicts()
+        parts = [
+            f"# {e(self.title)}",
+            f"**{SMOKE}**" if self.scale == "smoke" else _HOW,
+            _escaped_table(heads, rows),
+            section("Verdicts", _escaped_table(_VERDICT_HEADS, verdicts) if verdicts else ""),
+            section("Not run", bullets(self.not_run)),
+            section("Notes", bullets(self.notes)),
+        ]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def verdicts(self) -> list[list[str]]:
         """Network, metric, measured beside printed, word and reason of every judged cell."""

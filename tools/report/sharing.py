@@ -67,24 +67,20 @@ def protocol_line(runs: Sequence[Record]) -> str:
 
     "imagenet val, n = 50,000, imagenet-256-224, recipe imagenet-paper (1a2b3c4d), seeds 0, 1, ..."
     """
+    seeds = sorted({run.seed for run in runs})
     parts = [
         [f"{r.dataset.name} {r.dataset.split}" + " (synthetic)" * r.synthetic for r in runs],
         [f"n = {r.dataset.images:,}" for r in runs],
         [r.protocol.name for r in runs],
         [f"recipe {r.experiment.recipe} ({r.comparison_hash[:8]})" for r in runs],
-        [_seeds(runs)],
+        [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"],
         [_made_with(r) for r in runs],
     ]
     return ", ".join(" / ".join(dict.fromkeys(map(str, part))) for part in parts)
 
 
-def _seeds(runs: Sequence[Record]) -> str:
-    seeds = sorted({run.seed for run in runs})
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
 def _made_with(run: Record) -> str:
     commit = f" commit {run.git.commit[:9]}" if run.git.commit else ""
     changed = " with changes" if run.git.dirty else ""
-    versions = [f"{name} {run.versions[name]}" for name in ("torch",) if name in run.versions]
-    return ", ".join([f"sebench {run.versions.get('sebench', '?')}{commit}{changed}", *versions])
+    torch = f", torch {run.versions['torch']}" if "torch" in run.versions else ""
+    return f"sebench {run.versions.get('sebench', '?')}{commit}{changed}{torch}"
