@@ -365,7 +365,8 @@ def test_a_closed_terminal_stops_a_command_unless_nohup_says_otherwise():
     code = (
         "import os, signal, sys, time\n"
         "from tools.cli import signals as e\n"
-        "if sys.argv[1] == 'nohup': signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "handler = signal.SIG_IGN if sys.argv[1] == 'nohup' else signal.SIG_DFL\n"
+        "signal.signal(signal.SIGHUP, handler)\n"
         "with e.stop_hint(lambda: 'go on'):\n"
         "    os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.2); print('went on')\n"
     )

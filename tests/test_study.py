@@ -328,10 +328,10 @@ def test_a_second_run_does_only_what_is_missing(finished, smallest_demo, sebench
 
 def test_a_dry_run_shows_what_is_there_and_what_is_not(finished, smallest_demo, sebench):
     _, output = finished
-    code, out, _ = sebench("run", smallest_demo, "-o", output, "--dry-run")
+    code, out, err = sebench("run", smallest_demo, "-o", output, "--dry-run")
     assert out.count("recorded") == 8
     assert "9 runs, 1 to run" in out
-    assert "missing for absent/resnet20" in out
+    assert "missing for absent/resnet20" in err
     assert code == 1
 
 

@@ -357,6 +357,10 @@ def harmful_files(folder):
     at = bomb.rindex(b"PK\x01\x02") + 24  # where the directory declares what the part unpacks to
     bomb[at : at + 4] = (1000).to_bytes(4, "little")
     yield "belittled-bomb.npz", bytes(bomb)
+    np.save(folder / "w.npy", np.ones(2, "f4"))
+    with zipfile.ZipFile(folder / "packed.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.write(folder / "w.npy", "w.npy")
+    yield "packed.npz", (folder / "packed.npz").read_bytes()
 
 
 LIMITED = """

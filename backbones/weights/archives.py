@@ -46,6 +46,8 @@ def open_zip(content: bytes) -> zipfile.ZipFile:
         raise ValueError("bytes before its first part: readers would differ in what it holds")
     if any(part.flag_bits & 1 for part in parts):
         raise ValueError("an encrypted zip")
+    if any(part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for part in parts):
+        raise ValueError("a zip packed by another method than deflate, which nothing of weights is")
     unpacked = sum(part.file_size for part in parts)
     if unpacked > max(_UNPACKED, _RATIO * len(content)):
         raise ValueError(

@@ -91,12 +91,14 @@ def print_plan(cells: list[Cell]) -> None:
     print(f"{len(rows)} runs, {waiting} to run")
 
 
-def print_missing(missing: Mapping[str, str]) -> None:
+def missing_lines(missing: Mapping[str, str]) -> list[str]:
     """What forbids networks to run, a line for each reason."""
+    lines = []
     for text in dict.fromkeys(missing.values()):
         names = [name for name in missing if missing[name] == text]
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        print(f"missing for {', '.join(names[:2])}{more}: {text}")
+        lines.append(f"missing for {', '.join(names[:2])}{more}: {text}")
+    return lines
 
 
 class StudyDisplay(Live):

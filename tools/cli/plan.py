@@ -268,7 +268,7 @@ def _print_comparisons(comparisons: Sequence[PlannedComparison]) -> None:
 
 
 def _print_networks(shown: Mapping[str, Any]) -> None:
-    from tools.cli.display import print_missing, print_rows
+    from tools.cli.display import missing_lines, print_rows
 
     print_rows(
         [
@@ -282,7 +282,9 @@ def _print_networks(shown: Mapping[str, Any]) -> None:
             for run in shown["networks"]
         ]
     )
-    print_missing({run["network"]: run["missing"] for run in shown["networks"] if run["missing"]})
+    missing = {run["network"]: run["missing"] for run in shown["networks"] if run["missing"]}
+    for line in missing_lines(missing):
+        print(line)
     if shown["hours"] is not None:
         unknown = sum(run["cost"] is None for run in shown["networks"])
         jobs = shown["jobs"]

@@ -159,7 +159,7 @@ def _write_study(study: dict[str, Any], path: Path, output: Path) -> list[Cell]:
 
 
 def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
-    from tools.cli.display import print_missing, print_plan, print_rows
+    from tools.cli.display import missing_lines, print_plan, print_rows
     from tools.experiments.study import look
 
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,8 @@ def _look(study: dict[str, Any], output: Path, as_json: bool) -> None:
         print_plan(cells)
         print()
         print_rows(costs)
-        print_missing(missing)
+        for line in missing_lines(missing):
+            print(line)
     if missing:
         raise typer.Exit(1)
 

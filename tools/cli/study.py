@@ -226,7 +226,7 @@ def _check(
 
 def _look(study: Study, cells: list[Cell], output: Path, download: bool) -> None:
     """Show the plan and what forbids it, or fetch what it needs; nothing is run."""
-    from tools.cli.display import print_missing, print_plan
+    from tools.cli.display import missing_lines, print_plan
     from tools.experiments.study import DATA, look, make_sample_data
 
     if download:
@@ -237,9 +237,8 @@ def _look(study: Study, cells: list[Cell], output: Path, download: bool) -> None
     made = output / DATA  # by the run itself
     waiting = [cell for cell in cells if cell.status() != "recorded"]
     _, missing = look(c for c in waiting if Path(c.experiment.config.data.root).parent != made)
-    print_missing(missing)
     if missing:
-        raise typer.Exit(1)
+        raise ValueError("not all can run:\n" + "\n".join(missing_lines(missing)))
 
 
 def _run(
