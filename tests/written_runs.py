@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from tools.experiments.experiment import load_experiment
 from tools.experiments.record import METRICS, Metric, Record, to_plain, write_record
 
+_RECORD = TypeAdapter(Record)  # takes longer to make than to use
 CLASSES = ["ant", "bee", "cat", "dog"]
 SETTINGS = {
     "classification": load_experiment("classification", "cifar-preact").settings,
@@ -62,7 +63,7 @@ def record(task="classification", network="se_resnet20", *, seed=0, **changes):
         "versions": {"python": "3.11"},
         "device": {"type": "cpu", "name": "a processor", "threads": 2, "processes": 1},
     }  # fmt: skip
-    return altered(TypeAdapter(Record).validate_python(values), **changes)
+    return altered(_RECORD.validate_python(values), **changes)
 
 
 def altered(run, **changes):
@@ -75,7 +76,7 @@ def altered(run, **changes):
             value = {**content[name], **value}
         content[name] = value
     plain = json.loads(json.dumps(content, default=dataclasses.asdict))
-    return dataclasses.replace(TypeAdapter(Record).validate_python(plain), directory=run.directory)
+    return dataclasses.replace(_RECORD.validate_python(plain), directory=run.directory)
 
 
 def published_run(table, row, **settings):
