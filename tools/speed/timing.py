@@ -63,17 +63,16 @@ def interleave(
     under: Callable[[], float],
     seconds: float = 90.0,
     least: int = 5,
-    most: int = 300,
 ) -> list[tuple[float, float]]:
     """What each of two returns, a round after the other, alternating which goes first.
 
-    Rounds end after `seconds`, but there are `least` and at most `most`.
+    Rounds end after `seconds`, but there are `least` and at most 300.
     """
     for candidate in (over, under, over, under):
         candidate()  # what is done once: compiling, choosing algorithms, the heap growing
     rounds: list[tuple[float, float]] = []
     start = time.perf_counter()
-    while len(rounds) < least or (time.perf_counter() - start < seconds and len(rounds) < most):
+    while len(rounds) < least or (time.perf_counter() - start < seconds and len(rounds) < 300):
         if len(rounds) % 2:
             first, second = over(), under()
         else:

@@ -59,8 +59,10 @@ def measure(first: Network, second: Network, how: How) -> Measured:
         batch = bench.images(how.batch_size)
         memory = [memory_of_call(partial(call, batch), bench.device) for call in sides]
         joules, why = bench.joules(sides)
-    weights = [_bytes(call) for call in sides]
-    peaks = [None if n is None else n + w for n, w in zip(memory, weights, strict=True)]
+    peaks = [
+        None if used is None else used + sum(t.nbytes for t in (*s.parameters(), *s.buffers()))
+        for used, s in zip(memory, sides, strict=True)
+    ]
     described = []
     for place_, network in enumerate((first, second)):
         seconds = statistics.median(row[place_] for row in together)
@@ -221,11 +223,6 @@ def _ratio_of_peaks(peaks: Sequence[int | None]) -> Ratio:
     if first is None or second is None:
         return Ratio(None, reason="this system does not tell the peak of a call")
     return Ratio(second / first, rounds=1)
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _percent(ratio: Ratio) -> str:

@@ -37,18 +37,15 @@ def rounding(digits: int) -> float:
     return 0.5 * 10.0**-digits
 
 
-def judge_released(
-    measured: float, published: float, digits: int, tolerance: float = DECODER_TOLERANCE
-) -> Verdict:
-    """Judge released weights: "reproduced" within rounding and tolerance, else "not reproduced".
+def judge_released(measured: float, published: float, digits: int) -> Verdict:
+    """Judge released weights: "reproduced" within rounding and what decoders change, else not.
 
     Args:
         measured, published: of the same weights on the same images, in one unit.
         digits: decimal digits that the published number is printed with.
-        tolerance: what another image decoder may change, in that unit.
     """
     difference = measured - published
-    margin = rounding(digits) + tolerance
+    margin = rounding(digits) + DECODER_TOLERANCE
     inside = abs(difference) <= margin + 1e-9
     return Verdict(
         REPRODUCED if inside else NOT_REPRODUCED,
