@@ -86,9 +86,9 @@ def run(
     r"""Run networks x tasks x seeds, each SE network beside its plain twin, and report.
 
     What is recorded is skipped, what was interrupted goes on, and a failed run does not stop
-    the others: repeat the command until all is done; `sebench status OUTPUT` tells how far it is.
+    the others: repeat the command until all is done; `sebench status OUTPUT` tells how far it is, OUTPUT/logs what each run printed.
 
-    [bold]Example[/]  sebench run study.yaml -o runs, with this study.yaml:
+    [bold]Example[/]  sebench run study.yaml -o runs, with this study.yaml (tools/experiments/README.md explains every key):
 
       seeds: [0, 1]
 
@@ -99,8 +99,6 @@ def run(
       sebench run study.yaml -o runs --executor ray --address head:6379 store=s3://bucket/study
 
       sebench run study.yaml -o runs --cells --example kubernetes
-
-    tools/experiments/README.md explains every key; what each run prints is in OUTPUT/logs.
     """
     _check_cell(example, cells, cell, bool(only or jobs > 1 or executor != "local"))
     open_executor = _find_executor(executor, options, address)
@@ -116,8 +114,7 @@ def run(
     elif cell is not None:
         _run_one(matrix, everything, chosen[0], output)
     else:
-        opened = partial(open_executor, chosen, jobs)
-        _run(matrix, everything, chosen, output, opened, retries)
+        _run(matrix, everything, chosen, output, partial(open_executor, chosen, jobs), retries)
 
 
 def demo(
