@@ -61,9 +61,6 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, share)
 
 
-SYNCED = (SyncedBatchNorm, nn.SyncBatchNorm)
-
-
 def sync_norms(network: nn.Module) -> nn.Module:
     """A network of the same tensors whose `BatchNorm2d` keep in step over the processes.
 

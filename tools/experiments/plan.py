@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import TypeAdapter, ValidationError
 
 from backbones import files
 from backbones.config import Count, NonNegative, WholeNumber
@@ -26,6 +25,7 @@ from tools.experiments.run import describe_settings_network
 from tools.experiments.status import PlannedCell, plans_near, read_plan, read_states, write_plan
 from tools.experiments.study import Cell, Looks
 from tools.experiments.tasks import TASKS
+from tools.experiments.typed_json import read_typed
 from tools.statistics import planning
 from tools.statistics.differences import CONFIDENCE
 
@@ -47,9 +47,7 @@ class Noise:
     source: str
     pairs: WholeNumber = 0  # of runs that churn and images are known from; 0: assumed
     degrees: WholeNumber = 0  # of freedom that the spread of seeds is known on; 0: assumed
-    varies: NonNegative = (
-        0.1  # from pair to pair: the share of images on which a pair disagrees, relative
-    )
+    varies: NonNegative = 0.1  # relative, over pairs: the share of images on which one disagrees
 
     def on(self, images: int) -> Noise:
         """The same on a set of another size."""
@@ -158,19 +156,17 @@ def _compare(
     wanted: float | None,
     confidence: float,
 ) -> PlannedComparison:
-    half_width, detectable = expect(seeds, noise, confidence)
+    seeds_needed = images_needed = None
+    if wanted:
+        parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
+        seeds_needed = planning.seeds_needed(wanted, *parts, confidence=confidence)
+        images_needed = _images_needed(wanted, seeds, noise, confidence)
     return PlannedComparison(
-        entry,
-        task,
-        TASKS[task].headline[0],
-        *names,
-        seeds,
-        noise,
-        half_width,
-        detectable,
+        *(entry, task, TASKS[task].headline[0], *names, seeds, noise),
+        *expect(seeds, noise, confidence),
         wanted,
-        _seeds_needed(wanted, noise, confidence) if wanted else None,
-        _images_needed(wanted, seeds, noise, confidence) if wanted else None,
+        seeds_needed,
+        images_needed,
         expect_range(seeds, noise, confidence),
     )
 
@@ -197,11 +193,6 @@ def expect_range(
         of_pair = math.hypot(noise.churn_sd, noise.image_sd)
         return planning.one_pair_range(of_pair, noise.images, noise.pairs, noise.varies)
     return None
-
-
-def _seeds_needed(wanted: float, noise: Noise, confidence: float) -> int | None:
-    parts = (noise.seed_sd, noise.churn_sd, noise.image_sd)
-    return planning.seeds_needed(wanted, *parts, confidence=confidence)
 
 
 def _images_needed(wanted: float, seeds: int, noise: Noise, confidence: float) -> int | None:
@@ -245,9 +236,6 @@ class Lock:
     looks: Looks | None = None
 
 
-_LOCK = TypeAdapter(Lock)
-
-
 def read_lock(output: Path) -> Lock | None:
     """The plan that was fixed for a study, if it was.
 
@@ -258,10 +246,9 @@ def read_lock(output: Path) -> Lock | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file:
-            return _LOCK.validate_json(file.read(_LARGEST_LOCK))
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"{path} is damaged: no plan can be read from it") from error
+        return read_typed(path, Lock, _LARGEST_LOCK)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, no plan can be read from it: {error}") from None
 
 
 def check_lockable(output: Path, why: str | None) -> None:

@@ -45,9 +45,9 @@ class Store:
         """Bring the files kept of a run's folder, or of the study's own, here; each file whole."""
         system, root = self._open()
         place = _place(root, directory, output)
+        system.invalidate_cache()
         if not system.exists(place):
             return
-        system.invalidate_cache()
         directory.mkdir(parents=True, exist_ok=True)
         for name in sorted(system.ls(place, detail=False), key=_order):
             target = directory / Path(name).name
