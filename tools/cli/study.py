@@ -110,7 +110,7 @@ def run(
         return
     _check(matrix, everything, chosen, output, None if download_only else command)
     if dry_run or download_only:
-        _look(matrix, chosen, output, download_only)
+        _look(study, matrix, chosen, output, download_only)
     elif cell is not None:
         _run_one(matrix, everything, chosen[0], output)
     else:
@@ -221,7 +221,7 @@ def _check(
         require_fetched(lacking, shlex.join(command), made_in=output / DATA)
 
 
-def _look(study: Study, cells: list[Cell], output: Path, download: bool) -> None:
+def _look(path: Path, study: Study, cells: list[Cell], output: Path, download: bool) -> None:
     """Show the plan and what forbids it, or fetch what it needs; nothing is run."""
     from tools.cli.display import missing_lines, print_plan
     from tools.experiments.study import DATA, look, make_sample_data
@@ -235,7 +235,7 @@ def _look(study: Study, cells: list[Cell], output: Path, download: bool) -> None
     waiting = [cell for cell in cells if cell.status() != "recorded"]
     _, missing = look(c for c in waiting if Path(c.experiment.config.data.root).parent != made)
     if missing:
-        raise ValueError("not all can run:\n" + "\n".join(missing_lines(missing)))
+        raise ValueError(f"{path}: not all can run\n" + "\n".join(missing_lines(missing)))
 
 
 def _run(
