@@ -245,9 +245,12 @@ class _Run(HookBase):
         # All processes stop after the same iteration.
         stopped = any(comm.all_gather(self._stop.asked is not None)) and step < steps
         is_due = step % self._config.train.checkpoint_every == 0
-        if comm.is_main_process() and (stopped or is_due or step == steps):
-            state = {"model": self._model.state_dict(), "trainer": self.trainer.state_dict()}
-            save_checkpoint({"step": step, "dataset": self._dataset, **state}, self._path)
+        if stopped or is_due or step == steps:
+            normalizers = comm.all_gather(getattr(_trained(self.trainer), _NORMALIZER, None))
+            if comm.is_main_process():
+                state = {"model": self._model.state_dict(), "trainer": self.trainer.state_dict()}
+                state |= {"step": step, "dataset": self._dataset, "normalizers": normalizers}
+                save_checkpoint(state, self._path)
         if stopped:
             comm.synchronize()
             raise KeyboardInterrupt(
@@ -256,8 +259,16 @@ class _Run(HookBase):
             )
 
 
+# RetinaNet's running number of positive anchors, which each process has and no state dict.
+_NORMALIZER = "loss_normalizer"
+
+
+def _trained(trainer: SimpleTrainer) -> nn.Module:
+    return getattr(trainer.model, "module", trainer.model)
+
+
 def _load_state(path: Path, model: nn.Module, trainer: SimpleTrainer, dataset: str) -> int:
-    """Take over what `_Checkpoints` wrote. Returns the iterations that are done."""
+    """Take over what `_Run` wrote. Returns the iterations that are done."""
     kinds = {"step": int, "dataset": str, "model": dict, "trainer": dict}
     state = load_checkpoint(path, "detection", kinds)
     if state["dataset"] != dataset:
@@ -265,4 +276,7 @@ def _load_state(path: Path, model: nn.Module, trainer: SimpleTrainer, dataset: s
     with taking_over(path, "model"):
         model.load_state_dict(state["model"])
         trainer.load_state_dict(state["trainer"])
+        normalizers = state.get("normalizers") or [None]
+        if (normalizer := normalizers[comm.get_rank() % len(normalizers)]) is not None:
+            setattr(_trained(trainer), _NORMALIZER, float(normalizer))
     return state["step"]

@@ -133,23 +133,26 @@ def test_the_saved_detector_evaluates_to_the_same_numbers(trained, config, tmp_p
         )
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_and_curve(trained, config, tmp_path, monkeypatch):
-    directory, _ = trained
-
+def train_until_killed(config, directory, step_killed, monkeypatch):
     class Killed(Exception):
         pass
 
     note = Monitor.note
 
     def kill(monitor, step, *values):
-        if step == 5:
+        if step == step_killed:
             raise Killed
         note(monitor, step, *values)
 
     with monkeypatch.context() as patch:
         patch.setattr(Monitor, "note", kill)
         with pytest.raises(Killed):
-            run.train(config, tmp_path)
+            run.train(config, directory)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_curve(trained, config, tmp_path, monkeypatch):
+    directory, _ = trained
+    train_until_killed(config, tmp_path, 5, monkeypatch)
     assert not (tmp_path / "weights.safetensors").exists()
     # Other reading processes change nothing.
     run.train(replace(config, data=replace(config.data, workers=1)), tmp_path, resume=True)
@@ -273,14 +276,20 @@ def test_a_detector_starts_from_classification_weights_in_their_input_format(
         run.evaluate(config, tmp_path / "other")
 
 
-def test_retinanet_trains_and_detects(config, tmp_path):
+def test_retinanet_trains_detects_and_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
     small = replace(
         config,
         detector=replace(config.detector, architecture="retinanet"),
-        train=replace(config.train, iterations=1, warmup_iterations=0),
+        train=replace(config.train, iterations=3, warmup_iterations=0, checkpoint_every=1),
         detectron2={},
     )
-    assert run.train(small, tmp_path).metrics["AP"] is not None
+    assert run.train(small, tmp_path / "whole").metrics["AP"] is not None
+    train_until_killed(small, tmp_path / "killed", 2, monkeypatch)
+    run.train(small, tmp_path / "killed", resume=True)
+    whole, killed = (load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "killed"))
+    for name, tensor in whole.items():
+        # Its loss is compiled while it runs, which rounds otherwise after some calls.
+        torch.testing.assert_close(tensor, killed[name], rtol=0, atol=1e-12)
 
 
 def test_the_rewritten_backbone_finds_the_same_boxes(trained, config, coco):
