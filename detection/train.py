@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def train_detector(
     )
     is_first = comm.is_main_process()
     if is_first:
-        period, printer = config.train.log_every, CommonMetricPrinter(steps)
+        period, printer = config.train.log_every, _Printer(steps)
         trainer.register_hooks([hooks.PeriodicWriter([printer], period=period)])
     monitor = Monitor(directory, config, steps, len(records), ("loss",), list, _ADVICE, is_first)
     path, stop = directory / CHECKPOINT, StopRequest()
@@ -87,6 +88,14 @@ def train_detector(
     with stop, monitor.watch(start):
         trainer.train(start, steps)
     return monitor.timing(steps)
+
+
+class _Printer(CommonMetricPrinter):
+    """Leaves out what cannot be estimated: it divides by zero for a second line on one early iteration."""
+
+    def write(self) -> None:
+        with suppress(ZeroDivisionError):  # or it would hide why the training ends
+            super().write()
 
 
 class _Trainer(SimpleTrainer):

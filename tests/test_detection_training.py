@@ -283,11 +283,11 @@ def test_retinanet_trains_detects_and_goes_on_with_its_number_of_anchors(
     small = replace(
         config,
         detector=replace(config.detector, architecture="retinanet"),
-        train=replace(config.train, iterations=6, warmup_iterations=0, checkpoint_every=4),
+        train=replace(config.train, iterations=3, warmup_iterations=0, checkpoint_every=1),
         detectron2={},
     )
     assert run.train(small, tmp_path / "whole").metrics["AP"] is not None
-    train_until_killed(small, tmp_path / "killed", 5, monkeypatch)
+    train_until_killed(small, tmp_path / "killed", 2, monkeypatch)
     run.train(small, tmp_path / "killed", resume=True)
     whole, killed = (
         load_checkpoint(tmp_path / name / "checkpoint.pt", "detection", {"normalizers": list})
