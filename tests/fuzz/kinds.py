@@ -484,7 +484,8 @@ experiments:
   - task: detection
     recipe: tiny
     backbones: [se_resnet_tiny]
-    data_root: coco
+    data_root: ROOT/coco
+    settings: {train: {batch_size: 2}}
 """
 
 
@@ -543,7 +544,7 @@ def write_templates(root: Path) -> None:
     run(f"bundle {root}/runs {root}/detectors -o {root}/bundles/of/study.zip")
     (root / "tiny.py").write_text(_TINY_NETWORK)
     Path(m.EVIL).write_text(f"open({m.CANARY!r}, 'w')\n")
-    (root / "study.yaml").write_text(_STUDY)
+    (root / "study.yaml").write_text(_STUDY.replace("ROOT", str(root)))
     _write_status(root / "status")
     for task, recipe, file in (("classification", "cifar-short", "recipe"), ("detection", "tiny", "detection")):  # fmt: skip
         settings = load_experiment(task, recipe).settings
