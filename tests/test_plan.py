@@ -196,7 +196,13 @@ def test_a_fixed_plan_refuses_a_changed_study_until_it_is_amended(sebench, tmp_p
     fix(sebench, study, output, "--lock")
     first = files.sha256(output / files.PLAN_LOCK)
     # Wherever the folder is named from, it is the same plan.
-    assert "2 to run" in sebench("run", study, "-o", tmp_path / "." / "runs", "--dry-run")[1]
+    code, out, err = sebench("run", study, "-o", tmp_path / "." / "runs", "--dry-run")
+    assert "2 to run" in out
+    assert (code, "missing for cifar/resnet20" in err, "data.root is not set" in err) == (
+        1,
+        True,
+        True,
+    )
     write_study(study, seeds=[0, 1], overrides={"*-seed0": {"train": {"epochs": 7}}})
     code, _, err = sebench("run", study, "-o", output, "--dry-run")
     assert code == 1
@@ -204,7 +210,7 @@ def test_a_fixed_plan_refuses_a_changed_study_until_it_is_amended(sebench, tmp_p
     assert "changed: cifar/resnet20-seed0" in err
     assert "fixed since" in sebench("plan", study, "-o", output, "--no-probe", "--lock")[2]
     fix(sebench, study, output, "--amend", "a seed more")
-    assert "to run" in sebench("run", study, "-o", output, "--dry-run")[1]
+    assert "data.root is not set" in sebench("run", study, "-o", output, "--dry-run")[2]
     (amendment,) = read_lock(output).amendments
     assert (amendment.why, amendment.sha256_before) == ("a seed more", first)
     assert len(amendment.added) == 2
@@ -218,7 +224,7 @@ def test_weights_that_are_exchanged_after_a_plan_was_fixed_are_a_change(sebench,
     entries = [{**ENTRY, "name": "cifar", "backbones": backbones}]
     study = write_study(tmp_path / "study.yaml", experiments=entries)
     fix(sebench, study, output, "--lock")
-    assert "to run" in sebench("run", study, "-o", output, "--dry-run")[1]
+    assert "data.root is not set" in sebench("run", study, "-o", output, "--dry-run")[2]
     weights.write_bytes(b"another")
     assert "changed: cifar/se_resnet20-w" in sebench("run", study, "-o", output, "--dry-run")[2]
 

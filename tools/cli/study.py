@@ -224,16 +224,14 @@ def _check(
 def _look(path: Path, study: Study, cells: list[Cell], output: Path, download: bool) -> None:
     """Show the plan and what forbids it, or fetch what it needs; nothing is run."""
     from tools.cli.display import missing_lines, print_plan
-    from tools.experiments.study import DATA, look, make_sample_data
+    from tools.experiments.study import look, make_sample_data
 
     if download:
         make_sample_data(study, output)
         fetch_only(cells)
         return
     print_plan(cells)
-    made = output / DATA  # by the run itself
-    waiting = [cell for cell in cells if cell.status() != "recorded"]
-    _, missing = look(c for c in waiting if Path(c.experiment.config.data.root).parent != made)
+    _, missing = look(c for c in cells if c.status() != "recorded" and not c.makes_data)
     if missing:
         raise ValueError(f"{path}: not all can run\n" + "\n".join(missing_lines(missing)))
 

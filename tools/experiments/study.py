@@ -146,6 +146,12 @@ class Cell:
         return self.output / LOGS / f"{self.name.replace('/', '-')}.txt"
 
     @property
+    def makes_data(self) -> bool:
+        """Whether its data are synthetic ones, which the study itself makes before it runs."""
+        root = self.experiment.config.data.root
+        return root is not None and Path(root).parent == self.output / DATA
+
+    @property
     def label(self) -> str:
         """For people: its entry in the study and its folder."""
         return f"{self.entry} · {self.directory.name}"
