@@ -18,7 +18,7 @@ from typing import Any
 
 from backbones import describe_backbone
 from tools.experiments.experiment import list_recipes, load_experiment, recipe_cost
-from tools.experiments.study import Cell
+from tools.experiments.study import Cell, networks_of
 
 _CLOCK = 60.0  # seconds by which the clocks of a machine and of its disk may differ
 _OLDEST = 1_764_547_200  # 2025-12-01, seconds: no run is of before that
@@ -45,12 +45,11 @@ def examine(cells: Sequence[Cell], output: Path, thorough: bool = False) -> list
     """
     found = [_finding("machine", text) for text in _examine_machine(output)]
     found += [_finding("machine", text, fails=True) for text in _examine_disk(cells, output)]
-    networks: dict[str, Cell] = {}
+    networks = networks_of(cells)
     data: dict[tuple[str, str], Cell] = {}
     for cell in cells:
-        networks.setdefault(cell.name.rpartition("-seed")[0], cell)
         data.setdefault((cell.entry, str(cell.experiment.config.data)), cell)
-    for name, cell in networks.items():
+    for name, (cell, *_) in networks.items():
         found += _examine_cell(name, cell)
     for cell in data.values() if thorough else ():
         with suppress(ValueError, OSError):  # the check has said it
