@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 def take_in_parts(model: nn.Module, images: int) -> None:
     """Let backbone, pyramid and dense heads of a detector have so many images at a time in training.
 
-    What a part computes on its way is dropped, and computed again when its gradient is due: a third
-    more time. The gradient is that of the whole batch up to rounding, but for norms that take
+    What a part computes on its way is dropped, and computed again when its gradient is due: one
+    forward pass more. The gradient is that of the whole batch up to rounding, but for norms that take
     statistics of a batch (BN, SyncBN): they see a part at a time.
     """
     heads = ("head", "proposal_generator.rpn_head")  # of RetinaNet, of Faster R-CNN
